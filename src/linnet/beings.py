@@ -1,0 +1,170 @@
+"""The beings axis: what shapes a population takes, its product, and one being looked at alone."""
+
+import operator
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from linnet.linear import LinearMap
+
+__all__ = ["Being", "Spread", "affine", "check_input", "check_positive", "dense", "indices", "plain_linear"]
+
+
+def affine(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """y = x Wᵀ + b for one map, W (out, in), or for a population of maps, W (beings, out, in).
+
+    Shape:
+        - input: (*, in); for a population (in,), (*, 1, in) or (*, beings, in)
+        - output: (*, out); for a population (*, beings, out)
+    """
+    if weight.dim() == 2:
+        return F.linear(input, weight, bias)
+    beings, out_features, in_features = weight.shape
+    if input.dim() == 1 or (input.shape[-2] == 1 and beings > 1):  # one input for all: a single wide product
+        x = input if input.dim() == 1 else input.squeeze(-2)  # (*, in)
+        wide_bias = None if bias is None else bias.reshape(beings * out_features)
+        y = F.linear(x, weight.reshape(beings * out_features, in_features), wide_bias)  # (*, beings * out)
+        return y.unflatten(-1, (beings, out_features))
+    x = input.reshape(-1, beings, in_features).transpose(0, 1)  # (beings, batch, in)
+    if bias is None:
+        y = torch.bmm(x, weight.mT)
+    else:
+        y = torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
+    return y.transpose(0, 1).reshape(*input.shape[:-1], out_features)
+
+
+def check_input(input: Tensor, in_features: int, beings: int | None) -> None:
+    """Refuse every shape that the contract does not name; nothing is guessed."""
+    shape = tuple(input.shape)
+    if beings is None:
+        if input.dim() < 1 or shape[-1] != in_features:
+            raise ValueError(f"The input must have shape (*, in_features={in_features}), however: {shape}")
+    elif input.dim() < 1 or shape[-1] != in_features or (input.dim() > 1 and shape[-2] != 1 and shape[-2] != beings):
+        raise ValueError(
+            f"The input of a population must have shape (in_features={in_features},) or "
+            f"(*, beings={beings} or 1, in_features={in_features}), however: {shape} "
+            "(to give one batch to all beings: x[:, None], or linnet.Spread() in front)"
+        )
+
+
+def check_positive(**sizes: Any) -> list[int]:
+    """The given sizes as ints, or a ValueError that names the first that is not a positive integer."""
+    checked = []
+    for name, value in sizes.items():
+        try:
+            size = operator.index(value)
+        except TypeError:
+            size = 0
+        if isinstance(value, bool) or size < 1:
+            raise ValueError(f"{name} must be a positive integer, however: {value!r}")
+        checked.append(size)
+    return checked
+
+
+class Being(nn.Module):
+    """One being of a population as a single map: a live view with the surface of nn.Linear.
+
+    ``weight`` and ``bias`` are differentiable slices of the population's tensors: backward through them fills row
+    ``index`` of the population's gradient and no other. The view owns nothing: ``parameters()`` is empty, ``.to()``
+    does nothing, and it can be attached anywhere. To train one being alone use ``to_linear()``.
+
+    Args:
+        population: the map to look into; it must have ``beings``.
+        index: which being.
+
+    Shape:
+        - input: (*, in_features)
+        - output: (*, out_features)
+
+    Example:
+        >>> from linnet import Linear
+        >>> being = Linear(3, 2, beings=5).get_single(4)
+        >>> being(torch.randn(7, 3)).shape, len(list(being.parameters()))
+        (torch.Size([7, 2]), 0)
+    """
+
+    def __init__(self, population: "LinearMap", index: int) -> None:
+        super().__init__()
+        self._source = (population,)  # inside a tuple the population is not registered as a child
+        self.index = index
+
+    @property
+    def in_features(self) -> int:
+        return self._source[0].in_features
+
+    @property
+    def out_features(self) -> int:
+        return self._source[0].out_features
+
+    @property
+    def weight(self) -> Tensor:
+        population = self._source[0]
+        return population._build({name: tensor[self.index] for name, tensor in population.raw().items()})
+
+    @property
+    def bias(self) -> Tensor | None:
+        bias = self._source[0].bias
+        return None if bias is None else bias[self.index]
+
+    def forward(self, input: Tensor) -> Tensor:
+        check_input(input, self.in_features, None)
+        return affine(input, self.weight, self.bias)
+
+    def to_linear(self) -> nn.Linear:
+        """This being as an independent nn.Linear."""
+        return plain_linear(dense(self.weight), self.bias)
+
+    def extra_repr(self) -> str:
+        return f"index={self.index}, population={self._source[0]}"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Being":
+        population = self._source[0]  # a copy made together with its population looks into that copy
+        return type(self)(memo.get(id(population), population), self.index)
+
+
+class Spread(nn.Module):
+    """(*, in) -> (*, 1, in): give one batch to all beings of the population that follows.
+
+    Shape:
+        - input: (*, in_features)
+        - output: (*, 1, in_features)
+
+    Example:
+        >>> from linnet import Linear
+        >>> net = nn.Sequential(Spread(), Linear(20, 30, beings=4))
+        >>> net(torch.randn(128, 20)).shape
+        torch.Size([128, 4, 30])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input.unsqueeze(-2)
+
+
+def dense(weight: Tensor) -> Tensor:
+    return weight if weight.layout == torch.strided else weight.to_dense()
+
+
+def indices(index: int | Sequence[int] | Tensor, beings: int) -> Tensor:
+    """Indices of beings as a LongTensor in 0..beings-1; a ValueError for one that is out of range."""
+    found = torch.as_tensor(index, dtype=torch.long).cpu().reshape(-1)
+    if bool(((found < -beings) | (found >= beings)).any()):
+        raise ValueError(f"Indices of beings must lie in 0..{beings - 1}, however: {found.tolist()}")
+    return found % beings
+
+
+def plain_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """An nn.Linear that owns copies of the given tensors."""
+    out_features, in_features = weight.shape
+    plain = nn.utils.skip_init(
+        nn.Linear, in_features, out_features, bias is not None, device=weight.device, dtype=weight.dtype
+    )
+    with torch.no_grad():
+        for name, tensor in (("weight", weight), ("bias", bias)):
+            if tensor is not None:
+                getattr(plain, name).copy_(tensor)
+                getattr(plain, name).requires_grad_(tensor.requires_grad)
+    return plain

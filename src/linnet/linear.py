@@ -1,0 +1,511 @@
+"""The contract: what every linear map of this library is, and the catalogue of them.
+
+A layer is one class in one file. It owns raw parameters and writes
+
+* ``_weight(self, raw, ...)``: raw tensors -> W; the argument names *are* the names of the raw tensors, and any
+  leading axes are carried along (``.mT``, ``...``), which gives populations for free;
+* ``_assign(weight)``: W -> raw tensors, the right inverse of ``_weight``;
+* ``_draw(raw, generator)``: fresh raw values of one map, in place;
+* ``_violation(weight)``: how far a matrix is from what the layer promises.
+
+:class:`LinearMap` turns these into a module that behaves like :class:`torch.nn.Linear` everywhere.
+"""
+
+import inspect
+import math
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from types import MappingProxyType
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from linnet.beings import Being, affine, check_input, check_positive, dense, indices, plain_linear
+
+__all__ = [
+    "Linear",
+    "LinearMap",
+    "catalogue",
+    "penalty",
+    "tolerance",
+    "violation",
+]
+
+_CATALOGUE: dict[str, type["LinearMap"]] = {}
+
+
+def catalogue() -> Mapping[str, type["LinearMap"]]:
+    """Every layer class by its short name (``OrthogonalLinear`` is ``"orthogonal"``), in order of definition.
+
+    Example:
+        >>> catalogue()["linear"].__name__
+        'Linear'
+    """
+    return MappingProxyType(_CATALOGUE)
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """100 eps: the largest :meth:`LinearMap.violation` that rounding alone explains, relative to the natural scale.
+
+    Example:
+        >>> tolerance(torch.float32) < 1.2e-5
+        True
+    """
+    return 100 * torch.finfo(dtype).eps
+
+
+def penalty(model: nn.Module) -> Tensor:
+    """Sum of ``layer.penalty()`` over all maps in ``model``, each counted once: add it to the loss.
+
+    Example:
+        >>> float(penalty(nn.Sequential(Linear(3, 2), nn.ReLU())))
+        0.0
+    """
+    terms = [module.penalty() for module in model.modules() if isinstance(module, LinearMap)]
+    return torch.stack([term.to(terms[0]) for term in terms]).sum() if terms else torch.zeros(())
+
+
+def violation(model: nn.Module) -> Tensor:
+    """The largest ``layer.violation()`` in ``model``, a float64 scalar; 0 if it contains no map.
+
+    Example:
+        >>> float(violation(nn.Sequential(Linear(3, 2), nn.ReLU())))
+        0.0
+    """
+    terms = [module.violation().max() for module in model.modules() if isinstance(module, LinearMap)]
+    return torch.stack([term.cpu() for term in terms]).max() if terms else torch.zeros((), dtype=torch.float64)
+
+
+def catalogue_name(name: str) -> str:
+    """Class name -> short name: drop ``Linear``, then kebab case."""
+    short = name.replace("Linear", "", 1) or name
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", short).lower()
+
+
+class LinearMap(nn.Module, ABC):
+    """y = x Wᵀ + b, with W of a stated structure: the contract that every layer of linnet keeps.
+
+    Promises are stated on A = Wᵀ, the matrix of y = x A + b, of shape (in_features, out_features).
+
+    Args:
+        in_features: size of each input sample.
+        out_features: size of each output sample.
+        bias: whether an additive bias is learned.
+        beings: None for one map; n for a population of n maps, all evaluated at once.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
+
+    Shape:
+        - input: (*, in_features); a population takes (in_features,) or (*, beings or 1, in_features)
+        - output: (*, out_features); a population gives (*, beings, out_features)
+
+    Raises:
+        ValueError: a size is not a positive integer, or the structure is square and the sizes differ.
+    """
+
+    promise: ClassVar[str] = "none"
+    """What the matrix keeps, as a formula in A."""
+    square: ClassVar[bool] = False
+    """Whether in_features must equal out_features."""
+    hard: ClassVar[bool] = True
+    """Whether the promise holds after any optimizer step; a soft one has a penalty."""
+
+    in_features: int
+    out_features: int
+    beings: int | None
+    bias: nn.Parameter | None
+
+    _raw_names: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls, *, catalogue: bool = True, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "_weight" not in cls.__dict__:
+            return  # made at run time by FSDP or parametrize, or a mere alias of its parent
+        cls._raw_names = tuple(inspect.signature(cls._weight).parameters)[1:]
+        if not catalogue:
+            return
+        name = catalogue_name(cls.__name__)
+        known = _CATALOGUE.get(name)
+        if known and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise TypeError(
+                f"Names in the catalogue must be unique, however: {name!r} is "
+                f"{known.__module__}.{known.__qualname__} (class {cls.__name__}(LinearMap, catalogue=False) stays out)"
+            )
+        _CATALOGUE[name] = cls
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        beings: int | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features = check_positive(in_features=in_features, out_features=out_features)
+        self.beings = None if beings is None else check_positive(beings=beings)[0]
+        if self.square and self.in_features != self.out_features:
+            raise ValueError(
+                f"{type(self).__name__} is square, in_features must equal out_features, "
+                f"however: {self.in_features} and {self.out_features}"
+            )
+        if not isinstance(bias, bool):
+            raise TypeError(f"bias must be True or False, however: {bias!r}")
+        if bias:
+            self.bias = nn.Parameter(torch.empty(*self.leading, self.out_features, device=device, dtype=dtype))
+        else:
+            self.register_parameter("bias", None)
+
+    # ------------------------------------------------------------------ what a layer writes
+
+    @abstractmethod
+    def _weight(self, *args: Any, **raw: Any) -> Tensor:
+        """Raw tensors, named by the signature of the override -> W, (..., out, in)."""
+
+    @abstractmethod
+    def _assign(self, weight: Tensor) -> dict[str, Tensor]:
+        """W, float64, (..., out, in) -> raw tensors by name, for the nearest matrix of the structure."""
+
+    def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
+        """Draw the raw tensors of *one* map in place; by default U(±1/√in)."""
+        bound = 1 / math.sqrt(self.in_features)
+        for tensor in raw.values():
+            tensor.uniform_(-bound, bound, generator=generator)
+
+    def _violation(self, weight: Tensor) -> Tensor:
+        """Distance of W, float64, (..., out, in), from the promise, relative to the natural scale, (...)."""
+        return weight.new_zeros(weight.shape[:-2])
+
+    @classmethod
+    def examples(cls) -> list[dict[str, Any]]:
+        """Option dicts that together exercise the class: the contract tests run each of them."""
+        return [{}]
+
+    # ------------------------------------------------------------------ the matrix
+
+    @property
+    def leading(self) -> tuple[int, ...]:
+        """The leading axes of every raw parameter: () or (beings,)."""
+        return () if self.beings is None else (self.beings,)
+
+    @property
+    def weight(self) -> Tensor:
+        """The effective matrix W, ([beings,] out, in): differentiable, deterministic."""
+        try:
+            return self._build(self.raw())
+        except AttributeError as error:  # nn.Module would report the property itself as missing
+            raise RuntimeError(f"{type(self).__name__}.weight could not be computed: {error}") from error
+
+    def raw(self) -> dict[str, Tensor]:
+        """The raw tensors from which W is computed, by name: parameters, and buffers with a beings axis."""
+        return {name: getattr(self, name) for name in self._raw_names}
+
+    def _build(self, raw: Mapping[str, Tensor]) -> Tensor:
+        """raw -> W in at least float32 with autocast off, cast to the dtype of the parameters at the end."""
+        first = next(iter(raw.values()))
+        wide = torch.promote_types(first.dtype, torch.float32)
+        with _autocast_off(first.device.type):
+            weight = self._weight(**{name: tensor.to(wide) for name, tensor in raw.items()})
+        return weight.to(first.dtype)
+
+    def forward(self, input: Tensor) -> Tensor:
+        check_input(input, self.in_features, self.beings)
+        return affine(input, self.weight, self.bias)
+
+    def _matrix_free(self, input: Tensor, product: Callable[..., Tensor]) -> Tensor:
+        """A forward that never forms W: ``product(x, **raw)`` gives x Wᵀ for x of shape ([beings or 1,] batch, in).
+
+        Like ``weight`` it is computed in at least float32 with autocast off; the result has the dtype that nn.Linear
+        would give.
+        """
+        check_input(input, self.in_features, self.beings)
+        dtype, device = self._anchor.dtype, input.device.type
+        autocast = device != "meta" and torch.is_autocast_enabled(device)
+        if not autocast and input.dtype != dtype:
+            raise TypeError(f"The input must have the dtype of the parameters, {dtype}, however: {input.dtype}")
+        result = torch.get_autocast_dtype(device) if autocast else dtype
+        wide = torch.promote_types(dtype, torch.float32)
+        if self.beings is None:
+            x = input.reshape(-1, self.in_features)  # (batch, in)
+        else:
+            axis = 1 if input.dim() == 1 else input.shape[-2]
+            x = input.reshape(-1, axis, self.in_features).transpose(0, 1)  # (beings or 1, batch, in)
+        with _autocast_off(device):
+            y = product(x.to(wide), **{name: tensor.to(wide) for name, tensor in self.raw().items()})
+            if self.beings is None:
+                y = y.reshape(*input.shape[:-1], self.out_features)
+            else:
+                y = y.transpose(0, 1).reshape(*input.shape[:-2], self.beings, self.out_features)
+            return (y if self.bias is None else y + self.bias.to(wide)).to(result)
+
+    def reset_parameters(self, *, seeds: int | Sequence[int] | None = None) -> None:
+        """Redraw every parameter in place and rebuild the buffers: all that meta-device initialisation needs.
+
+        Args:
+            seeds: None draws from torch's default generator. An int, for a population one int for each being,
+                draws map i as after ``torch.manual_seed(seeds[i])``.
+        """
+        if seeds is None:
+            seed_list: list[int | None] = [None] * (self.beings or 1)
+        else:
+            seed_list = [seeds] if isinstance(seeds, int) else list(seeds)
+        if len(seed_list) != (self.beings or 1):
+            raise ValueError(f"seeds must hold one int for each being ({self.beings}), however: {len(seed_list)}")
+        tensors = {name: tensor.detach() for name, tensor in self.raw().items()}
+        bias = None if self.bias is None else self.bias.detach()
+        if any(tensor.is_meta for tensor in (*tensors.values(), *([] if bias is None else [bias]))):
+            return
+        bound = 1 / math.sqrt(self.in_features)
+        with torch.no_grad():
+            for i, seed in enumerate(seed_list):
+                rows = tensors if self.beings is None else {name: tensor[i] for name, tensor in tensors.items()}
+                generator = None if seed is None else torch.Generator(self._anchor.device).manual_seed(seed)
+                self._draw(rows, generator)
+                if bias is not None:
+                    (bias if self.beings is None else bias[i]).uniform_(-bound, bound, generator=generator)
+
+    def assign(self, weight: Tensor) -> Tensor:
+        """Take a given matrix: exactly if it has the structure, else the nearest that has (or as the class documents).
+
+        Args:
+            weight: the matrix W, ([beings,] out, in).
+
+        Returns:
+            The relative distance moved, ‖W_new − W‖_F / ‖W‖_F, ([beings]) float64.
+
+        Raises:
+            ValueError: the shape differs from that of ``weight``, or an entry is not finite.
+        """
+        target = self._checked(weight)
+        if not torch.isfinite(target).all():
+            raise ValueError("weight must be finite, however: it contains NaN or infinity")
+        with torch.no_grad():
+            raw = self.raw()
+            for name, value in self._assign(target).items():
+                raw[name].copy_(value)
+            moved = torch.linalg.matrix_norm(self._checked(self.weight) - target)
+            return moved / torch.linalg.matrix_norm(target).clamp_min(torch.finfo(target.dtype).tiny)
+
+    def penalty(self) -> Tensor:
+        """Scalar regularizer, >= 0, summed over the beings; 0 where the structure is hard."""
+        return self._anchor.new_zeros(())
+
+    def violation(self, weight: Tensor | None = None) -> Tensor:
+        """How far a matrix (by default the layer's own) is from the promise, relative to the natural scale.
+
+        A pure function of the matrix: the promise holds iff it is at most :func:`tolerance` of the dtype.
+
+        Args:
+            weight: a matrix to judge, ([beings,] out, in); None judges the layer's own.
+
+        Returns:
+            float64, () or (beings,); infinite where the matrix is not finite.
+        """
+        with torch.no_grad():
+            matrix = self._checked(self.weight if weight is None else weight)
+            finite = torch.isfinite(matrix).all(-1).all(-1)
+            distance = self._violation(torch.where(finite[..., None, None], matrix, 0.0))
+            return torch.where(finite, distance, torch.inf)
+
+    def eigvals(self) -> Tensor:
+        """Eigenvalues of ``weight`` (and of A), ([beings,] n), complex; square maps only."""
+        if self.in_features != self.out_features:
+            raise ValueError(
+                f"Only a square matrix has eigenvalues, however: {self.in_features} -> {self.out_features}"
+            )
+        return torch.linalg.eigvals(_at_least_float32(dense(self.weight)))
+
+    def svdvals(self) -> Tensor:
+        """Singular values of ``weight``, ([beings,] min(in, out)), in descending order."""
+        return torch.linalg.svdvals(_at_least_float32(dense(self.weight)))
+
+    # ------------------------------------------------------------------ doors to nn.Linear
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, **options: Any) -> Self:
+        """nn.Linear -> this layer, through :meth:`assign`; torch's random state is left as it was."""
+        layer = cls._like([linear], None, options)
+        layer._take(linear.weight, linear.bias)
+        return layer
+
+    @classmethod
+    def from_linears(cls, linears: Iterable[nn.Linear], **options: Any) -> Self:
+        """nn.Linears of one shape -> the population of them, through :meth:`assign`."""
+        members = list(linears)
+        shapes = {(m.in_features, m.out_features, m.bias is not None) for m in members}
+        if len(shapes) != 1:
+            raise ValueError(f"from_linears needs maps of one shape, however: {sorted(shapes) or 'none given'}")
+        population = cls._like(members, len(members), options)
+        biases: list[Tensor] = [m.bias for m in members if m.bias is not None]
+        population._take(torch.stack([m.weight.detach() for m in members]), torch.stack(biases) if biases else None)
+        return population
+
+    @classmethod
+    def _like(cls, members: list[nn.Linear], beings: int | None, options: dict[str, Any]) -> Self:
+        first = members[0]
+        factory: dict[str, Any] = {"device": first.weight.device, "dtype": first.weight.dtype}
+        extra: dict[str, Any] = {} if beings is None else {"beings": beings}
+        with torch.random.fork_rng(devices=[first.weight.device] if first.weight.is_cuda else []):
+            layer = cls(first.in_features, first.out_features, first.bias is not None, **extra, **factory, **options)
+        for name in layer._raw_names:
+            getattr(layer, name).requires_grad_(getattr(layer, name).requires_grad and first.weight.requires_grad)
+        if layer.bias is not None:
+            layer.bias.requires_grad_(first.bias.requires_grad)
+        return layer.train(first.training)
+
+    def _take(self, weight: Tensor, bias: Tensor | None) -> Tensor:
+        moved = self.assign(weight)
+        if self.bias is not None and bias is not None:
+            with torch.no_grad():
+                self.bias.copy_(bias)
+        return moved
+
+    def to_linear(self) -> nn.Linear:
+        """This layer -> an independent nn.Linear of the same function; torch's random state is left as it was."""
+        if self.beings is not None:
+            raise ValueError(
+                f"to_linear() needs one map, however: a population of {self.beings} (to_linears() gives all, "
+                "get_single(i).to_linear() gives one)"
+            )
+        return plain_linear(dense(self.weight), self.bias)
+
+    def to_linears(self) -> list[nn.Linear]:
+        """A population -> one independent nn.Linear for each being."""
+        weights = dense(self.weight)
+        return [
+            plain_linear(weights[i], None if self.bias is None else self.bias[i]) for i in range(self._population())
+        ]
+
+    # ------------------------------------------------------------------ populations
+
+    def clone_being(self, source: int | Sequence[int] | Tensor, destination: int | Sequence[int] | Tensor) -> None:
+        """Overwrite being ``destination`` with being ``source``; lists of indices are copied all at once.
+
+        Writes in place under autograd's eyes: between forward and backward it makes backward raise an error.
+        """
+        beings = self._population()
+        src, dst = (indices(index, beings) for index in (source, destination))
+        if src.shape != dst.shape or dst.unique().numel() != dst.numel():
+            raise ValueError(
+                "clone_being needs as many sources as destinations, and each destination once, "
+                f"however: {src.tolist()} -> {dst.tolist()}"
+            )
+        with torch.no_grad():
+            for tensor in (*self.raw().values(), *([] if self.bias is None else [self.bias])):
+                tensor.index_copy_(0, dst.to(tensor.device), tensor.index_select(0, src.to(tensor.device)))
+
+    def get_single(self, index: int) -> "Being":
+        """Being ``index`` as a single map: a live view, see :class:`Being`."""
+        return Being(self, int(indices(index, self._population())))
+
+    # ------------------------------------------------------------------ bookkeeping
+
+    def options(self) -> dict[str, Any]:
+        """The class's own options by name, as given to the constructor."""
+        shared = inspect.signature(LinearMap.__init__).parameters
+        own = inspect.signature(type(self).__init__).parameters
+        return {name: getattr(self, name) for name in own if name not in shared}
+
+    def extra_repr(self) -> str:
+        own = inspect.signature(type(self).__init__).parameters
+        parts = [
+            f"in_features={self.in_features}",
+            f"out_features={self.out_features}",
+            f"bias={self.bias is not None}",
+        ]
+        parts += [f"{name}={value!r}" for name, value in self.options().items() if value is not own[name].default]
+        parts += [] if self.beings is None else [f"beings={self.beings}"]
+        return ", ".join(parts)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight" and not (isinstance(value, nn.Parameter) and "weight" in self._parameters):
+            self.assign(value)
+        else:
+            super().__setattr__(name, value)
+
+    def _population(self) -> int:
+        if self.beings is None:
+            raise ValueError(f"This needs a population (beings=n), however: {self}")
+        return self.beings
+
+    @property
+    def _anchor(self) -> Tensor:
+        """Any tensor of the layer: it tells device and dtype."""
+        for tensor in (*self.raw().values(), self.bias, *self.buffers()):
+            if tensor is not None:
+                return tensor
+        return torch.empty(0)
+
+    def _checked(self, weight: Tensor) -> Tensor:
+        """``weight`` as a detached dense float64 tensor of the right shape on the layer's device."""
+        if not isinstance(weight, Tensor):
+            raise TypeError(f"weight must be a tensor, however: {type(weight).__name__}")
+        shape = (*self.leading, self.out_features, self.in_features)
+        if tuple(weight.shape) != shape:
+            raise ValueError(f"weight must have shape {shape}, however: {tuple(weight.shape)}")
+        return dense(weight.detach()).to(self._anchor.device, torch.float64)
+
+
+class Linear(LinearMap):
+    """y = x Wᵀ + b with W unconstrained: :class:`torch.nn.Linear`, and with ``beings=n`` a population of n of them.
+
+    The state_dict keys are nn.Linear's, and the same seed draws the same values.
+
+    Args:
+        in_features, out_features, bias, beings, device, dtype: as in :class:`LinearMap`.
+
+    Shape:
+        - weight: ([beings,] out_features, in_features)
+        - bias: ([beings,] out_features)
+
+    Example:
+        >>> layer = Linear(20, 30, beings=4)
+        >>> layer(torch.randn(128, 4, 20)).shape
+        torch.Size([128, 4, 30])
+    """
+
+    promise = "none"
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        beings: int | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+        weight = torch.empty(*self.leading, self.out_features, self.in_features, device=device, dtype=dtype)
+        # A property named weight forbids register_parameter; the order (weight, bias) is that of nn.Linear, so that
+        # a saved optimizer state fits too.
+        self._parameters = {"weight": nn.Parameter(weight), "bias": self._parameters["bias"]}
+        self.reset_parameters()
+
+    @property
+    def weight(self) -> Tensor:
+        return self._parameters["weight"]  # type: ignore[return-value]
+
+    def _weight(self, weight: Tensor) -> Tensor:
+        return weight
+
+    def _assign(self, weight: Tensor) -> dict[str, Tensor]:
+        return {"weight": weight}
+
+    def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
+        nn.init.kaiming_uniform_(raw["weight"], a=math.sqrt(5), generator=generator)  # as nn.Linear does
+
+
+def _autocast_off(device_type: str) -> Any:
+    active = device_type != "meta" and torch.is_autocast_enabled(device_type)
+    return torch.autocast(device_type, enabled=False) if active else nullcontext()
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -1,0 +1,72 @@
+"""Maps whose forward never forms the matrix."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from linnet.linear import LinearMap
+
+__all__ = ["IdentityLinear"]
+
+
+class IdentityLinear(LinearMap):
+    """y = x A + b with A = I always: a layer that keeps a place in a model.
+
+    Where the sizes differ, A is the rectangular identity: inputs are cut off, or outputs filled with zeros. The
+    matrix has no parameter; ``assign`` accepts any matrix, moves to I and reports how far that was.
+
+    Args:
+        in_features, out_features, bias, beings, device, dtype: as in :class:`LinearMap`.
+
+    Shape:
+        - input: (*, in_features); with beings (*, beings, in_features)
+        - output: (*, out_features); with beings (*, beings, out_features)
+
+    Example:
+        >>> IdentityLinear(3, 5, bias=False)(torch.ones(3))
+        tensor([1., 1., 1., 0., 0.])
+
+    Reference:
+        J. Drgoňa et al., Constrained physics-informed deep learning with stable spectra, 2020, arXiv 2011.13492.
+    """
+
+    promise = "A = I"
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        beings: int | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+        # Without a bias nothing else would tell the device and the dtype of `weight`.
+        self.register_buffer("anchor", torch.empty(0, device=device, dtype=dtype), persistent=False)
+        self.reset_parameters()
+
+    @property
+    def weight(self) -> Tensor:
+        identity = torch.eye(self.out_features, self.in_features, device=self._anchor.device, dtype=self._anchor.dtype)
+        return identity.expand(*self.leading, self.out_features, self.in_features)
+
+    def _weight(self) -> Tensor:
+        return self.weight
+
+    def _assign(self, weight: Tensor) -> dict[str, Tensor]:
+        return {}
+
+    def _violation(self, weight: Tensor) -> Tensor:
+        identity = torch.eye(self.out_features, self.in_features, device=weight.device, dtype=weight.dtype)
+        return (weight - identity).abs().amax((-2, -1))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._matrix_free(input, self._product)
+
+    def _product(self, x: Tensor) -> Tensor:
+        y = F.pad(x[..., : self.out_features], (0, max(0, self.out_features - self.in_features)))
+        return y.expand(*self.leading, *y.shape[-2:])

@@ -1,0 +1,80 @@
+"""Matrices that equal their transpose."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from linnet.linear import LinearMap
+
+__all__ = ["SymmetricLinear"]
+
+
+def mirror(upper: Tensor, n: int) -> Tensor:
+    """Upper triangle, row by row, (..., n(n+1)/2) -> symmetric matrix, (..., n, n)."""
+    rows, columns = torch.triu_indices(n, n, device=upper.device)
+    places = (rows * n + columns).expand(upper.shape)
+    triangle = upper.new_zeros(*upper.shape[:-1], n * n).scatter(-1, places, upper).unflatten(-1, (n, n))
+    return triangle + triangle.triu(1).mT
+
+
+def upper_triangle(matrix: Tensor) -> Tensor:
+    """(..., n, n) -> its upper triangle, row by row, (..., n(n+1)/2): the inverse of :func:`mirror`."""
+    n = matrix.shape[-1]
+    rows, columns = torch.triu_indices(n, n, device=matrix.device)
+    return matrix[..., rows, columns]
+
+
+class SymmetricLinear(LinearMap):
+    """y = x A + b with A = Aᵀ, exactly.
+
+    The upper triangle is the parameter, so each of the n(n+1)/2 degrees of freedom is stored once.
+    A matrix that is not symmetric is assigned as (A + Aᵀ)/2, the nearest in the Frobenius norm.
+
+    Args:
+        in_features, out_features, bias, beings, device, dtype: as in :class:`LinearMap`; the sizes must be equal.
+
+    Shape:
+        - input: (*, n); with beings (*, beings, n)
+        - output: as the input
+        - upper: ([beings,] n(n+1)/2)
+
+    Raises:
+        ValueError: in_features != out_features.
+
+    Example:
+        >>> layer = SymmetricLinear(4, 4)
+        >>> bool((layer.weight == layer.weight.mT).all())
+        True
+
+    Reference:
+        N. J. Higham, Matrix nearness problems and applications, 1989 (the nearest symmetric matrix).
+    """
+
+    promise = "A = Aᵀ"
+    square = True
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        beings: int | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+        n = self.in_features
+        self.upper = nn.Parameter(torch.empty(*self.leading, n * (n + 1) // 2, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def _weight(self, upper: Tensor) -> Tensor:
+        return mirror(upper, self.in_features)
+
+    def _assign(self, weight: Tensor) -> dict[str, Tensor]:
+        return {"upper": upper_triangle((weight + weight.mT) / 2)}
+
+    def _violation(self, weight: Tensor) -> Tensor:
+        scale = weight.abs().amax((-2, -1)).clamp_min(torch.finfo(weight.dtype).tiny)
+        return (weight - weight.mT).abs().amax((-2, -1)) / scale
