@@ -103,7 +103,7 @@ class Being(nn.Module):
     @property
     def weight(self) -> Tensor:
         population = self._source[0]
-        return population._build({name: tensor[self.index] for name, tensor in population.raw().items()})
+        return population._build({name: tensor[self.index] for name, tensor in population.raw_tensors().items()})
 
     @property
     def bias(self) -> Tensor | None:

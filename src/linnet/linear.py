@@ -13,38 +13,24 @@ A layer is one class in one file. It owns raw parameters and writes
 
 import inspect
 import math
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from linnet.beings import Being, affine, check_input, check_positive, dense, indices, plain_linear
+from linnet.catalogue import register
 
 __all__ = [
     "Linear",
     "LinearMap",
-    "catalogue",
     "penalty",
     "tolerance",
     "violation",
 ]
-
-_CATALOGUE: dict[str, type["LinearMap"]] = {}
-
-
-def catalogue() -> Mapping[str, type["LinearMap"]]:
-    """Every layer class by its short name (``OrthogonalLinear`` is ``"orthogonal"``), in order of definition.
-
-    Example:
-        >>> catalogue()["linear"].__name__
-        'Linear'
-    """
-    return MappingProxyType(_CATALOGUE)
 
 
 def tolerance(dtype: torch.dtype) -> float:
@@ -77,12 +63,6 @@ def violation(model: nn.Module) -> Tensor:
     """
     terms = [module.violation().max() for module in model.modules() if isinstance(module, LinearMap)]
     return torch.stack([term.cpu() for term in terms]).max() if terms else torch.zeros((), dtype=torch.float64)
-
-
-def catalogue_name(name: str) -> str:
-    """Class name -> short name: drop ``Linear``, then kebab case."""
-    short = name.replace("Linear", "", 1) or name
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", short).lower()
 
 
 class LinearMap(nn.Module, ABC):
@@ -125,16 +105,8 @@ class LinearMap(nn.Module, ABC):
         if "_weight" not in cls.__dict__:
             return  # made at run time by FSDP or parametrize, or a mere alias of its parent
         cls._raw_names = tuple(inspect.signature(cls._weight).parameters)[1:]
-        if not catalogue:
-            return
-        name = catalogue_name(cls.__name__)
-        known = _CATALOGUE.get(name)
-        if known and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise TypeError(
-                f"Names in the catalogue must be unique, however: {name!r} is "
-                f"{known.__module__}.{known.__qualname__} (class {cls.__name__}(LinearMap, catalogue=False) stays out)"
-            )
-        _CATALOGUE[name] = cls
+        if catalogue:
+            register(cls)
 
     def __init__(
         self,
@@ -197,11 +169,11 @@ class LinearMap(nn.Module, ABC):
     def weight(self) -> Tensor:
         """The effective matrix W, ([beings,] out, in): differentiable, deterministic."""
         try:
-            return self._build(self.raw())
+            return self._build(self.raw_tensors())
         except AttributeError as error:  # nn.Module would report the property itself as missing
             raise RuntimeError(f"{type(self).__name__}.weight could not be computed: {error}") from error
 
-    def raw(self) -> dict[str, Tensor]:
+    def raw_tensors(self) -> dict[str, Tensor]:
         """The raw tensors from which W is computed, by name: parameters, and buffers with a beings axis."""
         return {name: getattr(self, name) for name in self._raw_names}
 
@@ -236,7 +208,7 @@ class LinearMap(nn.Module, ABC):
             axis = 1 if input.dim() == 1 else input.shape[-2]
             x = input.reshape(-1, axis, self.in_features).transpose(0, 1)  # (beings or 1, batch, in)
         with _autocast_off(device):
-            y = product(x.to(wide), **{name: tensor.to(wide) for name, tensor in self.raw().items()})
+            y = product(x.to(wide), **{name: tensor.to(wide) for name, tensor in self.raw_tensors().items()})
             if self.beings is None:
                 y = y.reshape(*input.shape[:-1], self.out_features)
             else:
@@ -256,7 +228,7 @@ class LinearMap(nn.Module, ABC):
             seed_list = [seeds] if isinstance(seeds, int) else list(seeds)
         if len(seed_list) != (self.beings or 1):
             raise ValueError(f"seeds must hold one int for each being ({self.beings}), however: {len(seed_list)}")
-        tensors = {name: tensor.detach() for name, tensor in self.raw().items()}
+        tensors = {name: tensor.detach() for name, tensor in self.raw_tensors().items()}
         bias = None if self.bias is None else self.bias.detach()
         if any(tensor.is_meta for tensor in (*tensors.values(), *([] if bias is None else [bias]))):
             return
@@ -285,7 +257,7 @@ class LinearMap(nn.Module, ABC):
         if not torch.isfinite(target).all():
             raise ValueError("weight must be finite, however: it contains NaN or infinity")
         with torch.no_grad():
-            raw = self.raw()
+            raw = self.raw_tensors()
             for name, value in self._assign(target).items():
                 raw[name].copy_(value)
             moved = torch.linalg.matrix_norm(self._checked(self.weight) - target)
@@ -396,7 +368,7 @@ class LinearMap(nn.Module, ABC):
                 f"however: {src.tolist()} -> {dst.tolist()}"
             )
         with torch.no_grad():
-            for tensor in (*self.raw().values(), *([] if self.bias is None else [self.bias])):
+            for tensor in (*self.raw_tensors().values(), *([] if self.bias is None else [self.bias])):
                 tensor.index_copy_(0, dst.to(tensor.device), tensor.index_select(0, src.to(tensor.device)))
 
     def get_single(self, index: int) -> "Being":
@@ -436,7 +408,7 @@ class LinearMap(nn.Module, ABC):
     @property
     def _anchor(self) -> Tensor:
         """Any tensor of the layer: it tells device and dtype."""
-        for tensor in (*self.raw().values(), self.bias, *self.buffers()):
+        for tensor in (*self.raw_tensors().values(), self.bias, *self.buffers()):
             if tensor is not None:
                 return tensor
         return torch.empty(0)
