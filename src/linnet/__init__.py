@@ -2,8 +2,12 @@
 
 from linnet.beings import Being as Being
 from linnet.beings import Spread as Spread
+from linnet.blocks import MLP as MLP
 from linnet.catalogue import catalogue as catalogue
 from linnet.catalogue import find_layer as find_layer
+from linnet.convert import bake as bake
+from linnet.convert import replace as replace
+from linnet.convert import to_onnx as to_onnx
 from linnet.linear import Linear as Linear
 from linnet.linear import LinearMap as LinearMap
 from linnet.linear import penalty as penalty
@@ -14,5 +18,8 @@ from linnet.maps import OrthogonalLinear as OrthogonalLinear
 from linnet.maps import RightStochasticLinear as RightStochasticLinear
 from linnet.maps import SymmetricLinear as SymmetricLinear
 from linnet.maps import householder_product as householder_product
+from linnet.wide import WideDeep as WideDeep
+from linnet.wide import WideLinear as WideLinear
+from linnet.wide import per_being as per_being
 
 __version__ = "0.1.0"

@@ -323,12 +323,19 @@ class LinearMap(nn.Module, ABC):
         factory: dict[str, Any] = {"device": first.weight.device, "dtype": first.weight.dtype}
         extra: dict[str, Any] = {} if beings is None else {"beings": beings}
         with torch.random.fork_rng(devices=[first.weight.device] if first.weight.is_cuda else []):
-            layer = cls(first.in_features, first.out_features, first.bias is not None, **extra, **factory, **options)
+            layer = cls._empty(
+                first.in_features, first.out_features, first.bias is not None, **extra, **factory, **options
+            )
         for name in layer._raw_names:
             getattr(layer, name).requires_grad_(getattr(layer, name).requires_grad and first.weight.requires_grad)
         if layer.bias is not None:
             layer.bias.requires_grad_(first.bias.requires_grad)
         return layer.train(first.training)
+
+    @classmethod
+    def _empty(cls, in_features: int, out_features: int, bias: bool, **options: Any) -> Self:
+        """A layer by the contract's own arguments, for classes whose constructor has others."""
+        return cls(in_features, out_features, bias, **options)
 
     def _take(self, weight: Tensor, bias: Tensor | None) -> Tensor:
         moved = self.assign(weight)

@@ -1,0 +1,215 @@
+"""Populations under the names and constructors of the widelinears package: WideLinear and WideDeep."""
+
+import copy
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from linnet.beings import check_input, check_positive
+from linnet.linear import Linear
+
+__all__ = ["WideDeep", "WideLinear"]
+
+Activation = Callable[[Tensor], Tensor]
+
+# These look at one number at a time and so cannot mix beings: they need no vmap.
+_ELEMENTWISE_FUNCTIONS = (torch.relu, torch.tanh, torch.sigmoid, F.relu, F.tanh, F.sigmoid, F.gelu, F.silu, F.elu)
+_ELEMENTWISE_MODULES = (nn.Identity, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.ELU, nn.LeakyReLU, nn.Softplus)
+
+
+class WideLinear(Linear):
+    """A family of ``beings`` linear maps evaluated at once: ``Linear(..., beings=n)`` with the arguments in wide order.
+
+    Args:
+        beings: number of parallel linear maps.
+        input_size: size of the input of each.
+        output_size: size of the output of each.
+        bias: whether an additive bias is learned.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
+
+    Shape:
+        - input: (input_size,), given to all; (*, 1, input_size), shared by all; (*, beings, input_size)
+        - output: (*, beings, output_size)
+        - weight: (beings, output_size, input_size)
+        - bias: (beings, output_size)
+
+    Raises:
+        ValueError: a size is not a positive integer, or the input has any other shape.
+
+    Example:
+        >>> layer = WideLinear(4, 5, 3)
+        >>> layer(torch.randn(5)).shape, layer(torch.randn(7, 4, 5)).shape
+        (torch.Size([4, 3]), torch.Size([7, 4, 3]))
+
+    Reference:
+        J. Figueira, widelinears, 2021 (the interface).
+    """
+
+    def __init__(
+        self,
+        beings: int,
+        input_size: int,
+        output_size: int,
+        bias: bool = True,
+        *,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(input_size, output_size, bias, beings=beings, device=device, dtype=dtype)
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, **options: Any) -> Self:
+        """nn.Linear -> a population of one."""
+        return cls.from_linears([linear], **options)
+
+    @classmethod
+    def _empty(cls, in_features: int, out_features: int, bias: bool, **options: Any) -> Self:
+        return cls(options.pop("beings"), in_features, out_features, bias, **options)
+
+    def options(self) -> dict[str, Any]:
+        return {}
+
+    def extra_repr(self) -> str:
+        return (
+            f"beings={self.beings}, input_size={self.in_features}, output_size={self.out_features}, "
+            f"bias={self.bias is not None}"
+        )
+
+
+class EachBeing(nn.Module):
+    """Apply a function or module to each being by itself: inside, the beings axis does not exist.
+
+    A module with parameters or buffers (PReLU, batch norm) becomes ``beings`` copies; its state_dict keys stay the
+    member's, with a leading axis.
+
+    Args:
+        function: what to apply to the tensor of one being, (*, features) -> (*, features).
+        beings: how many.
+
+    Shape:
+        - input: (*, beings, features)
+        - output: as the input
+
+    Example:
+        >>> norm = EachBeing(nn.Softmax(dim=1), beings=4)
+        >>> norm(torch.randn(7, 4, 3)).sum(-1).shape
+        torch.Size([7, 4])
+    """
+
+    def __init__(self, function: Activation, beings: int) -> None:
+        super().__init__()
+        self.beings = beings
+        self.elementwise = type(function) in _ELEMENTWISE_MODULES or any(function is f for f in _ELEMENTWISE_FUNCTIONS)
+        self.function = copy.deepcopy(function) if isinstance(function, nn.Module) else function
+        if isinstance(self.function, nn.Module):
+            for module in self.function.modules():
+                for name, parameter in module._parameters.items():
+                    if parameter is not None:
+                        copies = parameter.detach().expand(beings, *parameter.shape).clone()
+                        module._parameters[name] = nn.Parameter(copies, parameter.requires_grad)
+                for name, buffer in module._buffers.items():
+                    if buffer is not None:
+                        module._buffers[name] = buffer.expand(beings, *buffer.shape).clone()
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.elementwise:
+            return self.function(input)
+        if not isinstance(self.function, nn.Module):
+            return torch.vmap(self.function, in_dims=-2, out_dims=-2, randomness="different")(input)
+        module, state = self.function, {**dict(self.function.named_parameters()), **dict(self.function.named_buffers())}
+
+        def one(state: dict[str, Tensor], x: Tensor) -> Tensor:
+            return torch.func.functional_call(module, state, (x,))
+
+        return torch.vmap(one, in_dims=(0, -2), out_dims=-2, randomness="different")(state, input)
+
+    def clone_being(self, source: Tensor, destination: Tensor) -> None:
+        with torch.no_grad():
+            for tensor in (*self.parameters(), *self.buffers()):
+                tensor[destination] = tensor[source]
+
+
+class WideDeep(nn.Module):
+    """A population of deep networks: ``depth`` wide linear layers with a non-linearity after each.
+
+    depth 1 is a single map from input to output, depth 3 is input-hidden-hidden-output, as the widelinears package
+    documents it (its code builds one layer more). Each being is drawn as an ordinary stack of nn.Linear would be.
+
+    Args:
+        beings: number of networks.
+        input_size: size of the input of each.
+        hidden_size: size of every hidden layer of each.
+        depth: number of linear layers, at least 1.
+        output_size: size of the output of each.
+        non_linear: any callable or module, applied after every layer but the last; None is ReLU, ``nn.Identity()``
+            none. It sees each being by itself; one with parameters or buffers is copied for each layer and being.
+        final_nl: the same for the output; None is the sigmoid.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
+
+    Shape:
+        - input: (input_size,), given to all; (*, 1, input_size), shared by all; (*, beings, input_size)
+        - output: (*, beings, output_size)
+
+    Raises:
+        ValueError: a size or the depth is not a positive integer, or the input has any other shape.
+
+    Example:
+        >>> nets = WideDeep(4, 5, 3, 3, 2)
+        >>> nets(torch.randn(5)).shape, len(nets.linears)
+        (torch.Size([4, 2]), 3)
+
+    Reference:
+        J. Figueira, widelinears, 2021 (the interface).
+    """
+
+    def __init__(
+        self,
+        beings: int,
+        input_size: int,
+        hidden_size: int,
+        depth: int,
+        output_size: int,
+        non_linear: Activation | None = None,
+        final_nl: Activation | None = None,
+        *,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.beings, self.input_size, self.hidden_size, self.depth, self.output_size = check_positive(
+            beings=beings, input_size=input_size, hidden_size=hidden_size, depth=depth, output_size=output_size
+        )
+        sizes = [self.input_size] + [self.hidden_size] * (self.depth - 1) + [self.output_size]
+        self.linears = nn.ModuleList(
+            WideLinear(self.beings, i, o, device=device, dtype=dtype) for i, o in itertools.pairwise(sizes)
+        )
+        hidden = F.relu if non_linear is None else non_linear
+        final = torch.sigmoid if final_nl is None else final_nl
+        functions = [hidden] * (self.depth - 1) + [final]
+        self.activations = nn.ModuleList(EachBeing(f, self.beings).to(device, dtype) for f in functions)
+
+    def forward(self, input: Tensor) -> Tensor:
+        check_input(input, self.input_size, self.beings)
+        for layer, activation in zip(self.linears, self.activations, strict=True):
+            input = activation(layer(input))
+        return input
+
+    def clone_being(self, source: int | Sequence[int] | Tensor, destination: int | Sequence[int] | Tensor) -> None:
+        """Overwrite network ``destination`` with network ``source``; lists of indices are copied all at once."""
+        for layer in self.linears:
+            layer.clone_being(source, destination)  # type: ignore[operator]
+        rows = [torch.as_tensor(index, dtype=torch.long).reshape(-1) for index in (source, destination)]
+        for activation in self.activations:
+            activation.clone_being(*rows)  # type: ignore[operator]
+
+    def extra_repr(self) -> str:
+        return (
+            f"beings={self.beings}, input_size={self.input_size}, hidden_size={self.hidden_size}, depth={self.depth}, "
+            f"output_size={self.output_size}"
+        )

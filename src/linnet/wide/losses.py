@@ -1,0 +1,42 @@
+"""Losses of a population: a mean inside each being, never across beings."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+__all__ = ["per_being"]
+
+
+def per_being(loss: Callable[[Tensor, Tensor], Tensor], *, shared_target: bool = True) -> Callable[..., Tensor]:
+    """loss(output, target) of one net -> losses(outputs, target) of a population, one number for each being.
+
+    Call ``.sum()`` on the result before ``backward()``: each being then gets the gradient that it would get alone.
+    (``.mean()`` would divide every gradient by the number of beings.)
+
+    Args:
+        loss: a criterion of one net that returns a scalar, such as ``F.cross_entropy``.
+        shared_target: whether all beings learn the same target, (batch, ...); if not, it is (batch, beings, ...).
+
+    Shape:
+        - outputs: (batch, beings, *)
+        - target: (batch, *), or (batch, beings, *) if it is not shared
+        - result: (beings,)
+
+    Example:
+        >>> outputs, target = torch.randn(32, 4, 10), torch.randint(10, (32,))
+        >>> per_being(torch.nn.functional.cross_entropy)(outputs, target).shape
+        torch.Size([4])
+    """
+
+    def losses(outputs: Tensor, target: Tensor) -> Tensor:
+        if outputs.dim() < 2:
+            raise ValueError(f"outputs must have shape (batch, beings, *), however: {tuple(outputs.shape)}")
+        if not shared_target and target.shape[:2] != outputs.shape[:2]:
+            raise ValueError(
+                "a target that is not shared must have the (batch, beings) of the outputs, "
+                f"{tuple(outputs.shape[:2])}, however: {tuple(target.shape)}"
+            )
+        return torch.vmap(loss, in_dims=(1, None if shared_target else 1))(outputs, target)
+
+    return losses
