@@ -88,3 +88,7 @@ class MLP(nn.Sequential):
                 modules.append(between if beings is None else EachBeing(between, beings))
         super().__init__(*modules)
         self.carriers = carriers
+
+    def __getitem__(self, index: Any) -> Any:
+        """A module, or for a slice an ``nn.Sequential`` of the same modules."""
+        return nn.Sequential(*list(self)[index]) if isinstance(index, slice) else super().__getitem__(index)
