@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 # The environment that is tested. The package itself states only a lower bound.
 TORCH := torch==2.13.0
 
-.PHONY: demo test test-all check format bench clean
+.PHONY: demo test test-all check format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/linnet tour

@@ -77,7 +77,7 @@ print(linnet.__file__, float(linnet.violation(layer)))
 
 
 def test_the_command_names_the_missing_extra_in_one_line(bare):
-    done = run(bare, "sys.argv = ['linnet', 'layers']\nfrom linnet.cli import main\nmain()")
+    done = run(bare, "sys.argv = ['linnet', 'layers']\nfrom linnet.cli import main\nsys.exit(main())")
     assert done.returncode == 2
     assert done.stderr.strip().count("\n") == 0
     assert "linnet[cli]" in done.stderr

@@ -1,0 +1,141 @@
+"""Where to cut: places in a network by index, name, pattern, or in front of every layer."""
+
+import difflib
+import operator
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+__all__ = ["cuts_by_default", "cuts_by_name", "layer_before", "plan"]
+
+FOLLOWERS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.PReLU)
+"""Modules with parameters that belong to the layer before them."""
+
+
+def is_chain(module: nn.Module) -> bool:
+    """Whether the children run one after the other, each once."""
+    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+
+
+def is_layer(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None and not isinstance(module, FOLLOWERS)
+
+
+def chain(network: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Every module of nested nn.Sequentials with its name, in the order in which they finish.
+
+    A module that stands in several places is given in each of them.
+    """
+    if is_chain(network):
+        for name, child in network._modules.items():
+            if child is not None:
+                yield from chain(child, f"{prefix}{name}.")
+                yield prefix + name, child
+
+
+def links(network: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The chain without its containers."""
+    return [(name, module) for name, module in chain(network) if not is_chain(module)]
+
+
+def cuts_by_default(network: nn.Module) -> list[str]:
+    """The modules that stand in front of a layer, but for the first layer.
+
+    Example:
+        >>> cuts_by_default(nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.ReLU(), nn.Linear(4, 4)))
+        ['2']
+    """
+    if not is_chain(network):
+        raise ValueError(
+            "Without at=[...] the network must be an nn.Sequential, whose order is known, "
+            f"however: {type(network).__name__}"
+        )
+    modules = links(network)
+    layers = [i for i, (_, module) in enumerate(modules) if is_layer(module)]
+    if len(layers) < 2:
+        raise ValueError(f"There must be two layers with parameters to cut between, however: {len(layers)}")
+    return [modules[i - 1][0] for i in layers[1:]]
+
+
+def cuts_by_name(network: nn.Module, at: str | Iterable[int | str]) -> list[str]:
+    """Indices, names and patterns -> the names of the modules after which to cut, each once."""
+    modules = {name: module for name, module in network.named_modules() if name} | dict(chain(network))
+    names: list[str] = []
+    for place in [at] if isinstance(at, str) else at:
+        if isinstance(place, str):
+            found = [name for name in modules if matches(name, place)]
+        else:
+            found = [child(network, place)]
+        if not found:
+            near = difflib.get_close_matches(place, modules, n=3) or list(modules)[:20]
+            raise ValueError(f"at must name modules of the network, however: {place!r} (there are {', '.join(near)})")
+        names += [name for name in found if name not in names]
+    if not names:
+        raise ValueError("at must name at least one module, however: it is empty")
+    for name in names:
+        if type(modules[name]).forward is nn.Module.forward:
+            raise ValueError(f"A cut must follow a module that is called, however: {name!r} is a mere container")
+        if name in last_names(network):
+            raise ValueError(f"A cut must leave a module above it, however: {name!r} is the last")
+    return names
+
+
+def child(network: nn.Module, index: int) -> str:
+    if not is_chain(network):
+        raise ValueError(
+            f"An index in at must count the modules of an nn.Sequential, however: {type(network).__name__}"
+        )
+    children = list(network._modules)
+    try:
+        place = operator.index(index)
+    except TypeError:
+        raise TypeError(f"at must hold indices and names, however: {index!r}") from None
+    if not 0 <= place < len(children):
+        raise ValueError(f"An index in at must lie in 0..{len(children) - 2}, however: {place}")
+    return children[place]
+
+
+def last_names(network: nn.Module) -> list[str]:
+    """The modules with which a chain ends: its last child, the last child of that, ..."""
+    names: list[str] = []
+    while is_chain(network) and network._modules:
+        name, network = list(network._modules.items())[-1]  # type: ignore[assignment]
+        names.append(f"{names[-1]}.{name}" if names else name)
+    return names
+
+
+def matches(name: str, pattern: str) -> bool:
+    """``*`` and ``?`` stay within one level.
+
+    Example:
+        >>> matches("encoder.0", "encoder.*"), matches("encoder.0.linear", "encoder.*")
+        (True, False)
+    """
+    parts, patterns = name.split("."), pattern.split(".")
+    return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
+
+
+def plan(network: nn.Module, names: Iterable[str]) -> dict[nn.Module, list[str | None]]:
+    """For each module after which to cut: the name of the cut at its first, second, ... call, None for no cut.
+
+    A module that stands in a chain twice, an activation say, is called twice; one outside the chain once.
+    """
+    wanted = set(names)
+    calls: dict[nn.Module, list[str | None]] = {}
+    for name, module in chain(network):
+        calls.setdefault(module, []).append(name if name in wanted else None)
+    inside = {name for found in calls.values() for name in found}
+    for name in wanted - inside:
+        calls[network.get_submodule(name)] = [name]
+    return {module: found for module, found in calls.items() if any(found)}
+
+
+def layer_before(network: nn.Module, name: str) -> nn.Module:
+    """The layer whose output, normed and activated perhaps, is cut after the module of this name."""
+    found = network.get_submodule(name)
+    for other, module in links(network):
+        found = module if is_layer(module) else found
+        if other == name:
+            return found
+    return network.get_submodule(name)

@@ -1,0 +1,111 @@
+"""Synthesizers: small networks that predict the gradient of a loss from the activations alone."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from linnet.beings import check_positive
+
+__all__ = ["LinearSynthesizer", "Synthesizer"]
+
+
+class Synthesizer(nn.Module, ABC):
+    """activations -> predicted gradient of the loss in them: the base class of every synthesizer.
+
+    What it returns is read in units of the running size of the true gradients of one sample (see
+    :class:`linnet.DNI`), so an output of 1 is a gradient of the usual size whatever the loss. Let its last layer
+    start at zero: then training starts without made-up gradients.
+
+    A synthesizer of one's own calls ``super().__init__(input_size, hidden_size, output_size)`` and writes
+    :meth:`forward`.
+
+    Args:
+        input_size: number of activations, the last axis of the input.
+        hidden_size: width of the layers between, None if there are none or if the class chooses.
+        output_size: number of gradient entries, the last axis of the output; a cut asks for input_size.
+        kwargs: passed on to the next class in line (nn.Module refuses any).
+
+    Shape:
+        - input: (batch, *, input_size)
+        - gradient: (batch, *, output_size)
+
+    Raises:
+        ValueError: a size is not a positive integer.
+
+    Example:
+        >>> class Tanh(Synthesizer):
+        ...     def __init__(self, input_size, hidden_size, output_size):
+        ...         super().__init__(input_size, hidden_size, output_size)
+        ...         self.net = nn.Sequential(nn.Linear(input_size, hidden_size), nn.Tanh(),
+        ...                                  nn.Linear(hidden_size, output_size))
+        ...         nn.init.zeros_(self.net[2].weight)
+        ...         nn.init.zeros_(self.net[2].bias)
+        ...     def forward(self, input, hidden):
+        ...         return self.net(input), None
+        >>> gradient, hidden = Tanh(8, 16, 8)(torch.randn(4, 8), None)
+        >>> gradient.shape, bool((gradient == 0).all()), hidden
+        (torch.Size([4, 8]), True, None)
+
+    Reference:
+        M. Jaderberg et al., Decoupled neural interfaces using synthetic gradients, 2017, arXiv 1608.05343.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int | None, output_size: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.input_size, self.output_size = check_positive(input_size=input_size, output_size=output_size)
+        self.hidden_size = None if hidden_size is None else check_positive(hidden_size=hidden_size)[0]
+
+    @abstractmethod
+    def forward(self, input: Tensor, hidden: Any) -> tuple[Tensor, Any]:
+        """(activations, hidden state or None) -> (predicted gradient, new hidden state or None)."""
+
+
+class LinearSynthesizer(Synthesizer):
+    """g = h A + b, zero at the start: exact if the loss is quadratic in the activations.
+
+    It has no hidden layer and keeps no hidden state.
+
+    Args:
+        input_size: number of activations.
+        hidden_size: must be None.
+        output_size: number of gradient entries.
+
+    Shape:
+        - input: (*, input_size)
+        - gradient: (*, output_size)
+        - weight: (output_size, input_size), bias: (output_size)
+
+    Raises:
+        ValueError: hidden_size is given.
+
+    Example:
+        >>> gradient, hidden = LinearSynthesizer(8, None, 8)(torch.randn(4, 8))
+        >>> bool((gradient == 0).all()), hidden
+        (True, None)
+
+    Reference:
+        W. M. Czarnecki et al., Understanding synthetic gradients and decoupled neural interfaces, 2017,
+        arXiv 1703.00522.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int | None, output_size: int) -> None:
+        super().__init__(input_size, hidden_size, output_size)
+        if hidden_size is not None:
+            raise ValueError(f"hidden_size of a LinearSynthesizer must be None, however: {hidden_size!r}")
+        self.weight = nn.Parameter(torch.empty(output_size, input_size))
+        self.bias = nn.Parameter(torch.empty(output_size))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Back to zero, where the predicted gradient is 0."""
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, input: Tensor, hidden: None = None) -> tuple[Tensor, None]:
+        return F.linear(input, self.weight, self.bias), None
+
+    def extra_repr(self) -> str:
+        return f"{self.input_size}, {self.output_size}"
