@@ -1,0 +1,136 @@
+"""Where the entries of a sparse matrix are: cells, row · columns + column, and CSR structures."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = [
+    "among",
+    "check_structure",
+    "compress",
+    "entries_at",
+    "index_dtype",
+    "largest",
+    "nonzeros",
+    "rows_of",
+    "transpose",
+]
+
+
+def compress(indices: Tensor, out_features: int, in_features: int) -> tuple[Tensor, Tensor]:
+    """Indices in any order, (2, nnz) -> CSR structure: crow (out + 1), col (nnz), both int32 if the sizes allow.
+
+    Raises:
+        ValueError: there is no connection, an index is out of range, or a pair is there twice.
+    """
+    nnz = indices.shape[1]
+    if not nnz:
+        raise ValueError("A sparse layer must have a connection, however: none is given")
+    for name, axis, size in zip(("output", "input"), indices, (out_features, in_features), strict=True):
+        low, high = int(axis.min()), int(axis.max())
+        if low < 0 or high >= size:
+            raise ValueError(f"{name} indices must lie in 0..{size - 1}, however: {low if low < 0 else high}")
+    cells = indices[0] * in_features + indices[1]
+    if not bool((cells.diff() > 0).all()):
+        cells = cells.sort().values
+        twice = cells[1:][cells.diff() == 0]
+        if twice.numel():
+            row, col = divmod(int(twice[0]), in_features)
+            raise ValueError(
+                f"Each connection must be given once, however: {twice.numel()} are given again, the first of them "
+                f"(output {row}, input {col})"
+            )
+    ends = torch.bincount(cells // in_features, minlength=out_features).cumsum(0)
+    dtype = index_dtype(out_features, in_features, nnz)
+    return F.pad(ends, (1, 0)).to(dtype), (cells % in_features).to(dtype)
+
+
+def index_dtype(*sizes: int) -> torch.dtype:
+    return torch.int32 if max(sizes) < 2**31 else torch.int64
+
+
+def transpose(crow: Tensor, col: Tensor, columns: int) -> tuple[Tensor, Tensor, Tensor]:
+    """CSR structure -> that of the transpose, ccol (columns + 1), row (nnz), and where its entries are, perm (nnz)."""
+    perm = col.sort(stable=True).indices
+    row = rows_of(crow, col.shape[0]).index_select(0, perm)
+    ends = torch.bincount(col, minlength=columns).cumsum(0)
+    return F.pad(ends, (1, 0)).to(col.dtype), row.to(col.dtype), perm.to(col.dtype)
+
+
+def rows_of(crow: Tensor, nnz: int) -> Tensor:
+    """The row of each entry of a CSR structure: (nnz,), int64."""
+    rows = torch.arange(crow.shape[0] - 1, device=crow.device)
+    return rows.repeat_interleave(crow.diff(), output_size=nnz)
+
+
+def check_structure(crow: Tensor, col: Tensor, columns: int) -> None:
+    """Refuse what is no CSR structure; a product with it would read beyond the ends of its tensors.
+
+    Raises:
+        ValueError: with the rule that is broken.
+    """
+    if crow.dtype != col.dtype or col.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"crow and col must be both int32 or both int64, however: {crow.dtype} and {col.dtype}")
+    crow, nnz = crow.long(), col.shape[0]  # differences of int32 could overflow
+    if int(crow[0]) != 0 or int(crow[-1]) != nnz or bool((crow.diff() < 0).any()):
+        raise ValueError(f"crow must rise from 0 to nnz={nnz}, however: it goes from {int(crow[0])} to {int(crow[-1])}")
+    if bool(((col < 0) | (col >= columns)).any()):
+        raise ValueError(f"col must lie in 0..{columns - 1}, however: {int(col.min())}..{int(col.max())}")
+    if bool(((rows_of(crow, nnz) * columns + col).diff() <= 0).any()):
+        raise ValueError("col must rise within each row, however: it does not")
+
+
+# ---------------------------------------------------------------------- entries of a given matrix
+
+
+def nonzeros(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """W, ([maps,] out, in), dense or sparse -> its non-zero cells, row · in + column, rising, (k,), and their entries.
+
+    The entries are ([maps,] k); of several maps a cell is listed if any of them has a non-zero there.
+    """
+    leading, columns = weight.shape[:-2], weight.shape[-1]
+    if weight.layout == torch.strided:
+        flat = weight.flatten(-2)
+        cells = (flat != 0).reshape(-1, flat.shape[-1]).any(0).nonzero().squeeze(1)
+        return cells, flat[..., cells]
+    coo = weight.to_sparse_coo().coalesce()
+    if coo.sparse_dim() != coo.dim():
+        raise ValueError(f"A sparse weight must be sparse in all axes, however: in {coo.sparse_dim()} of {coo.dim()}")
+    *maps, row, col = coo.indices()
+    cells, place = (row * columns + col).unique(return_inverse=True)
+    entries = coo.values().new_zeros(*leading, cells.shape[0])
+    entries[(*maps, place)] = coo.values()
+    return cells, entries
+
+
+def among(wanted: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
+    """Which of the wanted cells are among ``cells``, which rise, and where (anywhere for those that are not)."""
+    if not cells.numel():
+        return torch.zeros_like(wanted, dtype=torch.bool), torch.zeros_like(wanted)
+    place = torch.searchsorted(cells, wanted).clamp_max(cells.shape[0] - 1)
+    return cells[place] == wanted, place
+
+
+def entries_at(wanted: Tensor, cells: Tensor, entries: Tensor) -> Tensor:
+    """The entries at the wanted cells, 0 where they are not among ``cells``, which rise: ([maps,] wanted)."""
+    found, place = among(wanted, cells)
+    picked = entries.new_zeros(*entries.shape[:-1], wanted.shape[0])
+    picked[..., found] = entries[..., place[found]]
+    return picked
+
+
+def largest(cells: Tensor, entries: Tensor, size: int, own: Tensor) -> Tensor:
+    """The ``size`` cells with the largest entries, over all maps in the Euclidean norm; equal ones by rising index.
+
+    Where fewer than ``size`` entries differ from zero, the rest is taken evenly from the cells in ``own``.
+    """
+    norm = torch.linalg.vector_norm(entries, dim=0) if entries.dim() == 2 else entries.abs()
+    surplus = cells.shape[0] - size
+    if surplus > 0:
+        least = norm.kthvalue(surplus + 1).values
+        kept = norm > least
+        kept[(norm == least).nonzero().squeeze(1)[: size - int(kept.sum())]] = True
+        return cells[kept]
+    spare = own[~among(own, cells)[0]]
+    evenly = torch.arange(-surplus, device=cells.device) * spare.shape[0] // max(1, -surplus)
+    return torch.cat([cells, spare[evenly]])
