@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Being", "Spread", "affine", "check_input", "check_positive", "dense", "indices", "plain_linear"]
 
+LARGEST_DENSE = 10**8
+
 
 def affine(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """y = x Wᵀ + b for one map, W (out, in), or for a population of maps, W (beings, out, in).
@@ -114,16 +116,13 @@ class Being(nn.Module):
         check_input(input, self.in_features, None)
         return affine(input, self.weight, self.bias)
 
+    @torch.enable_grad()
     def to_linear(self) -> nn.Linear:
         """This being as an independent nn.Linear."""
         return plain_linear(dense(self.weight), self.bias)
 
     def extra_repr(self) -> str:
         return f"index={self.index}, population={self._source[0]}"
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Being":
-        population = self._source[0]  # a copy made together with its population looks into that copy
-        return type(self)(memo.get(id(population), population), self.index)
 
 
 class Spread(nn.Module):
@@ -145,12 +144,27 @@ class Spread(nn.Module):
 
 
 def dense(weight: Tensor) -> Tensor:
-    return weight if weight.layout == torch.strided else weight.to_dense()
+    """``weight`` as it is, or, if it is sparse, as a dense tensor; gradients pass.
+
+    Raises:
+        ValueError: it is sparse and would have more than 10⁸ entries.
+    """
+    if weight.layout == torch.strided:
+        return weight
+    if weight.numel() > LARGEST_DENSE:
+        raise ValueError(
+            f"A sparse matrix must have at most {LARGEST_DENSE:,} entries to be made dense, "
+            f"however: {tuple(weight.shape)} has {weight.numel():,}"
+        )
+    return weight.to_dense()
 
 
 def indices(index: int | Sequence[int] | Tensor, beings: int) -> Tensor:
     """Indices of beings as a LongTensor in 0..beings-1; a ValueError for one that is out of range."""
-    found = torch.as_tensor(index, dtype=torch.long).cpu().reshape(-1)
+    found = torch.as_tensor(index).cpu().reshape(-1)
+    if found.numel() and (found.is_floating_point() or found.is_complex() or found.dtype == torch.bool):
+        raise ValueError(f"Indices of beings must be integers, however: {found.tolist()}")
+    found = found.long()
     if bool(((found < -beings) | (found >= beings)).any()):
         raise ValueError(f"Indices of beings must lie in 0..{beings - 1}, however: {found.tolist()}")
     return found % beings

@@ -13,6 +13,7 @@ A layer is one class in one file. It owns raw parameters and writes
 
 import inspect
 import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -155,7 +156,10 @@ class LinearMap(nn.Module, ABC):
 
     @classmethod
     def examples(cls) -> list[dict[str, Any]]:
-        """Option dicts that together exercise the class: the contract tests run each of them."""
+        """Option dicts that together exercise the class: the contract tests run each of them.
+
+        Where an option admits only certain sizes, ``in_features`` and ``out_features`` stand among them.
+        """
         return [{}]
 
     # ------------------------------------------------------------------ the matrix
@@ -197,7 +201,8 @@ class LinearMap(nn.Module, ABC):
         """
         check_input(input, self.in_features, self.beings)
         dtype, device = self._anchor.dtype, input.device.type
-        autocast = device != "meta" and torch.is_autocast_enabled(device)
+        # autocast leaves float64 alone, as it does in nn.Linear
+        autocast = device != "meta" and torch.is_autocast_enabled(device) and dtype != torch.float64
         if not autocast and input.dtype != dtype:
             raise TypeError(f"The input must have the dtype of the parameters, {dtype}, however: {input.dtype}")
         result = torch.get_autocast_dtype(device) if autocast else dtype
@@ -222,10 +227,10 @@ class LinearMap(nn.Module, ABC):
             seeds: None draws from torch's default generator. An int, for a population one int for each being,
                 draws map i as after ``torch.manual_seed(seeds[i])``.
         """
-        if seeds is None:
-            seed_list: list[int | None] = [None] * (self.beings or 1)
-        else:
-            seed_list = [seeds] if isinstance(seeds, int) else list(seeds)
+        seed_list: list[int | None] = [None] * (self.beings or 1)
+        if seeds is not None:
+            listed = seeds if isinstance(seeds, Iterable) else [seeds]
+            seed_list = [operator.index(seed) for seed in listed]
         if len(seed_list) != (self.beings or 1):
             raise ValueError(f"seeds must hold one int for each being ({self.beings}), however: {len(seed_list)}")
         tensors = {name: tensor.detach() for name, tensor in self.raw_tensors().items()}
@@ -309,9 +314,13 @@ class LinearMap(nn.Module, ABC):
     def from_linears(cls, linears: Iterable[nn.Linear], **options: Any) -> Self:
         """nn.Linears of one shape -> the population of them, through :meth:`assign`."""
         members = list(linears)
-        shapes = {(m.in_features, m.out_features, m.bias is not None) for m in members}
-        if len(shapes) != 1:
-            raise ValueError(f"from_linears needs maps of one shape, however: {sorted(shapes) or 'none given'}")
+        kinds = {
+            f"{m.in_features} -> {m.out_features}, bias={m.bias is not None}, {m.weight.dtype}, "
+            f"requires_grad={m.weight.requires_grad}"
+            for m in members
+        }
+        if len(kinds) != 1:
+            raise ValueError(f"from_linears needs maps of one kind, however: {sorted(kinds) or 'none given'}")
         population = cls._like(members, len(members), options)
         biases: list[Tensor] = [m.bias for m in members if m.bias is not None]
         population._take(torch.stack([m.weight.detach() for m in members]), torch.stack(biases) if biases else None)
@@ -344,6 +353,7 @@ class LinearMap(nn.Module, ABC):
                 self.bias.copy_(bias)
         return moved
 
+    @torch.enable_grad()  # what learns goes on learning, even if it is exported under no_grad
     def to_linear(self) -> nn.Linear:
         """This layer -> an independent nn.Linear of the same function; torch's random state is left as it was."""
         if self.beings is not None:
@@ -353,6 +363,7 @@ class LinearMap(nn.Module, ABC):
             )
         return plain_linear(dense(self.weight), self.bias)
 
+    @torch.enable_grad()
     def to_linears(self) -> list[nn.Linear]:
         """A population -> one independent nn.Linear for each being."""
         weights = dense(self.weight)
@@ -365,7 +376,8 @@ class LinearMap(nn.Module, ABC):
     def clone_being(self, source: int | Sequence[int] | Tensor, destination: int | Sequence[int] | Tensor) -> None:
         """Overwrite being ``destination`` with being ``source``; lists of indices are copied all at once.
 
-        Writes in place under autograd's eyes: between forward and backward it makes backward raise an error.
+        Writes in place under autograd's eyes: between forward and backward it makes backward raise an error wherever
+        backward needs an overwritten value; otherwise the gradient is that of the forward that ran.
         """
         beings = self._population()
         src, dst = (indices(index, beings) for index in (source, destination))
@@ -397,7 +409,8 @@ class LinearMap(nn.Module, ABC):
             f"out_features={self.out_features}",
             f"bias={self.bias is not None}",
         ]
-        parts += [f"{name}={value!r}" for name, value in self.options().items() if value is not own[name].default]
+        shown = {name: repr(value) for name, value in self.options().items()}
+        parts += [f"{name}={text}" for name, text in shown.items() if text != repr(own[name].default)]
         parts += [] if self.beings is None else [f"beings={self.beings}"]
         return ", ".join(parts)
 
@@ -469,7 +482,24 @@ class Linear(LinearMap):
 
     @property
     def weight(self) -> Tensor:
-        return self._parameters["weight"]  # type: ignore[return-value]
+        stored = self._parameters.get("weight", self.__dict__.get("weight"))
+        if stored is None:
+            raise AttributeError(f"{type(self).__name__} has no weight: it was deleted")
+        return stored
+
+    @weight.deleter
+    def weight(self) -> None:
+        del self.__dict__["weight"]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "weight" or "weight" in self._parameters or not isinstance(value, Tensor):
+            super().__setattr__(name, value)
+        elif isinstance(value, nn.Parameter):
+            self._parameters["weight"] = value
+        elif (own := inspect.getattr_static(type(self), "weight")).fset:  # torch.nn.utils.parametrize made it
+            own.fset(self, value)
+        else:  # torch.nn.utils.prune and weight_norm keep the parameter under another name, and this up to date
+            self.__dict__["weight"] = value
 
     def _weight(self, weight: Tensor) -> Tensor:
         return weight

@@ -23,6 +23,7 @@ class IdentityLinear(LinearMap):
     Shape:
         - input: (*, in_features); with beings (*, beings, in_features)
         - output: (*, out_features); with beings (*, beings, out_features)
+        - anchor: ([beings,] 0), an empty buffer
 
     Example:
         >>> IdentityLinear(3, 5, bias=False)(torch.ones(3))
@@ -45,17 +46,13 @@ class IdentityLinear(LinearMap):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
-        # Without a bias nothing else would tell the device and the dtype of `weight`.
-        self.register_buffer("anchor", torch.empty(0, device=device, dtype=dtype), persistent=False)
+        # Without a bias nothing else would tell the device, the dtype and the leading axes of `weight`.
+        self.register_buffer("anchor", torch.empty(*self.leading, 0, device=device, dtype=dtype))
         self.reset_parameters()
 
-    @property
-    def weight(self) -> Tensor:
-        identity = torch.eye(self.out_features, self.in_features, device=self._anchor.device, dtype=self._anchor.dtype)
-        return identity.expand(*self.leading, self.out_features, self.in_features)
-
-    def _weight(self) -> Tensor:
-        return self.weight
+    def _weight(self, anchor: Tensor) -> Tensor:
+        identity = torch.eye(self.out_features, self.in_features, device=anchor.device, dtype=anchor.dtype)
+        return identity.expand(*anchor.shape[:-1], self.out_features, self.in_features)
 
     def _assign(self, weight: Tensor) -> dict[str, Tensor]:
         return {}
@@ -67,6 +64,6 @@ class IdentityLinear(LinearMap):
     def forward(self, input: Tensor) -> Tensor:
         return self._matrix_free(input, self._product)
 
-    def _product(self, x: Tensor) -> Tensor:
+    def _product(self, x: Tensor, anchor: Tensor) -> Tensor:
         y = F.pad(x[..., : self.out_features], (0, max(0, self.out_features - self.in_features)))
-        return y.expand(*self.leading, *y.shape[-2:])
+        return y.expand(*self.leading, *y.shape[-2:]).contiguous()  # an output that may be changed in place

@@ -1,0 +1,148 @@
+"""The catalogue, and what every public name and every layer in it must have."""
+
+import importlib
+import inspect
+import pkgutil
+import sys
+import types
+
+import pytest
+
+import linnet
+from linnet import Linear, LinearMap, OrthogonalLinear, SymmetricLinear, catalogue, find_layer
+from linnet.catalogue import layer_name, register
+from linnet.testing import check_constructor, check_copy, check_forward, check_layer
+
+
+@pytest.fixture
+def own_catalogue(monkeypatch):
+    monkeypatch.setattr(sys.modules["linnet.catalogue"], "_CATALOGUE", dict(catalogue()))
+
+
+def define(name, **options):
+    """A new layer class called ``name``, with a ``_weight`` of its own."""
+
+    def fill(body):
+        body["_weight"] = lambda self, weight: weight
+
+    return types.new_class(name, (Linear,), options, fill)
+
+
+def test_a_class_with_a_weight_of_its_own_enters_the_catalogue(own_catalogue):
+    before = list(catalogue())
+    assert define("TwirledLinear") is find_layer("twirled")
+    assert [*before, "twirled"] == list(catalogue())
+    define("HiddenLinear", catalogue=False)
+    type("FSDPTwirledLinear", (find_layer("twirled"),), {})
+    assert [*before, "twirled"] == list(catalogue())
+    with pytest.raises(TypeError):
+        catalogue()["new"] = Linear
+
+
+def test_a_name_can_be_taken_once_but_a_notebook_cell_can_run_twice(own_catalogue):
+    first = define("TwirledLinear")
+    again = define("TwirledLinear")
+    assert first is not again and find_layer("twirled") is again
+    other = define("TwirledLinear", catalogue=False)
+    other.__module__ = "elsewhere"
+    with pytest.raises(TypeError, match=r"must be unique, however: 'twirled' is .*catalogue=False"):
+        register(other)
+
+
+@pytest.mark.parametrize(
+    ("class_name", "short"),
+    [
+        ("Linear", "linear"),
+        ("OrthogonalLinear", "orthogonal"),
+        ("SVDLinear", "svd"),
+        ("SVDLinearLearnBounds", "svd-learn-bounds"),
+        ("SymmetricSVDLinear", "symmetric-svd"),
+        ("LassoLinearRELU", "lasso-relu"),
+        ("L0Linear", "l0"),
+        ("PSDLinear", "psd"),
+        ("DampedSkewSymmetricLinear", "damped-skew-symmetric"),
+        ("Butterfly", "butterfly"),
+    ],
+)
+def test_short_names(class_name, short):
+    assert layer_name(class_name) == short
+
+
+def test_find_layer_takes_names_and_places():
+    assert find_layer("orthogonal") is OrthogonalLinear
+    assert find_layer("linnet.maps:SymmetricLinear") is SymmetricLinear
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("ortogonal", "did you mean orthogonal"),
+        ("Orthogonal", "did you mean orthogonal"),
+        ("xyzzy", "known are linear"),
+        ("", "known are linear"),
+        ("no.such.module:Layer", "No module named 'no'"),
+        ("linnet:NoSuchLinear", "NoSuchLinear"),
+        ("linnet:Spread", "must be a LinearMap class"),
+        ("linnet:penalty", "must be a LinearMap class"),
+        ("torch.nn:Linear", "must be a LinearMap class"),
+        (":Linear", "must be importable"),
+        ("linnet:", "must be importable"),
+    ],
+)
+def test_find_layer_explains_what_is_wrong(name, says):
+    with pytest.raises(ValueError, match="A layer must be") as caught:
+        find_layer(name)
+    assert says in str(caught.value) and repr(name) in str(caught.value)
+
+
+def test_a_layer_of_a_third_party_is_found_and_checked(tmp_path, monkeypatch, own_catalogue):
+    source = (
+        "from linnet import Linear\nclass Twirled(Linear):\n    def _weight(self, weight):\n        return weight\n"
+    )
+    (tmp_path / "outsider.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    cls = find_layer("outsider:Twirled")
+    assert cls.__name__ == "Twirled" and catalogue()["twirled"] is cls
+    check_layer(cls, checks=[check_constructor, check_forward, check_copy])
+    monkeypatch.delitem(sys.modules, "outsider")
+
+
+# ----------------------------------------------------------------------------------------- public names
+
+MODULES = [
+    importlib.import_module(module.name)
+    for module in pkgutil.walk_packages(linnet.__path__, "linnet.")
+    if not module.name.endswith("__main__")
+]
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
+def test_every_public_name_exists_and_is_documented(module):
+    assert module.__doc__, "a module says what it is about"
+    for name in getattr(module, "__all__", ()):
+        value = getattr(module, name)
+        if inspect.isclass(value) or inspect.isfunction(value):
+            assert (value.__doc__ or "").strip(), f"{name} needs a docstring"
+
+
+@pytest.mark.parametrize("name", list(catalogue()))
+def test_every_layer_documents_its_arguments_shapes_example_and_source(name):
+    cls = find_layer(name)
+    if not cls.__module__.startswith("linnet."):
+        return
+    sections = ["Args:", "Shape:", "Example:"] + ["Reference:"] * (cls is not Linear)
+    missing = [section for section in sections if section not in cls.__dict__["__doc__"]]
+    assert not missing, f"the docstring of {cls.__name__} lacks {missing}"
+    options = set(inspect.signature(cls).parameters) - set(inspect.signature(LinearMap).parameters)
+    assert all(f"{option}:" in cls.__doc__ for option in options), "every option is explained"
+
+
+@pytest.mark.parametrize("name", list(catalogue()))
+def test_every_shipped_layer_stands_in_the_public_lists(name):
+    cls = find_layer(name)
+    if not cls.__module__.startswith("linnet."):
+        return
+    package = cls.__module__.rpartition(".")[0]
+    for module in {cls.__module__, package} - {"linnet"}:
+        assert cls.__name__ in sys.modules[module].__all__, f"{cls.__name__} is missing from {module}.__all__"
+    assert getattr(linnet, cls.__name__) is cls, f"{cls.__name__} is missing from linnet/__init__.py"
