@@ -1,0 +1,406 @@
+"""Checkpoints: model, optimizer, step and random generators in one safetensors file, written atomically; no pickle.
+
+The file is an ordinary safetensors file. The metadata of its header has one entry, ``linnet``, a JSON object: the
+description of everything that is not a tensor, with ``{"$tensor": name}`` where a tensor belongs. The first member of
+that object is the SHA-256 of the whole file, computed with zeros in place of the digest itself, so that any altered
+byte is found.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from linnet.state import Box, check_generators, generator_states, set_generators, unpack
+
+__all__ = ["CheckpointInfo", "info", "load", "replacing", "save"]
+
+FORMAT_VERSION = 1
+_START = b'{"__metadata__":{"linnet":"{\\"sha256\\":\\"'  # how the header of every checkpoint begins
+_ZEROS = b"0" * 64
+_LONGEST_HEADER = 100_000_000  # the limit of safetensors
+_CHUNK = 1 << 22
+_MEMBERS: dict[str, Any] = {  # of the description, in order, and their types
+    "sha256": str,
+    "format_version": int,
+    "linnet_version": str,
+    "torch_version": str,
+    "model_class": str,
+    "optimizer_class": str | None,
+    "optimizer_shapes": list | None,
+    "step": int | None,
+    "model": dict,
+    "optimizer": dict | None,
+    "rng": dict | None,
+    "extra": object,
+}
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What a checkpoint holds.
+
+    Attributes:
+        model: class of the saved model.
+        shapes: shape of each entry of its state_dict, by key.
+        optimizer: class of the saved optimizer, or None.
+        step: the ``step`` that was saved, or None.
+        rng: whether the states of the random generators were saved.
+        extra: the ``extra`` that was saved; from :func:`info` its tensors are on the meta device.
+        linnet_version, torch_version: what wrote the file.
+        sha256: digest of the file.
+    """
+
+    model: str
+    shapes: dict[str, tuple[int, ...]]
+    optimizer: str | None
+    step: int | None
+    rng: bool
+    extra: Any
+    linnet_version: str
+    torch_version: str
+    sha256: str
+
+
+def save(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+    step: int | None = None,
+    rng: bool = True,
+    extra: Any = None,
+) -> None:
+    """Write model, optimizer, step and generator states to ``path``: all of it or, on any failure, nothing.
+
+    A file that is already there stays until the new one is complete on the disk.
+
+    Args:
+        model: its ``state_dict()`` is saved; tied tensors are stored once.
+        path: the file to write.
+        optimizer: its ``state_dict()`` is saved too.
+        step: how far training is.
+        rng: whether to save the states of torch's generators (CPU, and CUDA if in use), NumPy's and ``random``'s.
+        extra: anything made of dicts, lists, tuples, strings, numbers, None and tensors; the state_dict of a
+            learning rate scheduler, say.
+
+    Raises:
+        TypeError: something is of a kind that cannot be stored without pickle; the message names it.
+
+    Example:
+        >>> import tempfile
+        >>> model = nn.Linear(3, 2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(model, f"{folder}/model.safetensors", step=7, extra={"note": "hello"})
+        ...     found = load(f"{folder}/model.safetensors", into=nn.Linear(3, 2))
+        >>> found.step, found.extra, found.shapes
+        (7, {'note': 'hello'}, {'weight': (2, 3), 'bias': (2,)})
+    """
+    from linnet import __version__
+
+    tree = {
+        "model": model.state_dict(),
+        "optimizer": None if optimizer is None else optimizer.state_dict(),
+        "rng": generator_states() if rng else None,
+        "extra": extra,
+    }
+    box = Box()
+    description = {
+        "sha256": _ZEROS.decode(),
+        "format_version": FORMAT_VERSION,
+        "linnet_version": __version__,
+        "torch_version": torch.__version__,
+        "model_class": _class_name(model),
+        "optimizer_class": None if optimizer is None else _class_name(optimizer),
+        "optimizer_shapes": None if optimizer is None else _optimizer_shapes(optimizer),
+        "step": step,
+        **{name: box.put(value, name) for name, value in tree.items()},
+    }
+    text = json.dumps(description, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    data = safetensors.torch.save(box.tensors, metadata={"linnet": text})
+    at = 8 + len(_START)
+    if data[8:at] != _START:
+        raise RuntimeError("safetensors wrote a header of an unknown layout")
+    digest = hashlib.sha256(data).hexdigest().encode()
+    view = memoryview(data)
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(view[:at])
+        file.write(digest)
+        file.write(view[at + 64 :])
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    into: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    rng: bool = True,
+) -> CheckpointInfo:
+    """Read what :func:`save` wrote back into a model and an optimizer of the same kind: all of it or nothing.
+
+    Everything is checked before anything is changed; a failure on the way puts the model and the optimizer back.
+
+    Args:
+        path: the file.
+        into: the model to fill, on any device.
+        optimizer: the optimizer to fill; None leaves a saved one unread.
+        rng: whether to set the random generators to the saved states, if there are any. States of CUDA devices
+            that this machine does not have are left out.
+
+    Returns:
+        What the file holds, with ``extra`` on the CPU.
+
+    Raises:
+        ValueError: the file is truncated, altered, not from linnet or of a newer format, or the model or the
+            optimizer does not fit; the message names what is missing, unexpected or of another shape or dtype.
+    """
+    with _opened(path) as (description, file):
+
+        def copied(name: str) -> Tensor:
+            return file.get_tensor(name).clone()  # not a view of the file
+
+        model = _unpack(description["model"], file.get_tensor, path)
+        generators, extra = (_unpack(description[name], copied, path) for name in ("rng", "extra"))
+        _check_model(model, into, path)
+        if optimizer is not None:
+            _check_optimizer(description, optimizer, path)
+            optimizer_state = _unpack(description["optimizer"], copied, path)
+        if rng and generators is not None:
+            try:
+                check_generators(generators)
+            except ValueError as error:
+                raise _bad(path, str(error)) from error
+        with _undone_on_error(into, optimizer, path):
+            into.load_state_dict(model)
+            if optimizer is not None:
+                _place_like(optimizer_state["param_groups"], optimizer.param_groups)
+                optimizer.load_state_dict(optimizer_state)
+        if rng and generators is not None:
+            set_generators(generators)
+        return _as_info(description, model, extra)
+
+
+def info(path: str | os.PathLike[str]) -> CheckpointInfo:
+    """What a checkpoint holds, without loading a tensor; the digest of the file is verified.
+
+    Raises:
+        ValueError: the file is truncated, altered, not from linnet or of a newer format.
+    """
+    with _opened(path) as (description, file):
+
+        def on_meta(name: str) -> Tensor:
+            return file.get_tensor(name).to("meta")  # mapped, not read
+
+        model, extra = (_unpack(description[name], on_meta, path) for name in ("model", "extra"))
+        return _as_info(description, model, extra)
+
+
+# ---------------------------------------------------------------------- files
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary beside ``path`` to write to; it takes the place of ``path`` when the block ends, whole or not at all.
+
+    The bytes are on the disk before the name changes, and the name before the block is left; an exception removes the
+    temporary and leaves what was there.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with replacing(f"{folder}/a.txt") as temporary:
+        ...         _ = temporary.write_text("hello")
+        ...     Path(f"{folder}/a.txt").read_text()
+        'hello'
+    """
+    target = Path(os.path.realpath(path))  # through a symbolic link, as open() would
+    temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(6)}.tmp")
+    try:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() or os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[dict[str, Any], Any]]:
+    """The description of a checkpoint and its open safetensors file, once both are found to be whole."""
+    with open(path, "rb") as file:
+        description = _verified_description(file, path)
+    try:
+        opened = safetensors.safe_open(path, framework="pt")
+    except safetensors.SafetensorError as error:
+        raise _bad(path, str(error)) from error
+    with opened as tensors:
+        if not (tensors.metadata() or {}).get("linnet", "").startswith(f'{{"sha256":"{description["sha256"]}"'):
+            raise _bad(path, "replaced while it was being read")
+        yield description, tensors
+
+
+def _verified_description(file: BufferedReader, path: str | os.PathLike[str]) -> dict[str, Any]:
+    size = os.fstat(file.fileno()).st_size
+    prefix = file.read(8)
+    header = file.read(max(0, min(int.from_bytes(prefix, "little"), size - 8, _LONGEST_HEADER)))
+    if not header.startswith(_START):
+        raise _bad(path, "its header is not that of one")
+    at = len(_START)
+    stored = header[at : at + 64]
+    try:
+        description = json.loads(json.loads(header)["__metadata__"]["linnet"])
+        version = description["format_version"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _bad(path, f"its header is truncated or altered ({type(error).__name__})") from error
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise _bad(path, f"its format {version} is newer than {FORMAT_VERSION}, the newest that this linnet reads")
+    sha = hashlib.sha256(prefix + header[:at] + _ZEROS + header[at + 64 :])
+    while chunk := file.read(_CHUNK):
+        sha.update(chunk)
+    if sha.hexdigest().encode() != stored:
+        raise _bad(path, "it is truncated or altered (its SHA-256 differs)")
+    if version != FORMAT_VERSION or any(not isinstance(description.get(k, ...), t) for k, t in _MEMBERS.items()):
+        raise _bad(path, "its description is incomplete")
+    return description
+
+
+def _unpack(value: Any, tensor: Callable[[str], Tensor], path: str | os.PathLike[str]) -> Any:
+    try:
+        return unpack(value, tensor)
+    except (KeyError, TypeError, ValueError, RecursionError, safetensors.SafetensorError) as error:
+        raise _bad(path, f"its description is wrong ({type(error).__name__}: {error})") from error
+
+
+def _bad(path: str | os.PathLike[str], fact: str) -> ValueError:
+    return ValueError(f"{os.fspath(path)!r} must be a whole linnet checkpoint, however: {fact}")
+
+
+# ---------------------------------------------------------------------- does it fit?
+
+
+def _class_name(thing: object) -> str:
+    return f"{type(thing).__module__}.{type(thing).__qualname__}"
+
+
+def _optimizer_shapes(optimizer: torch.optim.Optimizer) -> list[list[list[int]]]:
+    return [[list(parameter.shape) for parameter in group["params"]] for group in optimizer.param_groups]
+
+
+def _check_model(saved: dict[str, Any], model: nn.Module, path: str | os.PathLike[str]) -> None:
+    own = model.state_dict()
+    faults = []
+    if missing := [key for key in own if key not in saved and not _loads_itself(model, key)]:
+        faults.append(f"missing in the file: {_listed(missing)}")
+    if unexpected := [key for key in saved if key not in own and not _loads_itself(model, key)]:
+        faults.append(f"not in the model: {_listed(unexpected)}")
+    different = []
+    for key in (key for key in own if key in saved):
+        theirs, ours = saved[key], own[key]
+        if isinstance(theirs, Tensor) != isinstance(ours, Tensor):
+            different.append(f"{key} (of another kind)")
+        elif isinstance(ours, Tensor) and not nn.parameter.is_lazy(ours):
+            if ours.is_meta:
+                raise ValueError(f"The model must have real tensors, however: {key} is on the meta device")
+            if theirs.shape != ours.shape and not _loads_itself(model, key):
+                different.append(f"{key} ({tuple(theirs.shape)} in the file, {tuple(ours.shape)} in the model)")
+            elif theirs.dtype != ours.dtype:
+                different.append(f"{key} ({theirs.dtype} in the file, {ours.dtype} in the model)")
+    if different:
+        faults.append(f"different: {_listed(different)}")
+    if faults:
+        raise ValueError(f"The model must fit the checkpoint {os.fspath(path)!r}, however: {'; '.join(faults)}")
+
+
+def _loads_itself(model: nn.Module, key: str) -> bool:
+    """Whether a module on the way to ``key`` has a loader or a hook of its own, which then decides what fits it."""
+    module: nn.Module | None = model
+    for part in key.split("."):
+        if module is None:
+            break
+        if (
+            type(module)._load_from_state_dict is not nn.Module._load_from_state_dict
+            or module._load_state_dict_pre_hooks
+        ):
+            return True
+        module = module._modules.get(part)
+    return False
+
+
+def _check_optimizer(
+    description: dict[str, Any], optimizer: torch.optim.Optimizer, path: str | os.PathLike[str]
+) -> None:
+    rule = f"The optimizer must fit the checkpoint {os.fspath(path)!r}, however: "
+    if description["optimizer"] is None:
+        raise ValueError(f"{rule}the file holds none")
+    if description["optimizer_class"] != _class_name(optimizer):
+        raise ValueError(f"{rule}{description['optimizer_class']} in the file, {_class_name(optimizer)} given")
+    if description["optimizer_shapes"] != _optimizer_shapes(optimizer):
+        raise ValueError(f"{rule}its parameter groups hold other parameters")
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+@contextmanager
+def _undone_on_error(
+    model: nn.Module, optimizer: torch.optim.Optimizer | None, path: str | os.PathLike[str]
+) -> Iterator[None]:
+    """Put model and optimizer back as they were if the block fails: a module's own loading hooks may refuse late."""
+    state = {k: v for k, v in model.state_dict().items() if not nn.parameter.is_lazy(v)}
+    before = {k: v.detach().clone() if isinstance(v, Tensor) else v for k, v in state.items()}
+    kept = None if optimizer is None else (optimizer.state, optimizer.param_groups)
+    try:
+        yield
+    except BaseException as error:
+        model.load_state_dict(before, strict=False)  # a module may have grown tensors on the way
+        if optimizer is not None and kept is not None:
+            optimizer.state, optimizer.param_groups = kept
+        if isinstance(error, (AttributeError, LookupError, RuntimeError, TypeError, ValueError)):
+            reason = " ".join(str(error).split())
+            raise ValueError(f"The checkpoint {os.fspath(path)!r} must load, however: {reason}") from error
+        raise
+
+
+def _place_like(saved_groups: list[dict[str, Any]], groups: list[dict[str, Any]]) -> None:
+    """Tensors among the options (a learning rate, say) go to the device of those that they replace."""
+    for saved, group in zip(saved_groups, groups, strict=True):
+        for name, value in saved.items():
+            if isinstance(value, Tensor):
+                own = group.get(name)
+                saved[name] = value.clone().to(own.device if isinstance(own, Tensor) else "cpu")
+
+
+def _as_info(description: dict[str, Any], model: dict[str, Any], extra: Any) -> CheckpointInfo:
+    return CheckpointInfo(
+        model=description["model_class"],
+        shapes={key: tuple(value.shape) for key, value in model.items() if isinstance(value, Tensor)},
+        optimizer=description["optimizer_class"],
+        step=description["step"],
+        rng=description["rng"] is not None,
+        extra=extra,
+        linnet_version=description["linnet_version"],
+        torch_version=description["torch_version"],
+        sha256=description["sha256"],
+    )
