@@ -1,1 +1,1 @@
-"""."""
+"""Data and training loops of the command line."""

@@ -1,0 +1,57 @@
+"""The command ``linnet``: its entry point, and what it does about errors.
+
+The commands themselves are in :mod:`linnet.tasks.commands`; they need the extra ``cli``, this file does not.
+"""
+
+import importlib.util
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+__all__ = ["UserError", "main", "user_input"]
+
+EXTRA = ("typer", "rich", "matplotlib", "sklearn")
+
+
+class UserError(Exception):
+    """A mistake of the user: one line on stderr and exit code 2, no traceback."""
+
+
+@contextmanager
+def user_input() -> Iterator[None]:
+    """What is checked inside comes from the user: a ValueError is their mistake, not ours."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``linnet`` and return its exit code: 0, 2 after a mistake of the user, 130 after Ctrl-C.
+
+    Args:
+        arguments: instead of those of the process.
+    """
+    if any(importlib.util.find_spec(name) is None for name in EXTRA):
+        print('linnet: the command line needs its extra: pip install "linnet[cli]"', file=sys.stderr)
+        return 2
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without × and ± shows a question mark
+    try:
+        from linnet.tasks.commands import app
+
+        code = app(args=arguments, prog_name="linnet", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except KeyboardInterrupt:
+        print("linnet: stopped", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if isinstance(error, UserError):
+            message = str(error)
+        elif hasattr(error, "format_message"):  # a usage error of typer, whose base class moved between versions
+            message = error.format_message()
+        else:
+            raise
+        print(f"linnet: {' '.join(message.split())}", file=sys.stderr)
+        return 2

@@ -1,0 +1,215 @@
+"""The commands of ``linnet``, one function each; their errors are handled in :mod:`linnet.cli`."""
+
+import dataclasses
+import inspect
+import shlex
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from linnet import __version__
+from linnet.catalogue import catalogue
+from linnet.cli import user_input
+from linnet.linear import LinearMap
+from linnet.tasks.specs import LayerSpec, Settings, layer_options
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="linnet: the linear layer in all its forms.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"linnet {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def linnet(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def layers(
+    size: Annotated[int, typer.Option(help="Count the parameters of a square layer of this size.")] = 64,
+) -> None:
+    """The catalogue: every layer, what it promises, its options, and its parameters."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    table.add_column("layer", no_wrap=True)
+    table.add_column("promise on A", overflow="fold")
+    table.add_column("options", overflow="fold")
+    table.add_column(f"parameters\nat {size} × {size}", justify="right")
+    with user_input():
+        for name, kind in catalogue().items():
+            options = {key: default for key, (_, default) in layer_options(kind).items() if key not in _SHARED}
+            shown = ", ".join(
+                key if default is inspect.Parameter.empty else f"{key}={default}" for key, default in options.items()
+            )
+            table.add_row(name, kind.promise, shown or "–", _parameters(kind, size))
+    console = Console()
+    console.print(table)
+    console.print(
+        "\ny = x A + b. Every layer takes bias=false, and beings=n for a population of n; wide is linear:beings=8.\n"
+        "To train with one: linnet train --layer NAME:option=value, or with a class of your own: "
+        "--layer package.module:Class",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+_SHARED = ("bias", "beings")
+
+
+def _parameters(kind: type[LinearMap], size: int) -> str:
+    try:
+        layer = kind(size, size, device="meta")
+    except ValueError:
+        if size < 1:
+            raise
+        return "not this size"  # a power of two wanted, say
+    return f"{sum(parameter.numel() for parameter in layer.parameters()):,}"
+
+
+@app.command()
+def train(
+    data: Annotated[
+        str | None, typer.Option(help="digits, fashion-mnist or mnist.", show_default=Settings.data, metavar="NAME")
+    ] = None,
+    data_dir: Annotated[
+        str | None, typer.Option(help="Folder with the four IDX files of the data set, plain or .gz.", metavar="FOLDER")
+    ] = None,
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A kind of layer; may be given several times: a name of `linnet layers` or package.module:Class, then "
+            ":option=value[,option=value].",
+            show_default=", ".join(Settings.layers),
+            metavar="LAYER",
+        ),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data.", show_default=str(Settings.epochs))] = None,
+    seed: Annotated[int | None, typer.Option(help="The first seed.", show_default=str(Settings.seed))] = None,
+    seeds: Annotated[int | None, typer.Option(help="How many seeds.", show_default=str(Settings.seeds))] = None,
+    hidden: Annotated[
+        int | None, typer.Option(help="Size of the hidden layers.", show_default=str(Settings.hidden))
+    ] = None,
+    depth: Annotated[
+        int | None, typer.Option(help="Number of linear layers.", show_default=str(Settings.depth))
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Samples in a step.", show_default=str(Settings.batch_size))
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate of Adam.", show_default=str(Settings.lr))] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1.", show_default=Settings.device)] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of torch on the CPU.", show_default=str(Settings.threads))
+    ] = None,
+    decouple: Annotated[
+        bool | None, typer.Option("--decouple", help="Train with synthetic gradients (linnet.DNI).", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the run.", show_default="runs/DATA-TIME", metavar="FOLDER")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out; its settings need not be given again.")
+    ] = False,
+) -> None:
+    """Train the same network with each kind of layer, and show what each costs and gives."""
+    given: dict[str, Any] = {
+        "data": data,
+        "data_dir": data_dir,
+        "layers": tuple(layer) if layer else None,
+        "epochs": epochs,
+        "seed": seed,
+        "seeds": seeds,
+        "hidden": hidden,
+        "depth": depth,
+        "batch_size": batch_size,
+        "lr": lr,
+        "device": device,
+        "threads": threads,
+        "decouple": decouple,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    # Imported here: `linnet layers` and `--help` need neither matplotlib nor the training loop.
+    from linnet.tasks.measure import measure
+    from linnet.tasks.pictures import draw
+    from linnet.tasks.report import legend, results_of, table_of, write_results
+    from linnet.tasks.train import fit, prepare, resumed_settings, seeds_of
+
+    with user_input():
+        if resume and out is None:
+            raise ValueError("--resume must say which run: --out FOLDER, however: none given")
+        before = resumed_settings(out) if resume and out is not None else None
+        settings = Settings(**given) if before is None else dataclasses.replace(before, **given)
+        folder = out or Path("runs") / f"{settings.data}-{time.strftime('%Y%m%d-%H%M%S')}"
+        run = prepare(settings, folder, resume=resume)
+    try:
+        with Watcher(settings) as watcher:
+            fits = [[fit(run, spec, seed, watcher) for seed in seeds_of(settings)] for spec in run.specs]
+        costs = measure(run)
+        results = results_of(run, fits, costs)
+        numbers, pictures = write_results(results, run.out), draw(run, fits)
+    except KeyboardInterrupt:
+        again = f"linnet train --resume --out {shlex.quote(str(folder))}"
+        Console(stderr=True).print(f"linnet: stopped; to go on: {again}", highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(130) from None
+    console = Console()
+    console.print(table_of(results))
+    shown = ", ".join(path.name for path in [numbers, *pictures])
+    console.print(f"\n{legend(results)}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"\n{run.out}: {shown}", highlight=False, markup=False, soft_wrap=True)
+
+
+class Watcher:
+    """Live progress on stderr: a bar for each kind of layer; where stderr is not a terminal, a line for each net."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.console = Console(stderr=True)
+        self.bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}"),
+            TimeElapsedColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        total = settings.seeds * settings.epochs
+        self.tasks: dict[str, TaskID] = {
+            text: self.bars.add_task(text, total=total, start=False, state="") for text in settings.layers
+        }
+
+    def __enter__(self) -> "Watcher":
+        self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bars.stop()
+
+    def __call__(self, spec: LayerSpec, seed: int, epochs: int, val_accuracy: float) -> None:
+        done = (seed - self.settings.seed) * self.settings.epochs + epochs
+        state = f"seed {seed}  validation {100 * val_accuracy:5.1f} %"
+        self.bars.start_task(self.tasks[spec.text])
+        self.bars.update(self.tasks[spec.text], completed=done, state=state)
+        if not self.console.is_terminal and epochs == self.settings.epochs:
+            self.console.print(f"{spec.text}  {state}", highlight=False, markup=False, soft_wrap=True)

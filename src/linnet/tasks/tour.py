@@ -1,0 +1,85 @@
+"""``linnet tour``: the acts one after the other, one table and one picture."""
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from linnet.tasks.acts import ACTS, Act
+from linnet.tasks.data import load_data
+
+__all__ = ["tour"]
+
+
+def tour(out: Path, acts: Sequence[str] = (), console: Console | None = None) -> list[Act]:
+    """Perform the acts (all by default), print the closing table, write ``tour.png`` and ``tour.json`` into ``out``.
+
+    Raises:
+        ValueError: an act is unknown, or the folder cannot be written to.
+    """
+    console = console or Console()
+    unknown = [name for name in acts if name not in ACTS]
+    if unknown:
+        raise ValueError(f"An act must be one of {', '.join(ACTS)}, however: {', '.join(unknown)}")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "tour.json").touch()
+    except OSError as error:
+        raise ValueError(f"The output folder must be writable, however: {error}") from error
+    data = load_data("digits")
+    denormals = torch.set_flush_denormal(True)  # a state that fades to 1e-40 would make every step ten times slower
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # most steps are tiny: waking a second thread costs more than it brings
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    performed: dict[str, Act] = {}
+    try:
+        with Progress(*columns, console=console) as bars:
+
+            def move(bar: TaskID, share: float) -> None:
+                bars.update(bar, completed=share)
+
+            for name in acts or ACTS:
+                bar = bars.add_task(f"act: {name}", total=1.0)
+                performed[name] = ACTS[name](data, partial(move, bar))
+    finally:
+        torch.set_num_threads(threads)
+        if denormals:
+            torch.set_flush_denormal(False)
+    write(out, performed)
+    console.print(table(performed))
+    for act in performed.values():
+        console.print(f"[dim]{act.claim}:[/] {act.note}.", highlight=False)
+    console.print(f"Picture: {out / 'tour.png'}   numbers: {out / 'tour.json'}", highlight=False, soft_wrap=True)
+    return list(performed.values())
+
+
+def table(performed: dict[str, Act]) -> Table:
+    """The closing table: claim, nn.Linear, linnet, and whether the claim came out."""
+    closing = Table(title="What nn.Linear cannot do (digits: 1 797 real images)", title_justify="left")
+    for heading in ("claim", "nn.Linear", "linnet", "holds"):
+        closing.add_column(heading)
+    for act in performed.values():
+        verdict = "[green]yes[/]" if act.holds else "[red]NO[/]"
+        closing.add_row(act.claim, act.plain, act.linnet, verdict)
+    return closing
+
+
+def write(out: Path, performed: dict[str, Act]) -> None:
+    """One panel for each act in ``tour.png``, every number in ``tour.json``."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2 * len(performed), 4.4), layout="constrained")
+    for place, act in enumerate(performed.values()):
+        act.draw(figure.add_subplot(1, len(performed), place + 1))
+    figure.savefig(out / "tour.png", dpi=130)
+    results = {
+        name: {"claim": act.claim, "nn.Linear": act.plain, "linnet": act.linnet, "holds": act.holds, "note": act.note}
+        | {"numbers": act.numbers}
+        for name, act in performed.items()
+    }
+    (out / "tour.json").write_text(json.dumps(results, indent=1) + "\n")

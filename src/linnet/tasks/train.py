@@ -1,0 +1,241 @@
+"""The main job: the same network with each kind of layer, trained on real data; it can be interrupted at any moment."""
+
+import json
+import os
+import random
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from linnet import checkpoint
+from linnet.blocks import MLP
+from linnet.decoupled.dni import DNI
+from linnet.linear import penalty
+from linnet.tasks.data import Data, Split, load_data
+from linnet.tasks.specs import LayerSpec, Settings
+from linnet.wide.losses import per_being
+
+__all__ = ["Fit", "Run", "accuracy", "fit", "prepare", "trainable", "training_step"]
+
+_EVALUATION_BATCH = 2048
+
+Watch = Callable[[LayerSpec, int, int, float], None]
+"""Called as (layer, seed, epochs done, validation accuracy)."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that may start: all that it was given has been checked, and its folder is ready.
+
+    Attributes:
+        settings: what to do.
+        specs: the kinds of layer.
+        data: the data set.
+        out: the run's folder.
+    """
+
+    settings: Settings
+    specs: list[LayerSpec]
+    data: Data
+    out: Path
+
+    def build(self, spec: LayerSpec, seed: int) -> MLP:
+        """The network of a layer and a seed as it is before training."""
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+        return _build(self.settings, spec, self.data)
+
+    def path(self, spec: LayerSpec, seed: int) -> Path:
+        """The checkpoint of a layer and a seed: the last completed epoch, and in the end the chosen weights."""
+        slug = re.sub(r"[^A-Za-z0-9.=_-]+", "-", spec.text)[:100]
+        return self.out / "nets" / f"{self.settings.layers.index(spec.text):02d}-{slug}-seed{seed}.safetensors"
+
+
+@dataclass
+class Fit:
+    """One network, trained: the weights are those of the best epoch.
+
+    Attributes:
+        net: the network.
+        train_loss: cross-entropy of each epoch, the mean over its batches (and over the beings).
+        val_accuracy: of each epoch.
+        test_accuracy: of ``net``; None while it is being trained.
+    """
+
+    net: MLP
+    train_loss: list[float] = field(default_factory=list)
+    val_accuracy: list[float] = field(default_factory=list)
+    test_accuracy: float | None = None
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch, from 1, of the highest validation accuracy, the first on ties; 0 before the first."""
+        return self.val_accuracy.index(max(self.val_accuracy)) + 1 if self.val_accuracy else 0
+
+
+def prepare(settings: Settings, out: str | os.PathLike[str], *, resume: bool = False) -> Run:
+    """Check everything that can be wrong and make the run's folder, or find the one to resume.
+
+    Sets the number of torch's threads for the process.
+
+    Args:
+        settings: what to do.
+        out: folder of the run; new or empty, unless ``resume``.
+        resume: go on with the run in ``out``, whose settings and data must be the same.
+
+    Raises:
+        ValueError: data, layers or folder are not what they must be.
+    """
+    torch.set_num_threads(settings.threads)
+    data = load_data(settings.data, settings.data_dir)
+    specs = settings.specs()
+    run = Run(settings, specs, data, Path(out))
+    for spec in specs:
+        net = _build(settings, spec, data)
+        if not list(net.parameters()):
+            raise ValueError(f"A network to train must have parameters, however: it has none with {spec.text}")
+        trainable(net, run, spec)
+    record = {"settings": asdict(settings) | {"layers": list(settings.layers)}, "data_sha256": data.fingerprint}
+    if resume:
+        if different := settings.difference(resumed_settings(out)):
+            raise ValueError(f"A run is resumed with its own settings, however: {'; '.join(different)} as in {out}")
+        if _read_record(run.out)["data_sha256"] != data.fingerprint:
+            raise ValueError(f"A run is resumed on its own data, however: {settings.data} differs from that of {out}")
+        for left_over in [*run.out.glob(".*.tmp"), *(run.out / "nets").glob(".*.tmp")]:
+            left_over.unlink()  # of a save that was killed
+        for path in (run.path(spec, seed) for spec in specs for seed in seeds_of(settings)):
+            if path.exists():
+                checkpoint.info(path)
+        return run
+    try:
+        if run.out.exists() and any(not path.name.endswith(".tmp") for path in run.out.iterdir()):
+            raise ValueError(f"The output folder must be new or empty (or --resume given), however: {out} is not")
+        (run.out / "nets").mkdir(parents=True, exist_ok=True)
+        with checkpoint.replacing(run.out / "run.json") as temporary:
+            temporary.write_text(json.dumps(record, indent=1) + "\n")
+    except OSError as error:
+        raise ValueError(f"The output folder must be writable, however: {out} ({error.strerror})") from error
+    return run
+
+
+def resumed_settings(out: str | os.PathLike[str]) -> Settings:
+    """The settings of the run in a folder.
+
+    Raises:
+        ValueError: there is none, or its record is damaged.
+    """
+    record = _read_record(Path(out))
+    try:
+        return Settings(**record["settings"] | {"layers": tuple(record["settings"]["layers"])})
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"The record of a run must be whole, however: {out}/run.json is not ({error})") from error
+
+
+def seeds_of(settings: Settings) -> range:
+    return range(settings.seed, settings.seed + settings.seeds)
+
+
+def fit(run: Run, spec: LayerSpec, seed: int, watch: Watch | None = None) -> Fit:
+    """Train one network, from the last completed epoch if there is one, and read its test accuracy once.
+
+    After each epoch everything that is needed to go on is written to ``run.path(spec, seed)``.
+    """
+    settings, path = run.settings, run.path(spec, seed)
+    device = settings.torch_device()
+    net = run.build(spec, seed)
+    result = Fit(net)
+    best: dict[str, Tensor] = {}
+    model, optimizer = trainable(net, run, spec)
+    if path.exists():
+        extra = checkpoint.info(path).extra
+        if extra["test_accuracy"] is not None:
+            checkpoint.load(path, into=net, rng=False)
+            return Fit(net, **extra)
+        extra = checkpoint.load(path, into=model, optimizer=optimizer).extra
+        best = extra.pop("best")
+        result = Fit(net, **extra)
+        if watch:
+            watch(spec, seed, len(result.val_accuracy), result.val_accuracy[-1])
+    train, val = (Split(*(t.to(device) for t in split)) for split in (run.data.train, run.data.val))
+    for epoch in range(len(result.val_accuracy) + 1, settings.epochs + 1):
+        model.train()
+        total = torch.zeros((), device=device)
+        for rows in torch.randperm(len(train.targets)).to(device).split(settings.batch_size):
+            total += training_step(model, optimizer, train.inputs[rows], train.targets[rows], spec) * len(rows)
+        result.train_loss.append(total.item() / len(train.targets))
+        result.val_accuracy.append(accuracy(net, val, spec))
+        if result.best_epoch == epoch:
+            best = {key: value.detach().clone() for key, value in net.state_dict().items()}
+        extra = _plain(result) | {"best": best}
+        checkpoint.save(model, path, optimizer=optimizer, step=epoch, extra=extra)
+        if watch:
+            watch(spec, seed, epoch, result.val_accuracy[-1])
+    net.load_state_dict(best)
+    result.test_accuracy = accuracy(net, Split(*(t.to(device) for t in run.data.test)), spec)
+    checkpoint.save(net, path, step=result.best_epoch, rng=False, extra=_plain(result))
+    return result
+
+
+def trainable(net: MLP, run: Run, spec: LayerSpec) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """The module to train, which is the net itself or the net under synthetic gradients, and the net's optimizer."""
+    optimizer = torch.optim.Adam(net.parameters(), lr=run.settings.lr)
+    if not run.settings.decouple:
+        return net, optimizer
+    example = _for_beings(run.data.train.inputs[:1].to(run.settings.torch_device()), spec)
+    return DNI(net, optim=optimizer, example=example), optimizer
+
+
+def training_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor, targets: Tensor, spec: LayerSpec
+) -> Tensor:
+    """One step; returns the cross-entropy, for a population the mean over its beings."""
+    optimizer.zero_grad()
+    output = model(_for_beings(inputs, spec))
+    loss = (
+        F.cross_entropy(output, targets) if spec.beings is None else per_being(F.cross_entropy)(output, targets).sum()
+    )
+    (loss + penalty(model)).backward()
+    optimizer.step()
+    return loss.detach() / (spec.beings or 1)
+
+
+@torch.no_grad()
+def accuracy(net: nn.Module, split: Split, spec: LayerSpec) -> float:
+    """The share of samples that are classified right, for a population the mean over its beings."""
+    net.eval()
+    right = 0
+    for inputs, targets in zip(*(tensor.split(_EVALUATION_BATCH) for tensor in split), strict=True):
+        found = net(_for_beings(inputs, spec)).argmax(-1)
+        right += int((found == (targets if spec.beings is None else targets.unsqueeze(1))).sum())
+    return right / (len(split.targets) * (spec.beings or 1))
+
+
+def _for_beings(inputs: Tensor, spec: LayerSpec) -> Tensor:
+    """(batch, features) -> what the net takes; to a population one batch for all."""
+    return inputs if spec.beings is None else inputs.unsqueeze(1)
+
+
+def _build(settings: Settings, spec: LayerSpec, data: Data) -> MLP:
+    return spec.build(data.features, settings.hidden, data.classes, settings.depth, settings.torch_device())
+
+
+def _plain(result: Fit) -> dict[str, Any]:
+    return {name: value for name, value in vars(result).items() if name != "net"}
+
+
+def _read_record(out: Path) -> dict[str, Any]:
+    try:
+        record = json.loads((out / "run.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"There must be a run to resume, however: {out / 'run.json'} ({error})") from error
+    if not isinstance(record, dict) or not {"settings", "data_sha256"} <= record.keys():
+        raise ValueError(f"The record of a run must be whole, however: {out / 'run.json'} is not")
+    return record
