@@ -161,7 +161,7 @@ def test_generators_are_set_or_left(tmp_path):
 
 
 leaves = (
-    st.none()
+    st.sampled_from([None, "\ud800", "\0", '"}', -0.0])
     | st.booleans()
     | st.integers(-(2**80), 2**80)
     | st.floats()
@@ -573,7 +573,7 @@ class Thing:
     [
         ({"a": [Thing()]}, r"extra\.a\.0 is a Thing"),
         ({"s": {1, 2}}, r"extra\.s is a set"),
-        (b"bytes", "extra is a bytes"),
+        ({1: b"bytes"}, r"extra\.1 is a bytes"),
         (np.zeros(2), "extra is a ndarray"),
         (torch.zeros(2, device="meta"), "meta device"),
         (torch.zeros(2, 2).to_sparse(), "sparse"),

@@ -8,9 +8,10 @@ byte is found.
 
 import hashlib
 import json
+import operator
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
@@ -30,7 +31,6 @@ FORMAT_VERSION = 1
 _START = b'{"__metadata__":{"linnet":"{\\"sha256\\":\\"'  # how the header of every checkpoint begins
 _ZEROS = b"0" * 64
 _LONGEST_HEADER = 100_000_000  # the limit of safetensors
-_CHUNK = 1 << 22
 _MEMBERS: dict[str, Any] = {  # of the description, in order, and their types
     "sha256": str,
     "format_version": int,
@@ -124,20 +124,17 @@ def save(
         "model_class": _class_name(model),
         "optimizer_class": None if optimizer is None else _class_name(optimizer),
         "optimizer_shapes": None if optimizer is None else _optimizer_shapes(optimizer),
-        "step": step,
+        "step": None if step is None else operator.index(step),
         **{name: box.put(value, name) for name, value in tree.items()},
     }
-    text = json.dumps(description, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = json.dumps(description, allow_nan=False, separators=(",", ":"))
     data = safetensors.torch.save(box.tensors, metadata={"linnet": text})
     at = 8 + len(_START)
     if data[8:at] != _START:
         raise RuntimeError("safetensors wrote a header of an unknown layout")
-    digest = hashlib.sha256(data).hexdigest().encode()
-    view = memoryview(data)
+    view, digest = memoryview(data), hashlib.sha256(data).hexdigest().encode()
     with replacing(path) as temporary, open(temporary, "wb") as file:
-        file.write(view[:at])
-        file.write(digest)
-        file.write(view[at + 64 :])
+        file.writelines((view[:at], digest, view[at + 64 :]))
 
 
 def load(
@@ -170,22 +167,19 @@ def load(
         def copied(name: str) -> Tensor:
             return file.get_tensor(name).clone()  # not a view of the file
 
-        model = _unpack(description["model"], file.get_tensor, path)
-        generators, extra = (_unpack(description[name], copied, path) for name in ("rng", "extra"))
+        with _blaming(path):
+            model = unpack(description["model"], file.get_tensor)
+            generators, extra, state = (unpack(description[name], copied) for name in ("rng", "extra", "optimizer"))
+            if rng and generators is not None:
+                check_generators(generators)
         _check_model(model, into, path)
         if optimizer is not None:
             _check_optimizer(description, optimizer, path)
-            optimizer_state = _unpack(description["optimizer"], copied, path)
-        if rng and generators is not None:
-            try:
-                check_generators(generators)
-            except ValueError as error:
-                raise _bad(path, str(error)) from error
         with _undone_on_error(into, optimizer, path):
             into.load_state_dict(model)
             if optimizer is not None:
-                _place_like(optimizer_state["param_groups"], optimizer.param_groups)
-                optimizer.load_state_dict(optimizer_state)
+                _place_like(state["param_groups"], optimizer.param_groups)
+                optimizer.load_state_dict(state)
         if rng and generators is not None:
             set_generators(generators)
         return _as_info(description, model, extra)
@@ -202,7 +196,8 @@ def info(path: str | os.PathLike[str]) -> CheckpointInfo:
         def on_meta(name: str) -> Tensor:
             return file.get_tensor(name).to("meta")  # mapped, not read
 
-        model, extra = (_unpack(description[name], on_meta, path) for name in ("model", "extra"))
+        with _blaming(path):
+            model, extra = (unpack(description[name], on_meta) for name in ("model", "extra"))
         return _as_info(description, model, extra)
 
 
@@ -276,20 +271,19 @@ def _verified_description(file: BufferedReader, path: str | os.PathLike[str]) ->
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise _bad(path, f"its format {version} is newer than {FORMAT_VERSION}, the newest that this linnet reads")
     sha = hashlib.sha256(prefix + header[:at] + _ZEROS + header[at + 64 :])
-    while chunk := file.read(_CHUNK):
-        sha.update(chunk)
-    if sha.hexdigest().encode() != stored:
+    if hashlib.file_digest(file, lambda: sha).hexdigest().encode() != stored:
         raise _bad(path, "it is truncated or altered (its SHA-256 differs)")
     if version != FORMAT_VERSION or any(not isinstance(description.get(k, ...), t) for k, t in _MEMBERS.items()):
         raise _bad(path, "its description is incomplete")
     return description
 
 
-def _unpack(value: Any, tensor: Callable[[str], Tensor], path: str | os.PathLike[str]) -> Any:
+@contextmanager
+def _blaming(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
-        return unpack(value, tensor)
-    except (KeyError, TypeError, ValueError, RecursionError, safetensors.SafetensorError) as error:
-        raise _bad(path, f"its description is wrong ({type(error).__name__}: {error})") from error
+        yield
+    except (LookupError, TypeError, ValueError, RecursionError, safetensors.SafetensorError) as error:
+        raise _bad(path, f"its content is wrong ({type(error).__name__}: {error})") from error
 
 
 def _bad(path: str | os.PathLike[str], fact: str) -> ValueError:
@@ -305,6 +299,10 @@ def _class_name(thing: object) -> str:
 
 def _optimizer_shapes(optimizer: torch.optim.Optimizer) -> list[list[list[int]]]:
     return [[list(parameter.shape) for parameter in group["params"]] for group in optimizer.param_groups]
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _check_model(saved: dict[str, Any], model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -357,10 +355,6 @@ def _check_optimizer(
         raise ValueError(f"{rule}{description['optimizer_class']} in the file, {_class_name(optimizer)} given")
     if description["optimizer_shapes"] != _optimizer_shapes(optimizer):
         raise ValueError(f"{rule}its parameter groups hold other parameters")
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 @contextmanager

@@ -179,6 +179,22 @@ def train(
     console.print(f"\n{run.out}: {shown}", highlight=False, markup=False, soft_wrap=True)
 
 
+@app.command()
+def tour(
+    out: Annotated[Path, typer.Option(help="Folder for the picture and the numbers.", metavar="FOLDER")] = Path("tour"),
+    act: Annotated[
+        list[str] | None,
+        typer.Option(help="One act only; may be given several times.", show_default="all", metavar="ACT"),
+    ] = None,
+) -> None:
+    """Short acts on real data: things that nn.Linear cannot do, beside nn.Linear."""
+    from linnet.tasks.tour import check_tour, run_tour
+
+    with user_input():
+        check_tour(out, act or ())
+    run_tour(out, act or ())
+
+
 class Watcher:
     """Live progress on stderr: a bar for each kind of layer; where stderr is not a terminal, a line for each net."""
 

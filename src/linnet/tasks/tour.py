@@ -1,6 +1,7 @@
 """``linnet tour``: the acts one after the other, one table and one picture."""
 
 import json
+import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -13,24 +14,34 @@ from rich.table import Table
 from linnet.tasks.acts import ACTS, Act
 from linnet.tasks.data import load_data
 
-__all__ = ["tour"]
+__all__ = ["check_tour", "run_tour"]
 
 
-def tour(out: Path, acts: Sequence[str] = (), console: Console | None = None) -> list[Act]:
-    """Perform the acts (all by default), print the closing table, write ``tour.png`` and ``tour.json`` into ``out``.
+def check_tour(out: Path, acts: Sequence[str] = ()) -> None:
+    """Make the folder.
 
     Raises:
         ValueError: an act is unknown, or the folder cannot be written to.
     """
-    console = console or Console()
     unknown = [name for name in acts if name not in ACTS]
     if unknown:
         raise ValueError(f"An act must be one of {', '.join(ACTS)}, however: {', '.join(unknown)}")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "tour.json").touch()
+        with tempfile.TemporaryFile(dir=out):
+            pass
     except OSError as error:
         raise ValueError(f"The output folder must be writable, however: {error}") from error
+
+
+def run_tour(out: Path, acts: Sequence[str] = (), console: Console | None = None) -> dict[str, Act]:
+    """Perform the acts (all by default), print the closing table, write ``tour.png`` and ``tour.json`` into ``out``.
+
+    Raises:
+        ValueError: as :func:`check_tour`.
+    """
+    check_tour(out, acts)
+    console = console or Console()
     data = load_data("digits")
     denormals = torch.set_flush_denormal(True)  # a state that fades to 1e-40 would make every step ten times slower
     threads = torch.get_num_threads()
@@ -55,7 +66,7 @@ def tour(out: Path, acts: Sequence[str] = (), console: Console | None = None) ->
     for act in performed.values():
         console.print(f"[dim]{act.claim}:[/] {act.note}.", highlight=False)
     console.print(f"Picture: {out / 'tour.png'}   numbers: {out / 'tour.json'}", highlight=False, soft_wrap=True)
-    return list(performed.values())
+    return performed
 
 
 def table(performed: dict[str, Act]) -> Table:

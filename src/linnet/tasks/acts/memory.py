@@ -13,9 +13,9 @@ from linnet.tasks.acts.act import BLUE, GREY, ORANGE, Act, accuracy
 from linnet.tasks.data import Data
 from linnet.wide.losses import per_being
 
-__all__ = ["memory"]
+__all__ = ["perform"]
 
-WAIT, HIDDEN, SEEDS, EPOCHS, BATCH = 100, 64, 3, 10, 64
+WAIT, HIDDEN, SEEDS, EPOCHS, BATCH = 100, 64, 3, 8, 64
 RATES = (3e-4, 1e-3)
 
 
@@ -67,7 +67,7 @@ def train(kind: str, rate: float, data: Data, tick: Callable[[], None]) -> tuple
     return net, curve
 
 
-def memory(data: Data, progress: Callable[[float], None]) -> Act:
+def perform(data: Data, progress: Callable[[float], None]) -> Act:
     """Holds if, on the test split, nn.Linear stays below 20 % and the orthogonal map above 60 % (means over the seeds).
 
     The learning rate of each kind is chosen on the validation split from the same grid. The third kind is an nn.Linear

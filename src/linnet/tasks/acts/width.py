@@ -13,7 +13,7 @@ from linnet.tasks.acts.act import BLUE, GREY, ORANGE, Act, accuracy
 from linnet.tasks.data import Data
 from linnet.tasks.measure import peak_memory
 
-__all__ = ["width"]
+__all__ = ["perform"]
 
 WIDTH, CONNECTIONS, BATCH, RATE = 100_000, 1_000_000, 32, 1e-3
 
@@ -37,7 +37,7 @@ def dense_net(features: int, classes: int, parameters: int) -> nn.Sequential:
     )
 
 
-def width(data: Data, progress: Callable[[float], None]) -> Act:
+def perform(data: Data, progress: Callable[[float], None]) -> Act:
     """Holds if the wide net learns (test accuracy above 85 %) with a peak below a tenth of the dense weights alone.
 
     nn.Linear of this width cannot be built; an nn.Linear net with as many parameters is trained beside it, with the
@@ -89,7 +89,7 @@ def width(data: Data, progress: Callable[[float], None]) -> Act:
         axes.set(title=f"A layer {WIDTH:,} wide: memory", ylabel="gigabytes")
 
     return Act(
-        claim=f"A {WIDTH:,} x {WIDTH:,} layer learns digits in memory",
+        claim=f"A {WIDTH:,} x {WIDTH:,} layer is trained on digits",
         plain=f"{dense_bytes / 1e9:.0f} GB for the weights alone",
         linnet=f"{peaks['wide'] / 1e9:.2f} GB at the peak of a step, {100 * tests['wide']:.0f} % right",
         holds=tests["wide"] > 0.85 and peaks["wide"] < dense_bytes / 10,
