@@ -88,7 +88,7 @@ def perform(data: Data, progress: Callable[[float], None]) -> Act:
         axes.set(title=f"One training step of {NETS} nets", xlabel="milliseconds")
         inset = axes.inset_axes((0.30, 0.66, 0.66, 0.22))
         shares, nets_at = (100 * each).unique(return_counts=True)
-        inset.bar(shares, nets_at, width=80 / len(data.test.targets), color=BLUE)
+        inset.bar(shares.tolist(), nets_at.tolist(), width=80 / len(data.test.targets), color=BLUE)
         inset.axvline(100 * float(committee), color="black", linewidth=1, linestyle="--")
         inset.set_title(f"test accuracy of the {NETS}, %\n(line: their committee)", fontsize=8)
         inset.tick_params(labelsize=7)
