@@ -681,15 +681,18 @@ def test_kill_9_in_the_middle_of_saving(tmp_path):
         """
     )
     path = tmp_path / "c"
-    rng = random.Random(0)
     halves = 0
-    for _ in range(6):
+    for delay in (0, 0.001, 0.005, 0.02):
         with subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, text=True) as process:
             process.stdout.readline()
-            time.sleep(rng.random() / 10)
+            while not list(tmp_path.glob(".*.tmp")):  # left by nobody: a save is under way
+                time.sleep(0.0005)
+            time.sleep(delay)
             process.send_signal(signal.SIGKILL)
             done = [int(line) for line in process.stdout.read().split()]
-        halves += len(list(tmp_path.glob(".*.tmp")))
+        for half in tmp_path.glob(".*.tmp"):
+            halves += 1
+            half.unlink()
         model = nn.Linear(1000, 1000)
         step = load(path, into=model).step
         assert step >= (done[-1] if done else 0)

@@ -121,6 +121,14 @@ def test_the_default_set(capsys, tmp_path, monkeypatch):
     assert all(layer["violation"]["holds"] for layer in found["layers"])
 
 
+def test_decoupled(capsys, tmp_path):
+    code, text, _ = run(capsys, "train", "--decouple", "--layer", "linear", *TINY, "--out", tmp_path / "run")
+    assert code == 0
+    assert "synthetic gradients" in text
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["settings"]["decouple"] is True
+    assert run(capsys, "train", "--resume", "--out", tmp_path / "run")[0] == 0
+
+
 def wait_for(condition, running):
     for _ in range(2400):
         if condition():

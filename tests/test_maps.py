@@ -179,6 +179,13 @@ def test_projection_onto_the_simplex_is_the_nearest_point(n, seed, scale):
     np.testing.assert_allclose(p, np.maximum(x - t, 0), atol=1e-9)
 
 
+@pytest.mark.parametrize("scale", [1e-20, 1e20, 1e300])
+def test_projection_onto_the_simplex_works_at_any_scale(scale):
+    p = project_simplex(scale * torch.randn(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    torch.testing.assert_close(p.sum(-1), torch.ones(4, dtype=torch.float64))
+    assert (p >= 0).all()
+
+
 def test_stochastic_rows_keep_the_sum_of_a_vector():
     layer = RightStochasticLinear(6, 9, bias=False, dtype=torch.float64)
     p = torch.randn(20, 6, dtype=torch.float64)

@@ -402,6 +402,14 @@ def test_left_over_temporaries_go_and_damaged_checkpoints_are_told_at_once(tmp_p
             prepare(run.settings, run.out, resume=True)
 
 
+def test_killed_while_the_folder_was_made(tmp_path, small_data):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".run.json.12ab.tmp").write_text("{")
+    run = run_of(tmp_path)  # nothing had begun
+    (run.out / "nets").rmdir()
+    assert one(prepare(run.settings, run.out, resume=True)).test_accuracy is not None
+
+
 def test_names_of_checkpoints_are_apart_and_tame(tmp_path, small_data):
     run = run_of(tmp_path, "linear", "wide:beings=2", f"{TOY}:name=../../x y", f"{TOY}:name=/", seeds=2)
     paths = [run.path(spec, seed) for spec in run.specs for seed in range(2)]

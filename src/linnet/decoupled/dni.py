@@ -54,7 +54,7 @@ class DNI(nn.Module):
     Shape:
         - as the network; at a cut the activations are (batch, *, features) of a floating dtype. A synthesizer acts
           on the last axis. The first axis counts the samples; in a population, (batch, beings, features), all beings
-          share the synthesizer.
+          share the synthesizer, which can learn no more than what their gradients have in common.
 
     Raises:
         TypeError: network, optim, or what a factory makes, is of the wrong kind.

@@ -71,6 +71,7 @@ class Synthetic(nn.Module):
         self._make, self._hidden_size, self._make_optimizer = synthesizer, hidden_size, optim
         self.register_module("synthesizer", None)
         self.optimizer: Optimizer | None = None
+        self._stale = False  # whether the optimizer has to be bound again to parameters that were moved or replaced
         self.register_buffer("rms", torch.zeros(()))
         self.register_buffer("seen", torch.zeros(()))  # sum of the weights in the running mean, 1 in the end
         self.register_buffer("features", torch.zeros((), dtype=torch.int64))  # 0: not sized yet
@@ -84,16 +85,16 @@ class Synthetic(nn.Module):
         self.synthesizer = synthesizer
         self.features.fill_(features)
         self.to(device, torch.promote_types(dtype, torch.float32))
-        self.optimizer = self._make_optimizer(list(synthesizer.parameters()))
-        if not isinstance(self.optimizer, Optimizer):
-            raise TypeError(f"synthesizer_optim must make an Optimizer, however: {type(self.optimizer).__name__}")
+        self._bound_optimizer(synthesizer)
         return synthesizer
 
     # ------------------------------------------------------------------ predict in forward, learn in backward
 
     def predict(self, h: Tensor) -> tuple[Tensor, Prediction]:
         """Activations -> the predicted gradient of the whole loss in them, and what :meth:`learn` will need."""
-        synthesizer = self.synthesizer or self.size(h.shape[-1], h.device, h.dtype)
+        synthesizer = self.synthesizer
+        if synthesizer is None:
+            synthesizer = self.size(h.shape[-1], h.device, h.dtype)
         if h.shape[-1] != synthesizer.input_size:
             raise ValueError(
                 f"A synthesizer for {synthesizer.input_size} features needs activations (batch, *, "
@@ -107,7 +108,7 @@ class Synthetic(nn.Module):
 
     def learn(self, prediction: Prediction, target: Tensor) -> None:
         """One step of the synthesizer towards the gradient that has arrived; none if that is 0 or not finite."""
-        if self.synthesizer is None or self.optimizer is None:
+        if self.synthesizer is None:
             raise RuntimeError("A source must predict before it learns, however: it has not been sized")
         target = target.detach().to(self.rms.dtype) * batch_size(target)
         size = root_mean_square(target)
@@ -122,39 +123,47 @@ class Synthetic(nn.Module):
         if output.requires_grad:
             with torch.enable_grad():
                 loss = (output - target / self.rms).square().mean()
-            self._step(self.synthesizer, self.optimizer, loss)
+            self._step(self.synthesizer, loss)
 
-    def _step(self, synthesizer: Synthesizer, optimizer: Optimizer, loss: Tensor) -> None:
+    def _step(self, synthesizer: Synthesizer, loss: Tensor) -> None:
         parameters = [p for p in synthesizer.parameters() if p.requires_grad]
-        if not _holds(optimizer, synthesizer):  # load_state_dict(assign=True) or a move has replaced the parameters
-            optimizer = self._renew_optimizer(synthesizer, optimizer)
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
-        optimizer.step()
+        self._bound_optimizer(synthesizer).step()
         for parameter in parameters:
             parameter.grad = None  # so that no other optimizer steps it
 
     # ------------------------------------------------------------------ the optimizer's state is tensors of this module
 
-    def _renew_optimizer(self, synthesizer: Synthesizer, optimizer: Optimizer) -> Optimizer:
-        """The same optimizer for the parameters as they are now, its state on their device and in their dtype."""
-        self.optimizer = self._make_optimizer(list(synthesizer.parameters()))
-        self.optimizer.load_state_dict(optimizer.state_dict())
+    def _bound_optimizer(self, synthesizer: Synthesizer) -> Optimizer:
+        """The optimizer of the parameters as they are now, its state on their device and in their dtype."""
+        if self.optimizer is None or self._stale:
+            fresh = self._make_optimizer(list(synthesizer.parameters()))
+            if not isinstance(fresh, Optimizer):
+                raise TypeError(f"synthesizer_optim must make an Optimizer, however: {type(fresh).__name__}")
+            if self.optimizer is not None:
+                state = self.optimizer.state_dict()
+                fresh.load_state_dict(state)
+                for index, parameter in enumerate(_parameters(fresh)):
+                    for key, value in state["state"].get(index, {}).items():
+                        if isinstance(value, Tensor) and value.dim() == 0:  # a counter keeps its dtype
+                            fresh.state[parameter][key] = fresh.state[parameter][key].to(value.dtype)
+            self.optimizer, self._stale = fresh, False
         return self.optimizer
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Synthetic":
         super()._apply(lambda tensor: _at_least_float32(fn(tensor)), recurse)
-        if self.synthesizer is not None and self.optimizer is not None:
-            self._renew_optimizer(self.synthesizer, self.optimizer)
+        self._stale = True
         return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.synthesizer is None or self.optimizer is None:
+        if self.synthesizer is None:
             return
+        optimizer = self._bound_optimizer(self.synthesizer)
         for name, parameter in self.synthesizer.named_parameters():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
+            for key, value in optimizer.state.get(parameter, {}).items():
                 if not isinstance(value, Tensor):
                     raise TypeError(
                         f"The state of synthesizer_optim must be tensors, however: {key!r} is a {type(value).__name__}"
@@ -165,18 +174,16 @@ class Synthetic(nn.Module):
         features = int(state_dict.get(prefix + "features", 0))
         if self.synthesizer is None and features:
             self.size(features, self.rms.device, state_dict[prefix + "rms"].dtype)
-        own = prefix + "optimizer."
-        state: dict[str, dict[str, Tensor]] = {}
-        for entry in [entry for entry in state_dict if entry.startswith(own)]:
-            name, _, key = entry[len(own) :].rpartition(".")
-            state.setdefault(name, {})[key] = state_dict.pop(entry).detach().clone()
+        if self.synthesizer is not None:
+            optimizer, own = self._bound_optimizer(self.synthesizer), prefix + "optimizer."
+            optimizer.state.clear()
+            named = dict(self.synthesizer.named_parameters())
+            for entry in [entry for entry in state_dict if entry.startswith(own)]:
+                name, _, key = entry[len(own) :].rpartition(".")
+                if name in named:  # else it stays, and is reported as unexpected
+                    optimizer.state[named[name]][key] = state_dict.pop(entry).detach().clone()
+            self._stale = True  # what follows may replace the parameters; the state is moved to them at the next use
         super()._load_from_state_dict(state_dict, prefix, *args)
-        if self.synthesizer is not None and self.optimizer is not None:
-            names = {id(parameter): name for name, parameter in self.synthesizer.named_parameters()}
-            order = [names[id(p)] for group in self.optimizer.param_groups for p in group["params"]]
-            indexed = {i: state[name] for i, name in enumerate(order) if name in state}
-            groups = self.optimizer.state_dict()["param_groups"]
-            self.optimizer.load_state_dict({"state": indexed, "param_groups": groups})
 
 
 def _call(synthesizer: Synthesizer, state: Tensor) -> Tensor:
@@ -195,9 +202,8 @@ def _versions(synthesizer: Synthesizer) -> list[int]:
     return [parameter._version for parameter in synthesizer.parameters()]
 
 
-def _holds(optimizer: Optimizer, synthesizer: Synthesizer) -> bool:
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    return held == {id(parameter) for parameter in synthesizer.parameters()}
+def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:

@@ -47,7 +47,8 @@ class IdentityLinear(LinearMap):
     ) -> None:
         super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
         # Without a bias nothing else would tell the device, the dtype and the leading axes of `weight`.
-        self.register_buffer("anchor", torch.empty(*self.leading, 0, device=device, dtype=dtype))
+        anchor = torch.empty(*self.leading, 0, device=device, dtype=dtype)
+        self.register_buffer("anchor", anchor, persistent=False)
         self.reset_parameters()
 
     def _weight(self, anchor: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ def project_simplex(x: Tensor) -> Tensor:
         J. Duchi, S. Shalev-Shwartz, Y. Singer, T. Chandra, Efficient projections onto the l1-ball for learning in
         high dimensions, 2008.
     """
+    x = x - x.amax(-1, keepdim=True)  # the same point; at any scale the largest entry then stays positive
     descending = x.sort(-1, descending=True).values
     count = torch.arange(1, x.shape[-1] + 1, device=x.device, dtype=x.dtype)
     threshold = (descending.cumsum(-1) - 1) / count  # (..., n): the shift if the first `count` entries stay positive

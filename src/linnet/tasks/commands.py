@@ -165,6 +165,8 @@ def train(
     try:
         with Watcher(settings) as watcher:
             fits = [[fit(run, spec, seed, watcher) for seed in seeds_of(settings)] for spec in run.specs]
+        if watcher.console.is_terminal:  # a plain line: something that moves would disturb the clock
+            watcher.console.print("timing one training step of each kind in turn …")
         costs = measure(run)
         results = results_of(run, fits, costs)
         numbers, pictures = write_results(results, run.out), draw(run, fits)

@@ -133,6 +133,8 @@ def legend(results: dict[str, Any]) -> str:
         lines.append("violation   distance from the promise after training; ok: within rounding")
     if any(layer["beings"] for layer in results["layers"]):
         lines.append("beings=n    n networks trained at once; accuracy is the mean over them, the rest is for all n")
+    if settings["decouple"]:
+        lines.append("All networks, that of nn.Linear too, were trained with synthetic gradients (--decouple).")
     return "\n".join(lines)
 
 

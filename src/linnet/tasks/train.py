@@ -114,13 +114,15 @@ def prepare(settings: Settings, out: str | os.PathLike[str], *, resume: bool = F
         for path in (run.path(spec, seed) for spec in specs for seed in seeds_of(settings)):
             if path.exists():
                 checkpoint.info(path)
+        (run.out / "nets").mkdir(exist_ok=True)
         return run
     try:
         if run.out.exists() and any(not path.name.endswith(".tmp") for path in run.out.iterdir()):
             raise ValueError(f"The output folder must be new or empty (or --resume given), however: {out} is not")
-        (run.out / "nets").mkdir(parents=True, exist_ok=True)
+        run.out.mkdir(parents=True, exist_ok=True)
         with checkpoint.replacing(run.out / "run.json") as temporary:
             temporary.write_text(json.dumps(record, indent=1) + "\n")
+        (run.out / "nets").mkdir()
     except OSError as error:
         raise ValueError(f"The output folder must be writable, however: {out} ({error.strerror})") from error
     return run
