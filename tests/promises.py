@@ -13,6 +13,11 @@ import torch
 from torch import Tensor
 
 from linnet import LinearMap
+from promises_fast import PROMISES_FAST
+from promises_nonnegative import PROMISES_NONNEGATIVE
+from promises_spectral import PROMISES_SPECTRAL
+from promises_stable import PROMISES_STABLE
+from promises_symplectic import PROMISES_SYMPLECTIC
 
 Array = np.ndarray
 
@@ -46,6 +51,11 @@ PROMISES: dict[str, Callable[[Array, LinearMap], float]] = {
     "RightStochasticLinear": right_stochastic,
     "SparseLinear": sparse,
     "SymmetricLinear": symmetric,
+    **PROMISES_FAST,
+    **PROMISES_NONNEGATIVE,
+    **PROMISES_SPECTRAL,
+    **PROMISES_STABLE,
+    **PROMISES_SYMPLECTIC,
 }
 
 

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import pkgutil
+import re
 import sys
 import types
 
@@ -143,6 +144,19 @@ def test_every_shipped_layer_stands_in_the_public_lists(name):
     if not cls.__module__.startswith("linnet."):
         return
     package = cls.__module__.rpartition(".")[0]
-    for module in {cls.__module__, package} - {"linnet"}:
+    for module in {cls.__module__, package, "linnet"}:
         assert cls.__name__ in sys.modules[module].__all__, f"{cls.__name__} is missing from {module}.__all__"
     assert getattr(linnet, cls.__name__) is cls, f"{cls.__name__} is missing from linnet/__init__.py"
+
+
+def test_the_table_of_contents_lists_what_it_imports_and_every_public_class():
+    source = inspect.getsource(linnet)
+    imported = set(re.findall(r" as (\w+)$", source, re.M))
+    assert imported == set(linnet.__all__)
+    for info in pkgutil.walk_packages(linnet.__path__, "linnet."):
+        if re.match(r"linnet\.(maps|sparse|wide|decoupled)$", info.name):
+            package = importlib.import_module(info.name)
+            public = {name for name in package.__all__ if name != "Wiring"}
+            assert public <= set(linnet.__all__), (
+                f"{public - set(linnet.__all__)} of {info.name} are missing at the top"
+            )

@@ -146,7 +146,7 @@ def test_forward_of_any_size_equals_a_loop_over_numpy_products(cls, sizes, being
     n, m = (sizes[0], sizes[0]) if cls.square else sizes
     torch.manual_seed(seed)
     try:
-        layer = cls(n, m, bias, beings=beings, dtype=torch.float64)
+        layer = cls(n, m, bias, beings=beings, dtype=torch.float64).eval()
     except ValueError:  # a size that the class documents as impossible
         return
     x = torch.randn(*lead, *(() if beings is None else (1 if shared else beings,)), n, dtype=torch.float64)

@@ -87,6 +87,35 @@ def test_replace_refuses_what_it_cannot_do_well():
         replace(nn.Sequential(nn.LazyLinear(3)), "symmetric")
 
 
+def test_replace_refuses_what_would_be_lost():
+    class Doubled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    with pytest.raises(ValueError, match="Doubled has a forward of its own"):
+        replace(nn.Sequential(Doubled(3, 3)), "orthogonal")
+    with pytest.raises(ValueError, match="they are parametrized"):
+        replace(nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 3))), "orthogonal")
+    hooked = nn.Sequential(nn.Linear(3, 3))
+    hooked[0].register_forward_hook(lambda module, args, output: 2 * output)
+    with pytest.raises(ValueError, match="it has some, which would be lost"):
+        replace(hooked, "orthogonal")
+
+
+def test_attention_takes_dense_maps_and_refuses_sparse_ones():
+    def encoder():
+        return nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
+
+    dense = encoder()
+    replace(dense, "symmetric", where="*out_proj")
+    assert dense(torch.randn(2, 3, 8)).shape == (2, 3, 8)
+    with pytest.raises(ValueError, match=r"nn\.MultiheadAttention reads its weight"):
+        replace(encoder(), "sparse", sparsity=0.5)
+    sparse = encoder()
+    replace(sparse, "sparse", where="linear*", sparsity=0.5)
+    assert sparse(torch.randn(2, 3, 8)).shape == (2, 3, 8)
+
+
 def test_replace_refuses_to_untie_a_shared_tensor():
     class Tied(nn.Module):
         def __init__(self):
@@ -102,7 +131,7 @@ def test_replace_refuses_to_untie_a_shared_tensor():
 @pytest.mark.parametrize("layer", list(catalogue()))
 @pytest.mark.parametrize("dtype, close", [(torch.float32, 1e-5), (torch.float64, 1e-10)])
 def test_bake_gives_plain_linears_with_equal_outputs(layer, dtype, close):
-    model = nn.Sequential(catalogue()[layer](6, 6, dtype=dtype), nn.Tanh(), nn.Linear(6, 2, dtype=dtype))
+    model = nn.Sequential(catalogue()[layer](6, 6, dtype=dtype), nn.Tanh(), nn.Linear(6, 2, dtype=dtype)).eval()
     baked = bake(model)
     x = torch.randn(4, 6, dtype=dtype)
     torch.testing.assert_close(baked(x), model(x), atol=close, rtol=close)

@@ -110,9 +110,9 @@ def test_options_are_read_as_their_types(text, options):
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ("orthogona", r"did you mean orthogonal\?"),
+        ("orthogona", r"did you mean orthogonal"),
         ("orthogona:reflectors=3", "importable as package.module:Class"),
-        ("orthogona:", r"did you mean orthogonal\?"),
+        ("orthogona:", r"did you mean orthogonal"),
         ("nowhere.mod:Class", "importable"),
         (f"{__name__}:Nothing", "importable"),
         ("torch.nn:Linear", "LinearMap class"),
@@ -509,10 +509,17 @@ def test_results_can_be_recomputed_from_the_saved_weights(tmp_path, small_data):
 
 @pytest.mark.slow
 def test_pictures_of_every_kind(tmp_path, small_data):
-    own = [name for name, kind in linnet.catalogue().items() if kind.__module__.startswith("linnet.")]
+    def fits(name):
+        try:
+            linnet.MLP(6, 8, 4, depth=3, layer=name)
+        except ValueError:
+            return False  # wants a power of two, say
+        return True
+
+    own = [n for n, kind in linnet.catalogue().items() if kind.__module__.startswith("linnet.") and fits(n)]
+    assert len(own) > 5
     run = run_of(tmp_path, *own, "wide:beings=2", "orthogonal:beings=2", epochs=1, seeds=2)
-    fits = [[fit(run, spec, seed) for seed in range(2)] for spec in run.specs]
-    paths = draw(run, fits)
+    paths = draw(run, [[fit(run, spec, seed) for seed in range(2)] for spec in run.specs])
     assert [path.name for path in paths] == ["curves.png", "spectra.png", "connectivity.png"]
     assert all(path.read_bytes()[:4] == b"\x89PNG" for path in paths)
 

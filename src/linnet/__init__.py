@@ -19,15 +19,117 @@ from linnet.linear import LinearMap as LinearMap
 from linnet.linear import penalty as penalty
 from linnet.linear import tolerance as tolerance
 from linnet.linear import violation as violation
+from linnet.maps import BlockDiagonalLinear as BlockDiagonalLinear
+from linnet.maps import BoundedNormLinear as BoundedNormLinear
+from linnet.maps import ButterflyLinear as ButterflyLinear
+from linnet.maps import CirculantLinear as CirculantLinear
+from linnet.maps import ContractiveLinear as ContractiveLinear
+from linnet.maps import DampedSkewSymmetricLinear as DampedSkewSymmetricLinear
+from linnet.maps import DiagonallyDominantLinear as DiagonallyDominantLinear
+from linnet.maps import DoublyStochasticLinear as DoublyStochasticLinear
+from linnet.maps import HamiltonianLinear as HamiltonianLinear
+from linnet.maps import HurwitzLinear as HurwitzLinear
+from linnet.maps import IdentityInitLinear as IdentityInitLinear
 from linnet.maps import IdentityLinear as IdentityLinear
+from linnet.maps import KroneckerLinear as KroneckerLinear
+from linnet.maps import L0Linear as L0Linear
+from linnet.maps import LassoLinear as LassoLinear
+from linnet.maps import LassoLinearRELU as LassoLinearRELU
+from linnet.maps import LeftStochasticLinear as LeftStochasticLinear
+from linnet.maps import LowRankLinear as LowRankLinear
+from linnet.maps import MonarchLinear as MonarchLinear
+from linnet.maps import NonNegativeLinear as NonNegativeLinear
 from linnet.maps import OrthogonalLinear as OrthogonalLinear
+from linnet.maps import PerronFrobeniusLinear as PerronFrobeniusLinear
+from linnet.maps import PowerBoundLinear as PowerBoundLinear
+from linnet.maps import PSDLinear as PSDLinear
 from linnet.maps import RightStochasticLinear as RightStochasticLinear
+from linnet.maps import SchurStableLinear as SchurStableLinear
+from linnet.maps import SkewSymmetricLinear as SkewSymmetricLinear
+from linnet.maps import SpectralLinear as SpectralLinear
+from linnet.maps import SplitLinear as SplitLinear
+from linnet.maps import StableSplitLinear as StableSplitLinear
+from linnet.maps import StiefelLinear as StiefelLinear
+from linnet.maps import SVDLinear as SVDLinear
+from linnet.maps import SVDLinearLearnBounds as SVDLinearLearnBounds
 from linnet.maps import SymmetricLinear as SymmetricLinear
+from linnet.maps import SymmetricSpectralLinear as SymmetricSpectralLinear
+from linnet.maps import SymmetricSVDLinear as SymmetricSVDLinear
+from linnet.maps import SymplecticLinear as SymplecticLinear
+from linnet.maps import TrivialNullSpaceLinear as TrivialNullSpaceLinear
 from linnet.maps import householder_product as householder_product
 from linnet.sparse import SparseLinear as SparseLinear
 from linnet.sparse import Uniform as Uniform
+from linnet.sparse import Wiring as Wiring
 from linnet.wide import WideDeep as WideDeep
 from linnet.wide import WideLinear as WideLinear
 from linnet.wide import per_being as per_being
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "DNI",
+    "MLP",
+    "Being",
+    "BlockDiagonalLinear",
+    "BoundedNormLinear",
+    "ButterflyLinear",
+    "CirculantLinear",
+    "ContractiveLinear",
+    "DampedSkewSymmetricLinear",
+    "DiagonallyDominantLinear",
+    "DoublyStochasticLinear",
+    "HamiltonianLinear",
+    "HurwitzLinear",
+    "IdentityInitLinear",
+    "IdentityLinear",
+    "KroneckerLinear",
+    "L0Linear",
+    "LassoLinear",
+    "LassoLinearRELU",
+    "LeftStochasticLinear",
+    "Linear",
+    "LinearMap",
+    "LinearSynthesizer",
+    "LowRankLinear",
+    "MonarchLinear",
+    "NonNegativeLinear",
+    "OrthogonalLinear",
+    "PSDLinear",
+    "PerronFrobeniusLinear",
+    "PowerBoundLinear",
+    "RightStochasticLinear",
+    "SVDLinear",
+    "SVDLinearLearnBounds",
+    "SchurStableLinear",
+    "SkewSymmetricLinear",
+    "SparseLinear",
+    "SpectralLinear",
+    "SplitLinear",
+    "Spread",
+    "StableSplitLinear",
+    "StiefelLinear",
+    "SymmetricLinear",
+    "SymmetricSVDLinear",
+    "SymmetricSpectralLinear",
+    "SymplecticLinear",
+    "Synthesizer",
+    "TrivialNullSpaceLinear",
+    "Uniform",
+    "WideDeep",
+    "WideLinear",
+    "Wiring",
+    "bake",
+    "catalogue",
+    "find_layer",
+    "householder_product",
+    "info",
+    "load",
+    "penalty",
+    "per_being",
+    "replace",
+    "save",
+    "to_onnx",
+    "tolerance",
+    "violation",
+]

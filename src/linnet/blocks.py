@@ -67,10 +67,13 @@ class MLP(nn.Sequential):
     ) -> None:
         check_positive(input_size=input_size, hidden_size=hidden_size, output_size=output_size, depth=depth)
         kind = find_layer(layer) if isinstance(layer, str) else layer
+        if isinstance(activation, nn.Module):
+            raise TypeError(f"activation must be a class or factory, such as nn.ReLU, however: the module {activation}")
         square = getattr(getattr(kind, "func", kind), "square", False)  # functools.partial keeps the class in func
         if square and depth < 3:
+            name = getattr(kind, "__name__", kind)
             raise ValueError(
-                f"A square layer goes from hidden to hidden, depth must be at least 3, however: {depth=}, {layer=}"
+                f"A square layer goes from hidden to hidden, depth must be at least 3, however: {name} with {depth=}"
             )
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         population: dict[str, Any] = {} if beings is None else {"beings": beings}

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import inspect
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -69,8 +70,9 @@ def find_layer(name: str) -> type["LinearMap"]:
     module_name, _, class_name = name.partition(":")
     try:
         cls = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"A layer must be importable as package.module:Class, however: {name!r} ({error})") from error
-    if not (isinstance(cls, type) and issubclass(cls, LinearMap)):
-        raise ValueError(f"A layer must be a LinearMap class, however: {name!r} is {cls!r}")
+    except Exception as error:  # whatever a module of somebody else's may raise
+        why = f"{type(error).__name__}: {error}"
+        raise ValueError(f"A layer must be importable as package.module:Class, however: {name!r} ({why})") from error
+    if not (isinstance(cls, type) and issubclass(cls, LinearMap)) or inspect.isabstract(cls):
+        raise ValueError(f"A layer must be a LinearMap class that is not abstract, however: {name!r} is {cls!r}")
     return cls

@@ -35,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if any(importlib.util.find_spec(name) is None for name in EXTRA):
         print('linnet: the command line needs its extra: pip install "linnet[cli]"', file=sys.stderr)
         return 2
+    if "" not in sys.path and "." not in sys.path:
+        sys.path.append(".")  # so that --layer module:Class finds a module of the current folder
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without × and ± shows a question mark

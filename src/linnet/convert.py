@@ -71,12 +71,18 @@ def replace(
     if not matches:
         raise ValueError(f"where must match at least one nn.Linear of the model, however: {where!r} matches none")
     _refuse_ties(model, matches)
+    readers = _read_elsewhere(model)
     swaps: dict[nn.Module, Replacement] = {}
     for old, name in matches.items():
         try:
             new, moved = _converted(cls, old, from_weights, options)
         except (ValueError, TypeError) as error:
             raise type(error)(f"{name} ({old}) cannot become {cls.__name__}: {error}") from error
+        if old in readers and new.weight.layout != torch.strided:
+            raise ValueError(
+                f"{name} cannot become {cls.__name__}: nn.MultiheadAttention reads its weight and needs a dense one "
+                "(leave it out with where=)"
+            )
         swaps[old] = Replacement(name, new, moved)
     for parent, child, old in list(_children(model)):
         if old in swaps:
@@ -161,6 +167,11 @@ def _children(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
                 yield parent, name, child
 
 
+def _read_elsewhere(model: nn.Module) -> set[nn.Module]:
+    """Layers whose weight another module reads instead of calling them."""
+    return {module.out_proj for module in model.modules() if isinstance(module, nn.MultiheadAttention)}
+
+
 def _matches(model: nn.Module, where: Where) -> dict[nn.Module, str]:
     """Every single linear layer that ``where`` accepts under any of its names, with the first such name."""
     found: dict[nn.Module, str] = {}
@@ -188,6 +199,16 @@ def _refuse_ties(model: nn.Module, matches: dict[nn.Module, str]) -> None:
             raise ValueError(f"A layer to be replaced must own its tensors alone, however: {names} are one tensor")
 
 
+def _refuse_lost(old: nn.Linear) -> None:
+    """What an nn.Linear does beyond x Wᵀ + b would be lost."""
+    if nn.utils.parametrize.is_parametrized(old):
+        raise ValueError("its tensors must be its own, however: they are parametrized (remove_parametrizations first)")
+    if type(old).forward is not nn.Linear.forward:
+        raise ValueError(f"it must compute x Wᵀ + b, however: {type(old).__name__} has a forward of its own")
+    if old._forward_hooks or old._forward_pre_hooks or old._backward_hooks or old._backward_pre_hooks:
+        raise ValueError("it must have no hooks, however: it has some, which would be lost")
+
+
 def _converted(
     cls: type[LinearMap], old: nn.Module, from_weights: bool, options: dict[str, Any]
 ) -> tuple[LinearMap, float | None]:
@@ -197,6 +218,7 @@ def _converted(
         old = old.to_linear()
     if not isinstance(old, nn.Linear):
         raise TypeError(f"it must be an nn.Linear, however: {type(old).__name__}")
+    _refuse_lost(old)
     if from_weights:
         new = cls._like([old], None, options)  # from_linear, and how far it moved
         return new, float(new._take(old.weight, old.bias))

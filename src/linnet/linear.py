@@ -93,6 +93,8 @@ class LinearMap(nn.Module, ABC):
     """Whether in_features must equal out_features."""
     hard: ClassVar[bool] = True
     """Whether the promise holds after any optimizer step; a soft one has a penalty."""
+    noisy: ClassVar[bool] = False
+    """Whether forward draws random numbers in training mode; ``weight`` is the matrix of eval mode."""
 
     in_features: int
     out_features: int
@@ -129,6 +131,8 @@ class LinearMap(nn.Module, ABC):
             )
         if not isinstance(bias, bool):
             raise TypeError(f"bias must be True or False, however: {bias!r}")
+        if dtype is not None and not dtype.is_floating_point:
+            raise ValueError(f"dtype must be a real floating-point type, however: {dtype}")
         if bias:
             self.bias = nn.Parameter(torch.empty(*self.leading, self.out_features, device=device, dtype=dtype))
         else:
@@ -253,7 +257,7 @@ class LinearMap(nn.Module, ABC):
             weight: the matrix W, ([beings,] out, in).
 
         Returns:
-            The relative distance moved, ‖W_new − W‖_F / ‖W‖_F, ([beings]) float64.
+            The relative distance moved, ‖W_new − W‖_F / ‖W‖_F, ([beings]) float64; from W = 0 it is infinite.
 
         Raises:
             ValueError: the shape differs from that of ``weight``, or an entry is not finite.
@@ -266,7 +270,7 @@ class LinearMap(nn.Module, ABC):
             for name, value in self._assign(target).items():
                 raw[name].copy_(value)
             moved = torch.linalg.matrix_norm(self._checked(self.weight) - target)
-            return moved / torch.linalg.matrix_norm(target).clamp_min(torch.finfo(target.dtype).tiny)
+            return torch.where(moved == 0, moved, moved / torch.linalg.matrix_norm(target))
 
     def penalty(self) -> Tensor:
         """Scalar regularizer, >= 0, summed over the beings; 0 where the structure is hard."""

@@ -76,7 +76,7 @@ class DNI(nn.Module):
           backward, so an optimizer that was given them by mistake skips them, weight decay included. To build an
           optimizer after wrapping, take ``dni.network.parameters()``.
         * **State.** Everything is in ``state_dict``, the state of the synthesizers' optimizers included, all of it
-          tensors; hyper-parameters are not.
+          tensors; hyper-parameters are not. What belongs to the cut after module ``a.b`` is ``cuts["a/b"]``.
         * **What to expect.** The activations say nothing of the label that the network does not know yet, so a
           synthesizer that sees only them can tell the stage below little: with more than two or three cuts, and
           without norm layers, this learns clearly worse than backpropagation. The synthesizer has to follow the
@@ -137,7 +137,7 @@ class DNI(nn.Module):
     def extra_repr(self) -> str:
         return f"at={list(self.at)}"
 
-    @torch.compiler.disable(recursive=False)
+    @torch.compiler.disable
     def _training_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         run = ForwardPass(self.network, tensors([args, kwargs]))
 

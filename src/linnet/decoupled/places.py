@@ -12,6 +12,9 @@ __all__ = ["cuts_by_default", "cuts_by_name", "layer_before", "plan"]
 FOLLOWERS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.PReLU)
 """Modules with parameters that belong to the layer before them."""
 
+CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+"""Modules that are never called."""
+
 
 def is_chain(module: nn.Module) -> bool:
     """Whether the children run one after the other, each once."""
@@ -74,7 +77,7 @@ def cuts_by_name(network: nn.Module, at: str | Iterable[int | str]) -> list[str]
     if not names:
         raise ValueError("at must name at least one module, however: it is empty")
     for name in names:
-        if type(modules[name]).forward is nn.Module.forward:
+        if isinstance(modules[name], CONTAINERS):
             raise ValueError(f"A cut must follow a module that is called, however: {name!r} is a mere container")
         if name in last_names(network):
             raise ValueError(f"A cut must leave a module above it, however: {name!r} is the last")

@@ -175,6 +175,7 @@ def _differentiable(operator: Any, by_first: Operator, by_second: Operator) -> O
     def apply(*args: Tensor) -> Tensor:
         return function.apply(*args) if torch._C._are_functorch_transforms_active() else operator(*args)
 
+    apply.__doc__ = f"{operator._name}, differentiable any number of times, inside torch.func too."
     return apply
 
 

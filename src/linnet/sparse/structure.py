@@ -46,6 +46,7 @@ def compress(indices: Tensor, out_features: int, in_features: int) -> tuple[Tens
 
 
 def index_dtype(*sizes: int) -> torch.dtype:
+    """int32 where it can hold all the sizes, else int64."""
     return torch.int32 if max(sizes) < 2**31 else torch.int64
 
 

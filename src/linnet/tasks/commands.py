@@ -60,7 +60,8 @@ def layers(
         for name, kind in catalogue().items():
             options = {key: default for key, (_, default) in layer_options(kind).items() if key not in _SHARED}
             shown = ", ".join(
-                key if default is inspect.Parameter.empty else f"{key}={default}" for key, default in options.items()
+                key if default is inspect.Parameter.empty else f"{key}={_short(default)}"
+                for key, default in options.items()
             )
             table.add_row(name, kind.promise, shown or "–", _parameters(kind, size))
     console = Console()
@@ -76,6 +77,10 @@ def layers(
 
 
 _SHARED = ("bias", "beings")
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) and len(str(value)) > 8 else str(value)
 
 
 def _parameters(kind: type[LinearMap], size: int) -> str:

@@ -41,7 +41,7 @@ def draw(run: Run, fits: list[list[Fit]]) -> list[Path]:
 
 def curves(run: Run, fits: list[list[Fit]]) -> Figure:
     """Validation accuracy of each epoch: mean over the seeds, and the range from the lowest to the highest."""
-    figure = Figure(figsize=(9, 4.8), layout="constrained")
+    figure = Figure(figsize=(9, max(4.8, 0.24 * len(run.specs))), layout="constrained")
     axes = figure.add_subplot()
     epochs = np.arange(1, run.settings.epochs + 1)
     everything = []
@@ -94,7 +94,8 @@ def spectra(run: Run, fits: list[list[Fit]]) -> Figure | None:
         return None
     columns = min(3, len(kinds) + 1)
     rows = -(-(len(kinds) + 1) // columns)
-    figure = Figure(figsize=(3.6 * columns, 3.5 * rows), layout="constrained")
+    lines_of_legend = -(-len(kinds) // columns)
+    figure = Figure(figsize=(3.6 * columns, 3.4 * rows + 0.25 * lines_of_legend), layout="constrained")
     all_axes = figure.subplots(rows, columns, squeeze=False).ravel()
     summary, panels = all_axes[len(kinds)], all_axes[: len(kinds)]
     with torch.no_grad():
@@ -112,7 +113,7 @@ def spectra(run: Run, fits: list[list[Fit]]) -> Figure | None:
     summary.set_ylim(bottom=0)
     summary.grid(alpha=0.3)
     if summary.lines:
-        figure.legend(loc="outside lower center", ncols=min(3, len(kinds)), frameon=False)
+        figure.legend(loc="outside lower center", ncols=columns, frameon=False)
     for axes in all_axes[len(kinds) + 1 :]:
         axes.set_axis_off()
     figure.suptitle(f"{run.data.name}: a hidden weight of each kind after training, seed {run.settings.seed}")

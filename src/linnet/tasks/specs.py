@@ -15,6 +15,7 @@ from torch import nn
 from linnet.beings import check_positive
 from linnet.blocks import MLP
 from linnet.catalogue import catalogue, find_layer
+from linnet.tasks.data import DATA_SETS
 
 __all__ = ["LayerSpec", "Settings", "layer_options", "parse_layer"]
 
@@ -131,7 +132,7 @@ def _parse_value(what: str, text: str, hint: Any, default: Any) -> Any:
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     kinds = list(typing.get_args(hint)) if union else [hint]
     if Any in kinds or object in kinds:
-        kinds = [str] if default in (None, inspect.Parameter.empty) else [type(default)]
+        kinds = [type(None)] if default in (None, inspect.Parameter.empty) else [type(default)]
     choices = [choice for kind in kinds if typing.get_origin(kind) is Literal for choice in typing.get_args(kind)]
     for choice in choices:
         if text == str(choice):
@@ -143,14 +144,16 @@ def _parse_value(what: str, text: str, hint: Any, default: Any) -> Any:
     for number in (int, float):
         if number in kinds:
             try:
-                return number(text)
+                value = number(text)
+                if abs(value) < 2**63:
+                    return value
             except ValueError:
                 continue
     if str in kinds:
         return text
     names = {bool: "true or false", type(None): "none", int: "an integer", float: "a number"}
     expected = [names[kind] for kind in kinds if kind in names] + [str(choice) for choice in choices]
-    if not expected:
+    if expected in ([], ["none"]):
         raise ValueError(f"{what} cannot be given as text, however: {text!r}")
     raise ValueError(f"{what} must be {' or '.join(expected)}, however: {text!r}")
 
@@ -182,9 +185,19 @@ class Settings:
     def __post_init__(self) -> None:
         sizes = ("epochs", "seeds", "hidden", "depth", "batch_size", "threads")
         check_positive(**{name: getattr(self, name) for name in sizes})
+        if self.hidden > 2**20 or self.threads > 1024:
+            raise ValueError(
+                f"hidden must be at most 2**20 and threads at most 1024, however: {self.hidden} and {self.threads}"
+            )
+        if isinstance(self.layers, str) or not all(isinstance(text, str) for text in self.layers):
+            raise ValueError(f"layers must be a tuple of strings, however: {self.layers!r}")
+        if not isinstance(self.decouple, bool):
+            raise ValueError(f"decouple must be True or False, however: {self.decouple!r}")
+        if self.data not in DATA_SETS:
+            raise ValueError(f"The data set must be one of {', '.join(DATA_SETS)}, however: {self.data!r}")
         if not (isinstance(self.seed, int) and 0 <= self.seed <= 2**32 - self.seeds):
             raise ValueError(f"seed must lie in 0..2**32 - seeds, however: {self.seed}")
-        if not (math.isfinite(self.lr) and self.lr > 0):
+        if not (isinstance(self.lr, float | int) and math.isfinite(self.lr) and self.lr > 0):
             raise ValueError(f"lr must be positive and finite, however: {self.lr}")
         specs = self.specs()
         if not specs:

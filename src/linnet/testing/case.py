@@ -69,7 +69,11 @@ class Case:
         given: dict[str, Any] = {"device": self.device, **self.options, **factory}
         if self.beings is not None:
             given["beings"] = self.beings
-        return self.cls(self.in_features, self.out_features, bias, **given)
+        return self.quiet(self.cls(self.in_features, self.out_features, bias, **given))
+
+    def quiet(self, layer: LinearMap) -> LinearMap:
+        """The layer as it is checked: a noisy one keeps the contract in eval mode."""
+        return layer.eval() if self.cls.noisy else layer
 
     @contextmanager
     def seeded(self, seed: int) -> Any:

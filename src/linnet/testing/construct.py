@@ -104,7 +104,7 @@ def check_meta(case: Case) -> None:
     """meta -> to_empty -> reset_parameters gives a working layer, and so does skip_init."""
     options = {**case.options, **({} if case.beings is None else {"beings": case.beings})}
     skipped = nn.utils.skip_init(case.cls, case.in_features, case.out_features, device=case.device, **options)
-    for layer in (case.layer(device="meta").to_empty(device=case.device), skipped):
+    for layer in (case.layer(device="meta").to_empty(device=case.device), case.quiet(skipped)):
         for tensor in _tensors(layer).values():
             tensor.detach().fill_(_garbage(tensor.dtype))
         try:

@@ -189,6 +189,9 @@ class WideDeep(nn.Module):
         self.linears = nn.ModuleList(
             WideLinear(self.beings, i, o, device=device, dtype=dtype) for i, o in itertools.pairwise(sizes)
         )
+        for name, function in (("non_linear", non_linear), ("final_nl", final_nl)):
+            if function is not None and (isinstance(function, type) or not callable(function)):
+                raise TypeError(f"{name} must be a function or a module, such as nn.ReLU(), however: {function!r}")
         hidden = F.relu if non_linear is None else non_linear
         final = torch.sigmoid if final_nl is None else final_nl
         functions = [hidden] * (self.depth - 1) + [final]

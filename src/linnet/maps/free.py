@@ -1,0 +1,61 @@
+"""Free matrices with a start of their own."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from linnet.linear import LinearMap
+
+__all__ = ["IdentityInitLinear"]
+
+
+class IdentityInitLinear(LinearMap):
+    """y = x A + b with A = I at the start and free from then on.
+
+    Where the sizes differ, it starts as the rectangular identity: inputs are cut off, or outputs begin as zeros. The
+    bias starts as that of nn.Linear. Any matrix is assigned exactly.
+
+    Args:
+        in_features, out_features, bias, beings, device, dtype: as in :class:`LinearMap`.
+
+    Shape:
+        - input: (*, in_features); with beings (*, beings, in_features)
+        - output: (*, out_features); with beings (*, beings, out_features)
+        - entries: ([beings,] out_features, in_features)
+
+    Example:
+        >>> IdentityInitLinear(3, 5, bias=False)(torch.ones(3)).tolist()
+        [1.0, 1.0, 1.0, 0.0, 0.0]
+
+    Reference:
+        Q. V. Le, N. Jaitly, G. E. Hinton, A simple way to initialize recurrent networks of rectified linear units,
+        2015, arXiv 1504.00941.
+    """
+
+    promise = "none"
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        beings: int | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+        shape = (*self.leading, self.out_features, self.in_features)
+        self.entries = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def _weight(self, entries: Tensor) -> Tensor:
+        return entries
+
+    def _assign(self, weight: Tensor) -> dict[str, Tensor]:
+        return {"entries": weight}
+
+    def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
+        nn.init.eye_(raw["entries"])

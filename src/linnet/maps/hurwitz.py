@@ -1,0 +1,141 @@
+"""Stable matrices of continuous time: eigenvalues in a half-plane, conditioning bounded."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from linnet.maps.ranges import calmed, calmed_raw
+from linnet.maps.skew import antimirror, skew_part, strict_upper
+from linnet.maps.stable import SHARES, Based, eigenbasis, in_basis, orthogonal, series, stretch
+
+__all__ = ["HurwitzLinear"]
+
+FIXED_POINT_STEPS = 60
+CALM = 1.0  # F grows with the logarithm of its parameter from here on, and the rates of decay, F Fᵀ, with its square
+
+
+def damped(skew: Tensor, factor: Tensor, alpha: float, margin: float) -> Tensor:
+    """K = G − (alpha + margin‖G‖_F) I with G = S − F Fᵀ: λ_max of (K + Kᵀ)/2 is at most −alpha − margin‖G‖_F."""
+    g = antimirror(skew, factor.shape[-1]) - factor @ factor.mT
+    shift = alpha + margin * frobenius(g)
+    return g - shift * torch.eye(g.shape[-1], device=g.device, dtype=g.dtype)
+
+
+def frobenius(g: Tensor) -> Tensor:
+    """‖G‖_F, (..., n, n) -> (..., 1, 1), with the gradient 0 at 0."""
+    zero = (g == 0).all(-1).all(-1)[..., None, None]
+    return torch.where(zero, 0.0, torch.linalg.matrix_norm(torch.where(zero, 1.0, g), keepdim=True))
+
+
+def rightmost(weight: Tensor) -> Tensor:
+    """The largest real part of an eigenvalue, (..., n, n) -> (...)."""
+    return torch.linalg.eigvals(weight).real.amax(-1)
+
+
+class HurwitzLinear(Based):
+    """y = x A + b with Re λ <= −alpha for every eigenvalue of A: the system ẋ = x A decays.
+
+    A = S⁻¹KS with cond(S) <= max_cond and K = G − (alpha + max_cond² eps ‖G‖_F) I, where G has a symmetric part
+    without positive eigenvalues; every such matrix is reached. The margin, with the eps of float32, is what rounding
+    can do to the eigenvalues. ``assign`` takes a matrix exactly if it finds S among the norms of its eigenvectors and
+    of its Lyapunov functions. Otherwise it first shifts the matrix by a multiple of I, then clips what of S and K is
+    out of bounds, which need not give the nearest.
+
+    Args:
+        in_features, out_features, bias, beings, device, dtype: as in :class:`LinearMap`; the sizes must be equal.
+        alpha: the smallest rate of decay, at least 0.
+        max_cond: the largest condition number of the basis S, above 1.
+
+    Shape:
+        - input: (*, n); with beings (*, beings, n)
+        - output: as the input
+        - skew: ([beings,] n(n-1)/2)
+        - factor, vectors: ([beings,] n, n)
+        - scales: ([beings,] n)
+
+    Raises:
+        ValueError: in_features != out_features, alpha < 0, or max_cond is not in (1, 1024].
+
+    Example:
+        >>> layer = HurwitzLinear(8, 8, alpha=0.2)
+        >>> bool(layer.eigvals().real.max() <= -0.2)
+        True
+
+    Reference:
+        N. Gillis, P. Sharma, On computing the distance to stability for matrices using linear dissipative Hamiltonian
+        systems, 2017, arXiv 1611.00595.
+    """
+
+    promise = "Re λ(A) <= −alpha"
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        alpha: float = 0.1,
+        max_cond: float = 100.0,
+        beings: int | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, max_cond=max_cond, beings=beings, device=device, dtype=dtype)
+        if not 0 <= alpha < math.inf:
+            raise ValueError(f"alpha must be a finite number >= 0, however: {alpha}")
+        self.alpha = alpha
+        n = self.in_features
+        self.skew = nn.Parameter(torch.empty(*self.leading, n * (n - 1) // 2, device=device, dtype=dtype))
+        self.factor = nn.Parameter(torch.empty_like(self.vectors))
+        self.reset_parameters()
+
+    @classmethod
+    def examples(cls) -> list[dict[str, Any]]:
+        return [{}, {"alpha": 0.0, "max_cond": 10.0}]
+
+    def _weight(self, vectors: Tensor, scales: Tensor, skew: Tensor, factor: Tensor) -> Tensor:
+        k = damped(skew, calmed(factor, CALM), self.alpha, self._margin)
+        return in_basis(k, orthogonal(vectors), stretch(scales, self.max_cond))
+
+    def _metrics(self, weight: Tensor) -> tuple[Tensor, list[Tensor]]:
+        eye = torch.eye(weight.shape[-1], device=weight.device, dtype=weight.dtype)
+        size = torch.linalg.matrix_norm(weight).clamp_min(torch.finfo(weight.dtype).tiny)
+        excess = rightmost(weight) + self.alpha
+        shift = torch.where(excess > 0, excess + 2 * self._margin * size, 0.0)
+        target = weight - shift[..., None, None] * eye
+        slack = (-self.alpha - rightmost(target)).clamp_min(0)
+        normal = eigenbasis(target)
+        metrics = [normal]
+        for share in SHARES:  # Cayley's transform has the same Lyapunov functions
+            moved = (target + (self.alpha + share * slack)[..., None, None] * eye) / size[..., None, None]
+            b = torch.linalg.solve_ex(eye - moved, eye + moved)[0]
+            metrics += [series(b, eye.expand_as(b)), series(b, normal)]
+        return target, metrics
+
+    def _admit(self, k: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        values, vectors = torch.linalg.eigh((k + k.mT) / 2)
+        skew = skew_part(k)
+        least, shift = torch.zeros_like(values[..., :1]), torch.zeros_like(values[..., :1])
+        for _ in range(2):  # the second time, what does not fit is put so far inside that rounding keeps it there
+            for _ in range(FIXED_POINT_STEPS):  # the shift depends on G, though little
+                removed = torch.maximum(-values - shift, least)  # eigenvalues of F Fᵀ
+                norm = (skew.square().sum((-2, -1)) + removed.square().sum(-1)).sqrt().unsqueeze(-1)
+                shift = self.alpha + self._margin * norm
+            fits = (-values - shift).amin(-1, keepdim=True) >= 0
+            least = torch.where(fits, 0.0, self._margin * norm)
+        factor = vectors * removed.sqrt().unsqueeze(-2)
+        flat = strict_upper(skew)
+        return damped(flat, factor, self.alpha, self._margin), {"skew": flat, "factor": calmed_raw(factor, CALM)}
+
+    def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
+        super()._draw({name: raw[name] for name in ("vectors", "scales")}, generator)
+        bound = 1 / math.sqrt(self.in_features)
+        raw["skew"].uniform_(-bound, bound, generator=generator)
+        raw["factor"].normal_(0, 0.5 * bound, generator=generator)
+
+    def _violation(self, weight: Tensor) -> Tensor:
+        scale = torch.linalg.matrix_norm(weight).clamp_min(max(self.alpha, torch.finfo(weight.dtype).tiny))
+        return (rightmost(weight) + self.alpha).clamp_min(0) / scale

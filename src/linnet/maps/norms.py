@@ -1,0 +1,210 @@
+"""Matrices whose norm is bounded: from above, with a certificate, or from both sides."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from linnet.linear import LinearMap, tolerance
+from linnet.maps.svd import (
+    angle_in,
+    check_interval,
+    draw_angles,
+    draw_svd,
+    interval,
+    outside,
+    svd_factors,
+    svd_matrix,
+    svd_product,
+)
+
+__all__ = ["BoundedNormLinear", "ContractiveLinear"]
+
+
+class ContractiveLinear(LinearMap):
+    """y = x A + b with ‖A‖₂ <= bound: no two outputs are farther apart than ``bound`` times their inputs.
+
+    A = U diag(± s) Vᵀ, U and V products of min(in, out) reflections, s a sine of the angles scaled to [0, bound]. So
+    every such matrix is reached, orthogonal ones included, which a matrix divided by an upper bound of its norm cannot
+    promise; and it costs less than the certified upper bounds, made of repeated products of n x n matrices. Any matrix
+    is assigned with its singular values cut off at ``bound``, the nearest in every unitarily invariant norm.
+
+    Args:
+        in_features, out_features, bias, beings, device, dtype: as in :class:`LinearMap`.
+        bound: the largest norm, > 0.
+
+    Shape:
+        - input: (*, in_features); with beings (*, beings, in_features)
+        - output: (*, out_features); with beings (*, beings, out_features)
+        - u_vectors: ([beings,] r, in_features), with r = min(in_features, out_features)
+        - v_vectors: ([beings,] r, out_features)
+        - angles: ([beings,] r)
+        - signs: ([beings,] r), a buffer
+
+    Raises:
+        ValueError: bound is not a positive number.
+
+    Example:
+        >>> layer = ContractiveLinear(30, 20)
+        >>> x, y = torch.randn(8, 30), torch.randn(8, 30)
+        >>> bool(((layer(x) - layer(y)).norm(dim=-1) <= layer.lipschitz_bound() * (x - y).norm(dim=-1)).all())
+        True
+
+    Reference:
+        J. Zhang, Q. Lei, I. S. Dhillon, Stabilizing gradients for deep neural networks via efficient SVD
+        parameterization, 2018, arXiv 1803.09327.
+    """
+
+    promise = "‖A‖₂ <= bound"
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        bound: float = 1.0,
+        beings: int | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+        self.bound = float(bound)
+        if not 0 < self.bound < math.inf:
+            raise ValueError(f"bound must be a positive number, however: {bound!r}")
+        r = min(self.in_features, self.out_features)
+        self.u_vectors = nn.Parameter(torch.empty(*self.leading, r, self.in_features, device=device, dtype=dtype))
+        self.v_vectors = nn.Parameter(torch.empty(*self.leading, r, self.out_features, device=device, dtype=dtype))
+        self.angles = nn.Parameter(torch.empty(*self.leading, r, device=device, dtype=dtype))
+        self.register_buffer("signs", torch.empty(*self.leading, r, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    @classmethod
+    def examples(cls) -> list[dict[str, Any]]:
+        return [{}, {"bound": 0.3}]
+
+    def lipschitz_bound(self) -> Tensor:
+        """An upper bound of ‖A‖₂ that A attains up to rounding, at most ``bound`` but for that, () or (beings,).
+
+        It is the largest singular value, known from the parameters, and 100 eps ``bound`` for rounding. Differentiable.
+        """
+        wide = torch.promote_types(self.angles.dtype, torch.float32)
+        largest = interval(self.angles.to(wide), 0.0, self.bound).amax(-1)
+        return largest + tolerance(self.angles.dtype) * self.bound
+
+    def _weight(self, u_vectors: Tensor, v_vectors: Tensor, angles: Tensor, signs: Tensor) -> Tensor:
+        return svd_matrix(u_vectors, signs * interval(angles, 0.0, self.bound), v_vectors)
+
+    def _product(self, x: Tensor, u_vectors: Tensor, v_vectors: Tensor, angles: Tensor, signs: Tensor) -> Tensor:
+        return svd_product(x, u_vectors, signs * interval(angles, 0.0, self.bound), v_vectors)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._matrix_free(input, self._product)
+
+    def _assign(self, weight: Tensor) -> dict[str, Tensor]:
+        u, v, s = svd_factors(weight, self.u_vectors.shape[-2], self.v_vectors.shape[-2])
+        angles = angle_in(s.abs(), 0.0, self.bound, self.angles.dtype)
+        return {"u_vectors": u, "v_vectors": v, "angles": angles, "signs": torch.where(s < 0, -1.0, 1.0)}
+
+    def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
+        draw_svd(raw["u_vectors"], raw["v_vectors"], raw["signs"], generator)
+        draw_angles(raw["angles"], generator)
+
+    def _violation(self, weight: Tensor) -> Tensor:
+        return outside(torch.linalg.svdvals(weight), 0.0, self.bound)
+
+
+class BoundedNormLinear(LinearMap):
+    """y = x A + b with sigma_min <= ‖A‖_p <= sigma_max, the induced norm of A for p = 1, 2, inf, or Frobenius' ("fro").
+
+    ‖A‖₁ is the largest column sum of |A|, ‖A‖_∞ the largest row sum, ‖A‖₂ the largest singular value; A is
+    (in_features, out_features). A = s D / ‖D‖_p, with s a sine of ``angle`` scaled to the interval, so every such
+    matrix is reached and the norm can be learned without a dead end at the bounds. For p = 2 the norm is computed
+    exactly, by an SVD, for an upper bound would leave out matrices near sigma_max and break sigma_min; that is slow
+    above n = 256, where :class:`ContractiveLinear` and :class:`SVDLinear` are faster. Any matrix is assigned as itself
+    scaled to the nearest admitted norm; 0, where sigma_min > 0, becomes a multiple of I. Fresh matrices are nn.Linear's
+    so scaled, a fiftieth of the interval away from its ends.
+
+    Args:
+        in_features, out_features, bias, beings, device, dtype: as in :class:`LinearMap`.
+        sigma_min: lower bound of the norm, >= 0.
+        sigma_max: upper bound of the norm, > 0.
+        p: which norm: 1, 2, inf or "fro".
+
+    Shape:
+        - input: (*, in_features); with beings (*, beings, in_features)
+        - output: (*, out_features); with beings (*, beings, out_features)
+        - direction: ([beings,] out_features, in_features), the matrix Dᵀ
+        - angle: ([beings,] 1)
+
+    Raises:
+        ValueError: not 0 <= sigma_min <= sigma_max, or both 0; or p is none of the four.
+
+    Example:
+        >>> layer = BoundedNormLinear(5, 3, sigma_min=2.0, sigma_max=3.0, p=1)
+        >>> bool(2.0 <= layer.weight.mT.abs().sum(0).max() <= 3.0)
+        True
+
+    Reference:
+        R. A. Horn, C. R. Johnson, Matrix analysis, 2012, section 5.6 (induced norms).
+    """
+
+    promise = "sigma_min <= ‖A‖_p <= sigma_max"
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        sigma_min: float = 0.1,
+        sigma_max: float = 1.0,
+        p: float | str = 2,
+        beings: int | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+        self.sigma_min, self.sigma_max = check_interval(sigma_min, sigma_max)
+        if p not in (1, 2, math.inf, "fro"):
+            raise ValueError(f"p must be 1, 2, inf or 'fro', however: {p!r}")
+        self.p = p
+        shape = (*self.leading, self.out_features, self.in_features)
+        self.direction = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        self.angle = nn.Parameter(torch.empty(*self.leading, 1, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    @classmethod
+    def examples(cls) -> list[dict[str, Any]]:
+        return [{}, {"p": 1}, {"p": math.inf, "sigma_min": 0.5}, {"p": "fro", "sigma_max": 3.0}]
+
+    def _norm(self, weight: Tensor) -> Tensor:
+        """‖A‖_p of W = Aᵀ, (..., out, in) -> (..., 1)."""
+        if self.p == 2:  # svdvals takes another algorithm, with other bits, where no gradient is asked for
+            return torch.linalg.svd(weight, full_matrices=False)[1][..., :1]
+        order: Any = self.p
+        return torch.linalg.matrix_norm(weight.mT, ord=order).unsqueeze(-1)
+
+    def _weight(self, direction: Tensor, angle: Tensor) -> Tensor:
+        largest = direction.detach().abs().amax((-2, -1), keepdim=True)
+        identity = torch.eye(self.out_features, self.in_features, device=direction.device, dtype=direction.dtype)
+        zero = (largest == 0).to(direction.dtype)
+        d = direction / (largest + zero) + zero * identity  # entries of at most 1: no norm overflows or vanishes
+        return (interval(angle, self.sigma_min, self.sigma_max) / self._norm(d)).unsqueeze(-1) * d
+
+    def _assign(self, weight: Tensor) -> dict[str, Tensor]:
+        norm = self._norm(weight)
+        direction = weight / torch.where(norm > 0, norm, 1.0).unsqueeze(-1)
+        return {"direction": direction, "angle": angle_in(norm, self.sigma_min, self.sigma_max, self.angle.dtype)}
+
+    def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
+        bound = 1 / math.sqrt(self.in_features)
+        direction = raw["direction"].uniform_(-bound, bound, generator=generator)
+        edge = (self.sigma_max - self.sigma_min) / 50
+        norm = self._norm(direction.double()).clamp(self.sigma_min + edge, self.sigma_max - edge)
+        raw["angle"].copy_(angle_in(norm, self.sigma_min, self.sigma_max, direction.dtype))
+
+    def _violation(self, weight: Tensor) -> Tensor:
+        return outside(self._norm(weight), self.sigma_min, self.sigma_max)

@@ -1,0 +1,197 @@
+"""Matrices of low rank, and matrices that lose nothing."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from linnet.beings import check_positive
+from linnet.linear import LinearMap
+
+__all__ = ["LowRankLinear", "TrivialNullSpaceLinear"]
+
+
+class LowRankLinear(LinearMap):
+    """y = x A + b with rank(A) <= rank: two skinny products, x ``down``ᵀ ``up``ᵀ.
+
+    Any matrix is assigned as its truncated SVD, the nearest of that rank, with singular values shared evenly between
+    the two factors. Fresh outputs have nn.Linear's scale.
+
+    Args:
+        in_features, out_features, bias, beings, device, dtype: as in :class:`LinearMap`.
+        rank: at most min(in_features, out_features); None means a quarter of that, but at least 1.
+
+    Shape:
+        - input: (*, in_features); with beings (*, beings, in_features)
+        - output: (*, out_features); with beings (*, beings, out_features)
+        - down: ([beings,] rank, in_features)
+        - up: ([beings,] out_features, rank)
+
+    Raises:
+        ValueError: rank is not in 1..min(in_features, out_features).
+
+    Example:
+        >>> layer = LowRankLinear(40, 30, rank=2)
+        >>> int(torch.linalg.matrix_rank(layer.weight))
+        2
+
+    Reference:
+        C. Eckart, G. Young, The approximation of one matrix by another of lower rank, 1936.
+    """
+
+    promise = "rank(A) <= rank"
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        rank: int | None = None,
+        beings: int | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+        smaller = min(self.in_features, self.out_features)
+        self.rank = rank
+        r = max(1, smaller // 4) if rank is None else check_positive(rank=rank)[0]
+        if r > smaller:
+            raise ValueError(f"rank must be at most min(in_features, out_features)={smaller}, however: {r}")
+        self.down = nn.Parameter(torch.empty(*self.leading, r, self.in_features, device=device, dtype=dtype))
+        self.up = nn.Parameter(torch.empty(*self.leading, self.out_features, r, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    @classmethod
+    def examples(cls) -> list[dict[str, Any]]:
+        return [{}, {"rank": 3}]
+
+    def _weight(self, down: Tensor, up: Tensor) -> Tensor:
+        return up @ down
+
+    def _product(self, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
+        return (x @ down.mT) @ up.mT
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._matrix_free(input, self._product)
+
+    def _assign(self, weight: Tensor) -> dict[str, Tensor]:
+        r = self.down.shape[-2]
+        u, s, vh = torch.linalg.svd(weight, full_matrices=False)
+        u, s, vh = u[..., :r], s[..., :r], vh[..., :r, :]
+        # A direction that the matrix lacks keeps a row of `down`: with both factors 0 no gradient would find it.
+        largest = torch.where(s[..., :1] > 0, s[..., :1], 1.0)
+        share = torch.maximum(s, largest * torch.finfo(self.down.dtype).eps).sqrt()
+        return {"down": share.unsqueeze(-1) * vh, "up": u * (s / share).unsqueeze(-2)}
+
+    def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
+        down, up = raw["down"], raw["up"]
+        (r, n), m = down.shape, up.shape[0]
+        spread = (m / (3 * r * n**2)) ** 0.25  # entries of A get nn.Linear's variance, 1/(3n), the factors one norm
+        down.normal_(0, spread, generator=generator)
+        up.normal_(0, spread * math.sqrt(n / m), generator=generator)
+
+    def _violation(self, weight: Tensor) -> Tensor:
+        s = torch.linalg.svdvals(weight)
+        r = self.down.shape[-2]
+        if r == s.shape[-1]:
+            return torch.zeros_like(s[..., 0])
+        return s[..., r] / s[..., 0].clamp_min(torch.finfo(s.dtype).tiny)
+
+
+class TrivialNullSpaceLinear(LinearMap):
+    """y = x A + b with x A = 0 only for x = 0: every singular value of A is at least epsilon, so no input is lost.
+
+    A = [GᵀG + epsilon I, F] for a square G, or one of ``rank`` rows, and any F. GᵀG is positive semidefinite, so
+    ‖x A‖ >= ‖x (GᵀG + epsilon I)‖ >= epsilon ‖x‖. Any matrix is assigned with its first in_features columns replaced by
+    the nearest of that form, in the Frobenius norm: symmetric, all eigenvalues at least epsilon, all but ``rank`` of
+    them equal to it. Fresh outputs have nn.Linear's scale, unless epsilon alone exceeds it.
+
+    Args:
+        in_features, out_features, bias, beings, device, dtype: as in :class:`LinearMap`; out_features >= in_features.
+        rank: number of rows of G, at most in_features; None means in_features.
+        epsilon: the least that a singular value can become, > 0.
+
+    Shape:
+        - input: (*, in_features); with beings (*, beings, in_features)
+        - output: (*, out_features); with beings (*, beings, out_features)
+        - root: ([beings,] rank, in_features), the matrix G
+        - rest: ([beings,] out_features - in_features, in_features), the matrix Fᵀ
+
+    Raises:
+        ValueError: out_features < in_features, rank is not in 1..in_features, or epsilon is not a positive number.
+
+    Example:
+        >>> layer = TrivialNullSpaceLinear(4, 6)
+        >>> bool(layer.svdvals().min() > 0.0999)
+        True
+
+    Reference:
+        S. M. Richards, F. Berkenkamp, A. Krause, The Lyapunov neural network, 2018, arXiv 1808.00924, equation 2.
+    """
+
+    promise = "singular values of A >= epsilon, so x A = 0 only for x = 0"
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        rank: int | None = None,
+        epsilon: float = 0.1,
+        beings: int | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+        n, m = self.in_features, self.out_features
+        if m < n:
+            raise ValueError(f"out_features must be at least in_features, else some x A = 0, however: {n} -> {m}")
+        self.epsilon = float(epsilon)
+        if not 0 < self.epsilon < math.inf:
+            raise ValueError(f"epsilon must be a positive number, however: {epsilon!r}")
+        self.rank = rank
+        r = n if rank is None else check_positive(rank=rank)[0]
+        if r > n:
+            raise ValueError(f"rank must be at most in_features={n}, however: {r}")
+        self.root = nn.Parameter(torch.empty(*self.leading, r, n, device=device, dtype=dtype))
+        self.rest = nn.Parameter(torch.empty(*self.leading, m - n, n, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    @classmethod
+    def examples(cls) -> list[dict[str, Any]]:
+        return [
+            {"in_features": 5, "out_features": 7},
+            {"in_features": 6, "out_features": 6, "rank": 2, "epsilon": 0.5},
+        ]
+
+    def _weight(self, root: Tensor, rest: Tensor) -> Tensor:
+        gram = root.mT @ root
+        gram = (gram + gram.mT) / 2 + self.epsilon * torch.eye(root.shape[-1], device=root.device, dtype=root.dtype)
+        return torch.cat([gram, rest], -2)  # (out, in)
+
+    def _assign(self, weight: Tensor) -> dict[str, Tensor]:
+        n, r = self.in_features, self.root.shape[-2]
+        top, rest = weight[..., :n, :], weight[..., n:, :]
+        values, vectors = torch.linalg.eigh((top + top.mT) / 2)  # ascending
+        excess = values[..., -r:] - self.epsilon
+        # A row of G that is 0 would have no gradient.
+        smallest = torch.finfo(self.root.dtype).eps * values.abs().amax(-1, keepdim=True).clamp_min(self.epsilon)
+        root = torch.maximum(excess, smallest).sqrt().unsqueeze(-1) * vectors[..., -r:].mT  # (r, n)
+        return {"root": root, "rest": rest}
+
+    def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
+        (r, n), bound = raw["root"].shape, 1 / math.sqrt(self.in_features)
+        # With entries of variance c/r in G, a column of GᵀG + epsilon I has a mean square norm of about
+        # (c + epsilon)² + (n + 1) c²/r; nn.Linear's is 1/3.
+        a, b, free = 1 + (n + 1) / r, self.epsilon, 1 / 3 - self.epsilon**2
+        c = (math.sqrt(b**2 + a * free) - b) / a if free > 0 else 0.0
+        raw["root"].normal_(0, math.sqrt(max(c, 0.05) / r), generator=generator)
+        raw["rest"].uniform_(-bound, bound, generator=generator)
+
+    def _violation(self, weight: Tensor) -> Tensor:
+        s = torch.linalg.svdvals(weight)
+        return (self.epsilon - s[..., -1]).clamp_min(0) / s[..., 0].clamp_min(self.epsilon)

@@ -1,0 +1,347 @@
+"""Matrices that training makes sparse: penalties on the number or the size of their entries, and exact zeros.
+
+Their structure is soft: nothing is promised of the matrix, ``penalty()`` drives it, and it must stand in the loss
+(or, for the two Lassos, ``prox`` after every optimizer step in its place).
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from linnet.linear import LinearMap
+
+__all__ = ["L0Linear", "LassoLinear", "LassoLinearRELU"]
+
+LOWEST, HIGHEST = -0.1, 1.1
+"""The gates of L0 are stretched to this interval, γ to ζ, before they are cut to [0, 1]."""
+
+
+def stretched(p: Tensor) -> Tensor:
+    """p in (0, 1) -> [0, 1], with both ends reached."""
+    return (p * (HIGHEST - LOWEST) + LOWEST).clamp(0, 1)
+
+
+def mean_gate(log_alpha: Tensor) -> Tensor:
+    """The gate without noise, exactly 0 for log_alpha <= −log 11."""
+    return stretched(log_alpha.sigmoid())
+
+
+def hard_concrete(log_alpha: Tensor, noise: Tensor, temperature: float) -> Tensor:
+    """Gates z in [0, 1] from standard logistic noise; 0 and 1 have positive probability."""
+    return stretched(((noise + log_alpha) / temperature).sigmoid())
+
+
+def open_probability(log_alpha: Tensor, temperature: float) -> Tensor:
+    """P(z ≠ 0) of a hard concrete gate."""
+    return (log_alpha - temperature * math.log(-LOWEST / HIGHEST)).sigmoid()
+
+
+def check_number(low: float, **named: Any) -> None:
+    """Refuse what is not a finite number >= low."""
+    for name, value in named.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not (low <= value < math.inf):
+            raise ValueError(f"{name} must be a finite number >= {low:g}, however: {value!r}")
+
+
+class LassoLinear(LinearMap):
+    """y = x A + b with the penalty γ Σ|a_ij|, and a proximal step that makes entries exactly zero.
+
+    Either add ``penalty()`` to the loss, which makes entries small, or call ``prox(lr)`` after each step of an SGD with
+    learning rate lr (proximal gradient descent), which makes them zero. Any matrix is assigned exactly.
+
+    Args:
+        in_features, out_features, bias, beings, device, dtype: as in :class:`LinearMap`.
+        gamma: γ, >= 0.
+
+    Shape:
+        - input: (*, in_features); with beings (*, beings, in_features)
+        - output: (*, out_features); with beings (*, beings, out_features)
+        - entries: ([beings,] out_features, in_features)
+
+    Raises:
+        ValueError: gamma is negative or not finite.
+
+    Example:
+        >>> layer = LassoLinear(3, 1, bias=False, gamma=0.5)
+        >>> layer.weight = torch.tensor([[1.0, -0.25, 0.125]])
+        >>> layer.prox(1.0)
+        >>> layer.weight.tolist()
+        [[0.5, 0.0, 0.0]]
+
+    Reference:
+        R. Tibshirani, Regression shrinkage and selection via the lasso, 1996; L. Bottou, Large-scale machine learning
+        with stochastic gradient descent, 2010.
+    """
+
+    promise = "none"
+    hard = False
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        gamma: float = 1.0,
+        beings: int | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+        check_number(0, gamma=gamma)
+        self.gamma = gamma
+        shape = (*self.leading, self.out_features, self.in_features)
+        self.entries = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    @classmethod
+    def examples(cls) -> list[dict[str, Any]]:
+        return [{}, {"gamma": 0.1}]
+
+    def _weight(self, entries: Tensor) -> Tensor:
+        return entries
+
+    def _assign(self, weight: Tensor) -> dict[str, Tensor]:
+        return {"entries": weight}
+
+    def penalty(self) -> Tensor:
+        return self.gamma * self.entries.abs().sum()
+
+    @torch.no_grad()
+    def prox(self, step_size: float) -> None:
+        """Move every entry towards 0 by γ·step_size and no further: the proximal map of step_size · penalty."""
+        check_number(0, step_size=step_size)
+        step = self.gamma * step_size
+        self.entries.sub_(self.entries.clamp(-step, step))
+
+
+class LassoLinearRELU(LinearMap):
+    """y = x A + b with W = Aᵀ = max(u, 0) − max(v, 0) and the penalty γ Σ (max(u, 0) + max(v, 0)).
+
+    The penalty has a constant slope up to zero, and what it pushes below stays exactly zero. ``prox(lr)`` after each
+    step of an SGD takes the place of the penalty; it ends at u, v >= 0, where an entry that is zero goes on learning.
+    Any matrix is assigned exactly, as its positive and negative part.
+
+    Args:
+        in_features, out_features, bias, beings, device, dtype: as in :class:`LinearMap`.
+        gamma: γ, >= 0.
+
+    Shape:
+        - input: (*, in_features); with beings (*, beings, in_features)
+        - output: (*, out_features); with beings (*, beings, out_features)
+        - u, v: ([beings,] out_features, in_features)
+
+    Raises:
+        ValueError: gamma is negative or not finite.
+
+    Example:
+        >>> layer = LassoLinearRELU(3, 1, bias=False)
+        >>> layer.weight = torch.tensor([[1.0, -2.0, 0.0]])
+        >>> layer.weight.tolist(), layer.penalty().item()
+        ([[1.0, -2.0, 0.0]], 3.0)
+
+    Reference:
+        L. Bottou, Large-scale machine learning with stochastic gradient descent, 2010.
+    """
+
+    promise = "none"
+    hard = False
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        gamma: float = 1.0,
+        beings: int | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+        check_number(0, gamma=gamma)
+        self.gamma = gamma
+        shape = (*self.leading, self.out_features, self.in_features)
+        self.u = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        self.v = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    @classmethod
+    def examples(cls) -> list[dict[str, Any]]:
+        return [{}, {"gamma": 0.1}]
+
+    def _weight(self, u: Tensor, v: Tensor) -> Tensor:
+        return u.clamp_min(0) - v.clamp_min(0)  # unlike relu, clamp passes the gradient on at exactly 0
+
+    def _assign(self, weight: Tensor) -> dict[str, Tensor]:
+        return {"u": weight.clamp_min(0), "v": (-weight).clamp_min(0)}
+
+    def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
+        bound = math.sqrt(2 / self.in_features)  # the difference then has nn.Linear's variance
+        for part in raw.values():
+            part.uniform_(0, bound, generator=generator)
+
+    def penalty(self) -> Tensor:
+        return self.gamma * (self.u.clamp_min(0).sum() + self.v.clamp_min(0).sum())
+
+    @torch.no_grad()
+    def prox(self, step_size: float) -> None:
+        """Lower u and v by γ·step_size, but not below 0: the proximal map of step_size · penalty on u, v >= 0."""
+        check_number(0, step_size=step_size)
+        for part in (self.u, self.v):
+            part.sub_(self.gamma * step_size).clamp_min_(0)
+
+
+class L0Linear(LinearMap):
+    """y = x A + b whose penalty is the expected number of entries of A that are not zero.
+
+    Every entry is multiplied by a gate, that of its input, its output or its own. In training the gates are random,
+    hard concrete: z = min(max(1.2 σ((logit of uniform noise + log α)/temperature) − 0.1, 0), 1), so the forward depends
+    on torch's generator. In eval mode, and in ``weight``, the noise is left out and many gates are exactly 0. The
+    penalty is Σ P(z ≠ 0) (lamda + weight_decay a²/2) over all entries a, in closed form.
+
+    The entries start as nn.Linear's, and gates at about 1 − droprate_init shrink the outputs by that factor. Any matrix
+    is assigned exactly to ``weight``, with all gates at least half open.
+
+    Args:
+        in_features, out_features, bias, beings, device, dtype: as in :class:`LinearMap`.
+        weight_decay: the penalty on the squares of entries whose gate is open, >= 0.
+        droprate_init: probability, near enough, of closed gates at the start, in (0, 1).
+        temperature: of the gates, > 0; the lower, the more of them are 0 or 1.
+        lamda: the penalty on each entry whose gate is open, >= 0.
+        group: what shares a gate: "input" (all entries of one input), "output", or "weight" (none).
+        noise: "batch" draws new noise for every forward, the same for all samples; "sample" also for every sample
+            (with group="weight" the memory of batch · in · out numbers); "held" keeps it until ``resample()`` is
+            called, so that a recurrent net has one mask for a sequence.
+
+    Shape:
+        - input: (*, in_features); with beings (*, beings, in_features)
+        - output: (*, out_features); with beings (*, beings, out_features)
+        - entries: ([beings,] out_features, in_features)
+        - log_alpha: ([beings,] in_features), ([beings,] out_features) or ([beings,] out_features, in_features)
+        - held: as log_alpha, a buffer, the noise that is held; empty, ([beings,] 0), where none is
+
+    Raises:
+        ValueError: a number is out of its range, or group or noise is none of those named.
+
+    Example:
+        >>> layer = L0Linear(4, 2, droprate_init=0.95).eval()
+        >>> layer.weight.count_nonzero().item()
+        0
+
+    Reference:
+        C. Louizos, M. Welling, D. P. Kingma, Learning sparse neural networks through L0 regularization, 2017,
+        arXiv 1712.01312.
+    """
+
+    promise = "none"
+    noisy = True
+    hard = False
+    held: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        weight_decay: float = 1.0,
+        droprate_init: float = 0.5,
+        temperature: float = 2 / 3,
+        lamda: float = 1.0,
+        group: str = "input",
+        noise: str = "batch",
+        beings: int | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+        check_number(0, weight_decay=weight_decay, droprate_init=droprate_init, temperature=temperature, lamda=lamda)
+        if not 0 < droprate_init < 1:
+            raise ValueError(f"droprate_init must lie between 0 and 1, however: {droprate_init!r}")
+        if not temperature > 0:
+            raise ValueError(f"temperature must be > 0, however: {temperature!r}")
+        n, m = self.in_features, self.out_features
+        gates = {"input": (n,), "output": (m,), "weight": (m, n)}
+        for name, value, known in (("group", group, tuple(gates)), ("noise", noise, ("batch", "sample", "held"))):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, however: {value!r}")
+        self.weight_decay, self.droprate_init = weight_decay, droprate_init
+        self.temperature, self.lamda, self.group, self.noise = temperature, lamda, group, noise
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.entries = nn.Parameter(torch.empty(*self.leading, m, n, **factory))
+        self.log_alpha = nn.Parameter(torch.empty(*self.leading, *gates[group], **factory))
+        held = gates[group] if noise == "held" else (0,)
+        self.register_buffer("held", torch.empty(*self.leading, *held, **factory))
+        self.reset_parameters()
+
+    @classmethod
+    def examples(cls) -> list[dict[str, Any]]:
+        return [
+            {},
+            {"group": "weight", "noise": "sample", "droprate_init": 0.2},
+            {"group": "output", "noise": "held", "lamda": 0.1, "weight_decay": 0.0},
+        ]
+
+    @torch.no_grad()
+    def resample(self) -> None:
+        """Draw the noise anew that noise="held" keeps; call it where a sequence begins."""
+        self.held.copy_(torch.rand_like(self.held, dtype=self._wide).logit(eps=1e-6))
+
+    def open_probability(self) -> Tensor:
+        """P(z ≠ 0) of every gate, of the shape of ``log_alpha``, differentiable."""
+        return open_probability(self.log_alpha.to(self._wide), self.temperature)
+
+    def penalty(self) -> Tensor:
+        squares = self.entries.to(self._wide).square()
+        cost = self.lamda + self.weight_decay / 2 * squares  # of each entry, if its gate is open
+        return (self._spread(self.open_probability()) * cost).sum().to(self.entries.dtype)
+
+    @property
+    def _wide(self) -> torch.dtype:
+        return torch.promote_types(self.entries.dtype, torch.float32)
+
+    def _spread(self, gates: Tensor) -> Tensor:
+        """Gates -> a factor for each entry, broadcast to (..., out, in)."""
+        return gates if self.group == "weight" else gates.unsqueeze(-2 if self.group == "input" else -1)
+
+    def _weight(self, entries: Tensor, log_alpha: Tensor, held: Tensor) -> Tensor:
+        return entries * self._spread(mean_gate(log_alpha))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._matrix_free(input, self._product)
+
+    def _product(self, x: Tensor, entries: Tensor, log_alpha: Tensor, held: Tensor) -> Tensor:
+        if not self.training:
+            return x @ self._weight(entries, log_alpha, held).mT
+        if self.noise == "sample":  # (..., batch, *gates)
+            lead = len(self.leading)
+            log_alpha = log_alpha.unsqueeze(lead)
+            shape = (*self.leading, x.shape[-2], *log_alpha.shape[lead + 1 :])
+            noise = torch.rand(shape, device=x.device, dtype=x.dtype).logit(eps=1e-6)
+        else:
+            noise = held if self.noise == "held" else torch.rand_like(log_alpha).logit(eps=1e-6)
+        z = hard_concrete(log_alpha, noise, self.temperature)
+        if self.group == "weight":
+            if self.noise == "sample":
+                return torch.einsum("...bi,...boi->...bo", x, entries.unsqueeze(-3) * z)
+            return x @ (entries * z).mT
+        z = z if self.noise == "sample" else z.unsqueeze(-2)  # (..., batch or 1, in or out)
+        return (x * z) @ entries.mT if self.group == "input" else (x @ entries.mT) * z
+
+    @property
+    def _log_odds(self) -> float:
+        return math.log((1 - self.droprate_init) / self.droprate_init)
+
+    def _assign(self, weight: Tensor) -> dict[str, Tensor]:
+        log_alpha = torch.full_like(self.log_alpha, max(self._log_odds, 0.0)).to(torch.float64)
+        return {"entries": weight / self._spread(mean_gate(log_alpha)), "log_alpha": log_alpha}
+
+    def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
+        super()._draw({"entries": raw["entries"]}, generator)
+        raw["log_alpha"].normal_(self._log_odds, 0.01, generator=generator)
+        raw["held"].uniform_(0, 1, generator=generator)
+        raw["held"].copy_(raw["held"].logit(eps=1e-3))

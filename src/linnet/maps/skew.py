@@ -1,0 +1,174 @@
+"""Matrices that equal minus their transpose, and the same with damping: rotations in continuous time."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from linnet.linear import LinearMap
+from linnet.maps.ranges import check_interval, within, within_raw
+
+__all__ = ["DampedSkewSymmetricLinear", "SkewSymmetricLinear"]
+
+
+def antimirror(upper: Tensor, n: int) -> Tensor:
+    """Strict upper triangle, row by row, (..., n(n-1)/2) -> skew-symmetric matrix, (..., n, n)."""
+    rows, columns = torch.triu_indices(n, n, 1, device=upper.device)
+    places = (rows * n + columns).expand(upper.shape)
+    triangle = upper.new_zeros(*upper.shape[:-1], n * n).scatter(-1, places, upper).unflatten(-1, (n, n))
+    return triangle - triangle.mT
+
+
+def strict_upper(matrix: Tensor) -> Tensor:
+    """(..., n, n) -> its strict upper triangle, row by row, (..., n(n-1)/2): the inverse of :func:`antimirror`."""
+    n = matrix.shape[-1]
+    rows, columns = torch.triu_indices(n, n, 1, device=matrix.device)
+    return matrix[..., rows, columns]
+
+
+def skew_part(matrix: Tensor) -> Tensor:
+    """(M − Mᵀ)/2, the nearest skew-symmetric matrix."""
+    return (matrix - matrix.mT) / 2
+
+
+class SkewSymmetricLinear(LinearMap):
+    """y = x A + b with A = −Aᵀ, exactly, so that x A is orthogonal to x and every eigenvalue is imaginary.
+
+    The strict upper triangle is the parameter: n(n−1)/2 numbers; for n = 1 there is none and A = 0.
+    Any other matrix is assigned as (A − Aᵀ)/2, the nearest in the Frobenius norm.
+
+    Args:
+        in_features, out_features, bias, beings, device, dtype: as in :class:`LinearMap`; the sizes must be equal.
+
+    Shape:
+        - input: (*, n); with beings (*, beings, n)
+        - output: as the input
+        - upper: ([beings,] n(n-1)/2)
+
+    Raises:
+        ValueError: in_features != out_features.
+
+    Example:
+        >>> layer = SkewSymmetricLinear(4, 4)
+        >>> bool((layer.weight == -layer.weight.mT).all())
+        True
+
+    Reference:
+        E. Haber, L. Ruthotto, Stable architectures for deep neural networks, 2017, arXiv 1705.03341.
+    """
+
+    promise = "A = −Aᵀ"
+    square = True
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        beings: int | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+        n = self.in_features
+        self.upper = nn.Parameter(torch.empty(*self.leading, n * (n - 1) // 2, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def _weight(self, upper: Tensor) -> Tensor:
+        return -antimirror(upper, self.in_features)  # W = Aᵀ
+
+    def _assign(self, weight: Tensor) -> dict[str, Tensor]:
+        return {"upper": strict_upper(skew_part(weight.mT))}
+
+    def _violation(self, weight: Tensor) -> Tensor:
+        scale = weight.abs().amax((-2, -1)).clamp_min(torch.finfo(weight.dtype).tiny)
+        return (weight + weight.mT).abs().amax((-2, -1)) / scale
+
+
+class DampedSkewSymmetricLinear(LinearMap):
+    """y = x A + b with A = S − γI, S = −Sᵀ and γ in [sigma_min, sigma_max], so that Re λ = −γ for every eigenvalue.
+
+    In continuous time, ẋ = x A, the state decays at the rate γ; the sign is therefore minus. ``sign=1`` gives
+    A = S + γI, which is what the class of this name does in neuromancer, and grows. γ is one learned number.
+
+    Any other matrix is assigned as the nearest of the structure: its skew part, and the mean of its diagonal moved
+    into the interval.
+
+    Args:
+        in_features, out_features, bias, beings, device, dtype: as in :class:`LinearMap`; the sizes must be equal.
+        sigma_min: the smallest damping γ, at least 0.
+        sigma_max: the largest damping γ.
+        sign: −1 for A = S − γI, 1 for A = S + γI.
+
+    Shape:
+        - input: (*, n); with beings (*, beings, n)
+        - output: as the input
+        - upper: ([beings,] n(n-1)/2)
+        - damping: ([beings,] 1)
+
+    Raises:
+        ValueError: in_features != out_features, or not 0 <= sigma_min < sigma_max, or sign is neither −1 nor 1.
+
+    Example:
+        >>> layer = DampedSkewSymmetricLinear(4, 4)
+        >>> bool((layer.eigvals().real <= -0.0999).all())
+        True
+
+    Reference:
+        B. Chang, M. Chen, E. Haber, E. H. Chi, AntisymmetricRNN, 2019, arXiv 1902.09689.
+    """
+
+    promise = "A = S ± γI, S = −Sᵀ, γ in [sigma_min, sigma_max]"
+    square = True
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        sigma_min: float = 0.1,
+        sigma_max: float = 0.5,
+        sign: int = -1,
+        beings: int | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+        check_interval(sigma_min, sigma_max, 0)
+        if sign not in (-1, 1):
+            raise ValueError(f"sign must be -1 or 1, however: {sign!r}")
+        self.sigma_min, self.sigma_max, self.sign = sigma_min, sigma_max, sign
+        n = self.in_features
+        self.upper = nn.Parameter(torch.empty(*self.leading, n * (n - 1) // 2, device=device, dtype=dtype))
+        self.damping = nn.Parameter(torch.empty(*self.leading, 1, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    @classmethod
+    def examples(cls) -> list[dict[str, Any]]:
+        return [{}, {"sigma_min": 0.0, "sigma_max": 2.0, "sign": 1}]
+
+    def _weight(self, upper: Tensor, damping: Tensor) -> Tensor:
+        gamma = self.sign * within(damping, self.sigma_min, self.sigma_max)  # (..., 1)
+        return torch.diag_embed(gamma.expand(*gamma.shape[:-1], self.in_features)) - antimirror(upper, self.in_features)
+
+    def _assign(self, weight: Tensor) -> dict[str, Tensor]:
+        gamma = self.sign * weight.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)
+        return {
+            "upper": strict_upper(skew_part(weight.mT)),
+            "damping": within_raw(gamma, self.sigma_min, self.sigma_max),
+        }
+
+    def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
+        super()._draw({"upper": raw["upper"]}, generator)
+        raw["damping"].normal_(generator=generator)
+
+    def _violation(self, weight: Tensor) -> Tensor:
+        scale = weight.abs().amax((-2, -1)).clamp_min(self.sigma_max)
+        diagonal = self.sign * weight.diagonal(dim1=-2, dim2=-1)
+        outside = torch.maximum(self.sigma_min - diagonal, diagonal - self.sigma_max).amax(-1).clamp_min(0)
+        uneven = diagonal.amax(-1) - diagonal.amin(-1)
+        lopsided = (weight + weight.mT).abs().triu(1).amax((-2, -1))
+        return torch.maximum(torch.maximum(outside, uneven), lopsided) / scale

@@ -1,0 +1,287 @@
+"""Matrices of Hamiltonian mechanics: symplectic ones, which preserve areas in phase space, and their generators.
+
+n = 2m throughout, J = [[0, I], [−I, 0]], and every matrix is cut into four m × m blocks.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from linnet.beings import check_input
+from linnet.linear import LinearMap
+from linnet.maps.ranges import calmed, calmed_raw
+from linnet.maps.symmetric import mirror, upper_triangle
+
+__all__ = ["HamiltonianLinear", "SymplecticLinear"]
+
+FACTORS = 5
+PIVOTS = (0.0, 1.0, -1.0, 0.4, -0.4, 2.5, -2.5, 0.15, -0.15, 6.0, -6.0)
+
+
+def blocks(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """[[A, B], [C, D]], (..., 2m, 2m) -> A, B, C, D, each (..., m, m)."""
+    m = matrix.shape[-1] // 2
+    return matrix[..., :m, :m], matrix[..., :m, m:], matrix[..., m:, :m], matrix[..., m:, m:]
+
+
+def joined(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+    """A, B, C, D -> [[A, B], [C, D]]."""
+    return torch.cat((torch.cat((a, b), -1), torch.cat((c, d), -1)), -2)
+
+
+def symmetric_part(matrix: Tensor) -> Tensor:
+    """(M + Mᵀ)/2."""
+    return (matrix + matrix.mT) / 2
+
+
+def shear(p: Tensor, q: Tensor, symmetric: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows (p, q), each (..., b, m), through F₁F₂⋯F₅, transposed: (p, q) F₅ᵀ⋯F₁ᵀ.
+
+    The factors are in turn [[I, S], [0, I]] and [[I, 0], [S, I]], with S = Sᵀ from ``symmetric``, (..., 5, m, m).
+    """
+    for i in reversed(range(symmetric.shape[-3])):
+        s = symmetric[..., i, :, :]
+        if i % 2 == 0:
+            p = p + q @ s
+        else:
+            q = q + p @ s
+    return p, q
+
+
+def unshear(p: Tensor, q: Tensor, symmetric: Tensor) -> tuple[Tensor, Tensor]:
+    """The inverse of :func:`shear`: the same factors in the opposite order with −S."""
+    for i in range(symmetric.shape[-3]):
+        s = symmetric[..., i, :, :]
+        if i % 2 == 0:
+            p = p - q @ s
+        else:
+            q = q - p @ s
+    return p, q
+
+
+def compose(symmetric: Tensor) -> Tensor:
+    """S₁ ... S₅, (..., 5, m, m) -> F₁F₂⋯F₅, (..., 2m, 2m)."""
+    m = symmetric.shape[-1]
+    eye = torch.eye(2 * m, device=symmetric.device, dtype=symmetric.dtype)
+    eye = eye.expand(*symmetric.shape[:-3], 2 * m, 2 * m)
+    return torch.cat(shear(eye[..., :m], eye[..., m:], symmetric), -1).mT
+
+
+def two_symmetric(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """M -> symmetric P, Q with M = P Q, for a diagonalizable M: from M = V Λ V⁻¹, P = V Vᵀ and Q = V⁻ᵀ Λ V⁻¹.
+
+    Complex eigenvectors come in conjugate pairs, so P and Q are real.
+
+    Reference:
+        A. J. Bosch, The factorization of a square matrix into two symmetric matrices, 1986.
+    """
+    _, vectors = torch.linalg.eig(matrix)
+    p = symmetric_part((vectors @ vectors.mT).real)
+    return p, symmetric_part(solve(p, matrix))
+
+
+def solve(matrix: Tensor, right: Tensor) -> Tensor:
+    """M⁻¹ R, without an error where M is singular: then the result is not finite or useless."""
+    return torch.linalg.solve_ex(matrix, right)[0]
+
+
+def factorize(weight: Tensor, pivot: float) -> Tensor:
+    """S₁ ... S₅ whose product is W, for a symplectic W, (..., 2m, 2m) -> (..., 5, m, m).
+
+    The first factor, S₁ = pivot·I, makes the upper left block A of the rest nonsingular. Then A = I + S₃S₄,
+    S₅ = A⁻¹(B − S₃) and S₂ = (C − S₄)A⁻¹ up to transposition follow block by block. Of a matrix that is not symplectic
+    the symmetric parts are taken, which keeps A and most of B.
+    """
+    a, b, c, d = blocks(weight)
+    eye = torch.eye(a.shape[-1], device=a.device, dtype=a.dtype).expand_as(a)
+    a, b = a - pivot * c, b - pivot * d
+    third, fourth = two_symmetric(a - eye)
+    a = eye + third @ fourth
+    fifth = symmetric_part(solve(a, b - third))
+    # the lower left block is S₂A + S₄, so S₂ᵀ = A⁻ᵀ(C − S₄)ᵀ
+    second = symmetric_part(solve(a.mT, (c - fourth).mT))
+    return torch.stack((pivot * eye, second, third, fourth, fifth), -3)
+
+
+def symplectic_form(m: int, like: Tensor) -> Tensor:
+    """J = [[0, I], [−I, 0]] of size 2m."""
+    eye = torch.eye(m, device=like.device, dtype=like.dtype)
+    return joined(torch.zeros_like(eye), eye, -eye, torch.zeros_like(eye))
+
+
+def check_even(name: str, n: int) -> int:
+    """n/2, or a ValueError."""
+    if n % 2:
+        raise ValueError(f"{name} needs pairs (position, momentum), in_features must be even, however: {n}")
+    return n // 2
+
+
+class SymplecticLinear(LinearMap):
+    """y = x A + b with AᵀJA = J: volume and every area Σ dp∧dq in phase space are preserved, and A has an inverse.
+
+    W = F₁F₂F₃F₄F₅, in turn [[I, S], [0, I]] and [[I, 0], [S, I]] with S = Sᵀ; five reach every symplectic matrix. The
+    forward is five products of half the size; so is :meth:`inverse`. The promise is kept to rounding relative to
+    max(1, ‖A‖²), the size of the terms that cancel in AᵀJA.
+
+    ``assign`` factorizes a symplectic matrix, to rounding times the conditioning of its eigenvectors. Any other matrix
+    becomes a symplectic one that shares what it can of its upper blocks, which is not the nearest.
+
+    Args:
+        in_features, out_features, bias, beings, device, dtype: as in :class:`LinearMap`; the sizes must be equal and
+            even. The input is (q, p): first all positions, then all momenta.
+
+    Shape:
+        - input: (*, n); with beings (*, beings, n)
+        - output: as the input
+        - factors: ([beings,] 5, m(m+1)/2) with m = n/2, the upper triangles of S₁ ... S₅; S = 10 asinh(factors/10),
+          so that huge parameters do not make the product overflow
+
+    Raises:
+        ValueError: in_features != out_features, or they are odd.
+
+    Example:
+        >>> layer = SymplecticLinear(4, 4)
+        >>> x = torch.randn(8, 4)
+        >>> torch.allclose(layer.inverse(layer(x)), x, atol=1e-5)
+        True
+
+    Reference:
+        P. Jin, Z. Lin, B. Xiao, Optimal unit triangular factorization of symplectic matrices, 2022, arXiv 2108.00223.
+    """
+
+    promise = "AᵀJA = J"
+    square = True
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        beings: int | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+        m = check_even(type(self).__name__, self.in_features)
+        self.factors = nn.Parameter(torch.empty(*self.leading, FACTORS, m * (m + 1) // 2, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def _weight(self, factors: Tensor) -> Tensor:
+        return compose(mirror(calmed(factors), self.in_features // 2))
+
+    def _product(self, x: Tensor, factors: Tensor) -> Tensor:
+        m = self.in_features // 2
+        return torch.cat(shear(x[..., :m], x[..., m:], mirror(calmed(factors), m)), -1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._matrix_free(input, self._product)
+
+    def inverse(self, output: Tensor) -> Tensor:
+        """The input that gives this output: the same products with −S in the opposite order.
+
+        Shape:
+            - output: (*, n); with beings (*, beings, n)
+            - result: as the output
+        """
+        check_input(output, self.out_features, self.beings)
+        m = self.in_features // 2
+        wide = torch.promote_types(self.factors.dtype, torch.float32)
+        y = output.to(wide) if self.bias is None else output.to(wide) - self.bias.to(wide)
+        y = y.unsqueeze(-2)  # (..., [beings,] 1, n): a row of its own for each matrix
+        p, q = unshear(y[..., :m], y[..., m:], mirror(calmed(self.factors.to(wide)), m))
+        return torch.cat((p, q), -1).squeeze(-2).to(output.dtype)
+
+    def logabsdet(self) -> Tensor:
+        """log |det A| = 0, ([beings])."""
+        return self.factors.new_zeros(self.leading)
+
+    def _assign(self, weight: Tensor) -> dict[str, Tensor]:
+        best = weight.new_zeros(*weight.shape[:-2], FACTORS, *[weight.shape[-1] // 2] * 2)
+        least = torch.linalg.matrix_norm(compose(best) - weight)
+        for pivot in PIVOTS:
+            tried = factorize(weight, pivot)
+            error = torch.linalg.matrix_norm(compose(tried) - weight)
+            better = error < least  # False for NaN
+            best = torch.where(better[..., None, None, None], tried, best)
+            least = torch.where(better, error, least)
+        return {"factors": calmed_raw(upper_triangle(best))}
+
+    def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
+        raw["factors"].normal_(0, 0.5 / math.sqrt(self.in_features), generator=generator)
+
+    def _violation(self, weight: Tensor) -> Tensor:
+        form = symplectic_form(self.in_features // 2, weight)
+        scale = torch.linalg.matrix_norm(weight, 2).clamp_min(1.0)[..., None, None]
+        unit = weight / scale  # entries of at most 1: squares cannot overflow
+        return (unit.mT @ form @ unit - form / scale.square()).abs().amax((-2, -1))
+
+
+class HamiltonianLinear(LinearMap):
+    """y = x A + b with (JA)ᵀ = JA, exactly: the generators of symplectic maps, ẋ = x A is a linear Hamiltonian system.
+
+    A = [[E, G], [Q, −Eᵀ]] with G and Q symmetric, so eigenvalues come in pairs ±λ. Any other matrix is assigned as its
+    projection, the nearest in the Frobenius norm.
+
+    Args:
+        in_features, out_features, bias, beings, device, dtype: as in :class:`LinearMap`; the sizes must be equal and
+            even.
+
+    Shape:
+        - input: (*, n); with beings (*, beings, n)
+        - output: as the input
+        - block: ([beings,] m, m) with m = n/2
+        - upper, lower: ([beings,] m(m+1)/2)
+
+    Raises:
+        ValueError: in_features != out_features, or they are odd.
+
+    Example:
+        >>> a = HamiltonianLinear(4, 4).weight.mT
+        >>> bool((a[:2, :2] == -a[2:, 2:].mT).all())
+        True
+
+    Reference:
+        K. R. Meyer, D. C. Offin, Introduction to Hamiltonian dynamical systems and the N-body problem, 2017.
+    """
+
+    promise = "(JA)ᵀ = JA"
+    square = True
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        beings: int | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+        m = check_even(type(self).__name__, self.in_features)
+        self.block = nn.Parameter(torch.empty(*self.leading, m, m, device=device, dtype=dtype))
+        self.upper = nn.Parameter(torch.empty(*self.leading, m * (m + 1) // 2, device=device, dtype=dtype))
+        self.lower = nn.Parameter(torch.empty(*self.leading, m * (m + 1) // 2, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def _weight(self, block: Tensor, upper: Tensor, lower: Tensor) -> Tensor:
+        m = self.in_features // 2
+        return joined(block, mirror(upper, m), mirror(lower, m), -block.mT).mT
+
+    def _assign(self, weight: Tensor) -> dict[str, Tensor]:
+        e, g, q, f = blocks(weight.mT)
+        return {
+            "block": (e - f.mT) / 2,
+            "upper": upper_triangle(symmetric_part(g)),
+            "lower": upper_triangle(symmetric_part(q)),
+        }
+
+    def _violation(self, weight: Tensor) -> Tensor:
+        form = symplectic_form(self.in_features // 2, weight)
+        turned = form @ weight.mT
+        scale = weight.abs().amax((-2, -1)).clamp_min(torch.finfo(weight.dtype).tiny)
+        return (turned - turned.mT).abs().amax((-2, -1)) / scale

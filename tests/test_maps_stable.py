@@ -1,0 +1,221 @@
+"""Maps with bounded eigenvalues: radius, half-plane, disc, against NumPy and SciPy in float64."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from linnet import tolerance
+from linnet.maps.hurwitz import HurwitzLinear
+from linnet.maps.split import StableSplitLinear, project_l1
+from linnet.maps.stable import PowerBoundLinear, SchurStableLinear, contraction, contraction_raw
+from promises_stable import PROMISES_STABLE, in_disc
+
+CLASSES = [HurwitzLinear, PowerBoundLinear, SchurStableLinear, StableSplitLinear]
+CASES = [(cls, options) for cls in CLASSES for options in cls.examples()]
+NON_NORMAL = [HurwitzLinear, PowerBoundLinear, SchurStableLinear]
+
+
+def matrix(layer):
+    return layer.weight.detach().double().numpy().T
+
+
+def fill(layer, size, seed):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(size * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("cls", "options"), CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 10**6), size=st.sampled_from([0.0, 1e-30, 1e-3, 1.0, 50.0, 1e4]), n=st.integers(1, 16))
+def test_the_promise_is_kept_for_any_raw_values(cls, options, dtype, seed, size, n):
+    layer = cls(n, n, **options, dtype=dtype)
+    fill(layer, size, seed)
+    a = matrix(layer)
+    assert np.isfinite(a).all()
+    assert PROMISES_STABLE[cls.__name__](a, layer) <= tolerance(dtype)
+
+
+@pytest.mark.parametrize("cls", NON_NORMAL)
+@pytest.mark.parametrize("n", [8, 64])
+@pytest.mark.parametrize("core", [1.0, 1e4])
+def test_the_promise_is_kept_at_the_largest_condition_number(cls, n, core):
+    for seed in range(4):
+        layer = cls(n, n)
+        fill(layer, core, seed)
+        with torch.no_grad():
+            layer.scales.copy_(torch.linspace(-1, 1, n).sign() * 1e4)  # half of them at each end
+        a = matrix(layer)
+        assert PROMISES_STABLE[cls.__name__](a, layer) <= tolerance(torch.float32)
+
+
+@pytest.mark.parametrize(("cls", "options"), CASES)
+@pytest.mark.parametrize(
+    "optimizer_of",
+    [
+        lambda p: torch.optim.SGD(p, lr=1e3),
+        lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.5, fused=True),
+    ],
+)
+def test_the_promise_survives_training(cls, options, optimizer_of):
+    torch.manual_seed(0)
+    layer = cls(6, 6, **options)
+    optimizer = optimizer_of(layer.parameters())
+    for _ in range(30):
+        optimizer.zero_grad()
+        layer(torch.randn(8, 6)).tanh().sum().backward()
+        optimizer.step()
+    a = matrix(layer)
+    assert np.isfinite(a).all()
+    assert PROMISES_STABLE[cls.__name__](a, layer) <= tolerance(torch.float32)
+
+
+def test_contraction_is_the_stated_function_and_has_an_inverse():
+    rng = np.random.default_rng(0)
+    for size in (0.0, 1e-3, 1.0, 30.0):
+        m = size * rng.normal(size=(5, 5))
+        r = scipy.linalg.cholesky(np.eye(5) + m.T @ m)
+        k = contraction(torch.from_numpy(m))
+        assert np.allclose(k.numpy(), m @ np.linalg.inv(r), atol=1e-12)
+        assert np.linalg.norm(k.numpy(), 2) < 1
+        assert np.allclose(contraction_raw(k).numpy(), m, rtol=1e-8, atol=1e-8)
+
+
+def test_contraction_of_a_singular_huge_matrix():
+    k = contraction(torch.full((6, 6), 1e4))
+    assert float(torch.linalg.matrix_norm(k, 2)) <= 1 + 1e-5
+
+
+@pytest.mark.parametrize("cls", [PowerBoundLinear, SchurStableLinear])
+def test_a_strongly_nonnormal_matrix_is_reached(cls):
+    # ρ = 0.5 but ‖A‖ = 10: no normal matrix is near
+    a = np.array([[0.5, 10.0], [0.0, 0.5]])
+    layer = cls(2, 2, dtype=torch.float64)
+    assert float(layer.assign(torch.from_numpy(a.T.copy()))) < 1e-9
+    assert np.allclose(matrix(layer), a)
+
+
+def test_a_strongly_nonnormal_hurwitz_matrix_is_reached():
+    a = np.array([[-1.0, 10.0, 0.0], [0.0, -1.0, 3.0], [0.0, 0.0, -2.0]])
+    layer = HurwitzLinear(3, 3, dtype=torch.float64)
+    assert float(layer.assign(torch.from_numpy(a.T.copy()))) < 1e-9
+
+
+@pytest.mark.parametrize("cls", NON_NORMAL)
+def test_an_unstable_matrix_becomes_a_stable_one_nearby(cls):
+    a = torch.randn(8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    layer = cls(8, 8, dtype=torch.float64)
+    moved = float(layer.assign(a))
+    assert PROMISES_STABLE[cls.__name__](matrix(layer), layer) == 0
+    assert 0 < moved < 1.2
+
+
+def test_a_linear_system_decays():
+    layer = SchurStableLinear(8, 8, bias=False, bound=0.9, dtype=torch.float64)
+    fill(layer, 3.0, 0)
+    x = torch.randn(8, dtype=torch.float64)
+    for _ in range(300):
+        x = layer(x)
+    assert float(x.detach().norm()) < 1e-9
+    flow = HurwitzLinear(6, 6, alpha=0.5, dtype=torch.float64)
+    fill(flow, 1.0, 0)
+    assert np.linalg.norm(scipy.linalg.expm(60 * matrix(flow))) < 1e-8
+
+
+@pytest.mark.parametrize("beings", [None, 3])
+def test_the_estimate_of_the_spectral_radius_is_never_too_small_and_converges(beings):
+    layer = PowerBoundLinear(8, 8, beings=beings, dtype=torch.float64)
+    fill(layer, 1.0, 0)
+    a = layer.weight.detach().numpy().reshape(-1, 8, 8)
+    exact = np.array([np.abs(np.linalg.eigvals(one)).max() for one in a])
+    for k in (1, 2, 7, 200):
+        layer.pwr_iters = k
+        found = layer.spectral_radius().detach().numpy().reshape(-1)
+        slow = [np.linalg.norm(np.linalg.matrix_power(one, k)) ** (1 / k) for one in a]
+        assert np.allclose(found, slow, rtol=1e-9)
+        assert (found >= exact * (1 - 1e-9)).all()
+    assert (found <= exact * 1.05).all()
+    layer.spectral_radius().sum().backward()
+    assert layer.core.grad.isfinite().all()
+
+
+def test_stable_split_parts_are_nonnegative_and_stable():
+    layer = StableSplitLinear(6, 6, sigma_min=0.2, sigma_max=0.7, beings=2, dtype=torch.float64)
+    fill(layer, 3.0, 0)
+    b, c = layer.B.detach().numpy(), layer.C.detach().numpy()
+    assert np.allclose(b - c, layer.weight.mT.detach().numpy()) and b.min() >= 0 and c.min() >= 0
+    sums = (b + c).sum(-1)
+    assert sums.min() >= 0.2 - 1e-12 and sums.max() <= 0.7 + 1e-12
+    for part in (*b, *c):
+        assert np.abs(np.linalg.eigvals(part)).max() <= 0.7 + 1e-12
+
+
+def test_stable_split_of_the_counterexample_to_the_reference():
+    # B = I and C = swap, each with ρ = 1, have ρ(B − C) = 2
+    a = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
+    layer = StableSplitLinear(2, 2)
+    layer.assign(a)
+    assert in_disc(matrix(layer), 1.0) <= tolerance(torch.float32)
+    assert np.allclose(matrix(layer), a.numpy() / 2, atol=1e-5)
+
+
+def test_the_projection_on_the_l1_ball_is_the_nearest_point():
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(50, 4))
+    found = project_l1(torch.from_numpy(rows), 1.0).numpy()
+    assert (np.abs(found).sum(1) <= 1 + 1e-12).all()
+    others = rng.normal(size=(2000, 4))
+    others /= np.maximum(1, np.abs(others).sum(1, keepdims=True))
+    for row, own in zip(rows, found, strict=True):
+        assert np.linalg.norm(row - own) <= np.linalg.norm(row - others, axis=1).min() + 1e-12
+    inside = rows / 10
+    assert np.allclose(project_l1(torch.from_numpy(inside), 1.0).numpy(), inside)
+    assert np.allclose(project_l1(torch.zeros(2, 3), 1.0).numpy(), 0)
+
+
+@pytest.mark.parametrize(("cls", "options"), CASES)
+def test_the_scale_at_the_start(cls, options):
+    torch.manual_seed(0)
+    size = torch.linalg.matrix_norm(cls(64, 64, **options).weight) / 8  # the gain for white noise; 0.58 in nn.Linear
+    assert 0.02 < float(size.detach()) < 3
+
+
+@pytest.mark.parametrize(
+    ("cls", "options", "fact"),
+    [
+        (SchurStableLinear, {"bound": 1.0}, "bound must"),
+        (SchurStableLinear, {"bound": 0.0}, "bound must"),
+        (SchurStableLinear, {"max_cond": 1.0}, "max_cond must"),
+        (SchurStableLinear, {"max_cond": 1e5}, "max_cond must"),
+        (PowerBoundLinear, {"max_p": 0}, "max_p must"),
+        (PowerBoundLinear, {"pwr_iters": 0}, "pwr_iters must"),
+        (HurwitzLinear, {"alpha": -0.1}, "alpha must"),
+        (HurwitzLinear, {"alpha": float("nan")}, "alpha must"),
+        (StableSplitLinear, {"sigma_min": -0.1}, "-0.1"),
+    ],
+)
+def test_bad_options_are_refused(cls, options, fact):
+    with pytest.raises(ValueError, match=fact):
+        cls(4, 4, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("cls", "options"), CASES)
+def test_optimization_recovers_a_random_member(cls, options):
+    torch.manual_seed(1)
+    member = cls(4, 4, **options, dtype=torch.float64)
+    target = member.weight.detach()
+    layer = cls(4, 4, **options, dtype=torch.float64)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.03)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 3000)
+    for _ in range(3000):
+        optimizer.zero_grad()
+        (layer.weight - target).square().sum().backward()
+        optimizer.step()
+        schedule.step()
+    assert float((layer.weight.detach() - target).norm() / target.norm()) < 1e-3
