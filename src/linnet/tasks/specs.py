@@ -132,7 +132,9 @@ def _parse_value(what: str, text: str, hint: Any, default: Any) -> Any:
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     kinds = list(typing.get_args(hint)) if union else [hint]
     if Any in kinds or object in kinds:
-        kinds = [type(None)] if default in (None, inspect.Parameter.empty) else [type(default)]
+        if default in (None, inspect.Parameter.empty):
+            raise ValueError(f"{what} cannot be given as text, however: {text!r}")
+        kinds = [type(default)]
     choices = [choice for kind in kinds if typing.get_origin(kind) is Literal for choice in typing.get_args(kind)]
     for choice in choices:
         if text == str(choice):
@@ -153,7 +155,7 @@ def _parse_value(what: str, text: str, hint: Any, default: Any) -> Any:
         return text
     names = {bool: "true or false", type(None): "none", int: "an integer", float: "a number"}
     expected = [names[kind] for kind in kinds if kind in names] + [str(choice) for choice in choices]
-    if expected in ([], ["none"]):
+    if not expected:
         raise ValueError(f"{what} cannot be given as text, however: {text!r}")
     raise ValueError(f"{what} must be {' or '.join(expected)}, however: {text!r}")
 
