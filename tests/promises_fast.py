@@ -5,11 +5,18 @@ import numpy as np
 Array = np.ndarray
 
 
-def second_singular_value(blocks: list[Array]) -> float:
-    """How far blocks are from rank one, relative to the largest of them."""
-    found = [np.linalg.svd(b, compute_uv=False) for b in blocks if b.size]
-    largest = max((s[0] for s in found if len(s)), default=0)
-    return float(max((s[1] for s in found if len(s) > 1), default=0) / max(largest, 1e-300))
+def beyond_rank_one(blocks: list[Array]) -> float:
+    """How far blocks are from rank one, relative to the largest of them: what is left without the cross of its pivot.
+
+    It is the second singular value but for a factor, without the rounding of a decomposition.
+    """
+    largest, left = 0.0, 0.0
+    for block in blocks:
+        if block.size and np.abs(block).max() > 0:
+            i, j = np.unravel_index(np.abs(block).argmax(), block.shape)
+            largest = max(largest, abs(block[i, j]))
+            left = max(left, np.abs(block - np.outer(block[:, j], block[i] / block[i, j])).max())
+    return float(left / max(largest, 1e-300))
 
 
 def circulant(a: Array, layer) -> float:
@@ -29,12 +36,12 @@ def block_diagonal(a: Array, layer) -> float:
 def kronecker(a: Array, layer) -> float:
     (o, i), (o2, i2) = layer.first.shape[-2:], layer.second.shape[-2:]
     rows = [a[p * i2 : (p + 1) * i2, q * o2 : (q + 1) * o2].ravel() for p in range(i) for q in range(o)]
-    return second_singular_value([np.stack(rows)])
+    return beyond_rank_one([np.stack(rows)])
 
 
 def monarch(a: Array, layer) -> float:
     b, p = layer.first.shape[-2:]
-    return second_singular_value([a[k * p : (k + 1) * p, q::b] for k in range(b) for q in range(b)])
+    return beyond_rank_one([a[k * p : (k + 1) * p, q::b] for k in range(b) for q in range(b)])
 
 
 def butterfly(a: Array, layer) -> float:
@@ -58,7 +65,7 @@ def butterfly(a: Array, layer) -> float:
                 blocks.append(np.array(pairs).reshape(-1, 2))
         else:  # lower bits of the output and higher ones of the input fixed
             blocks += [w[r::low, c : c + low] for r in range(min(low, outputs)) for c in range(0, inputs, low)]
-    return max(linear, second_singular_value(blocks))
+    return max(linear, beyond_rank_one(blocks))
 
 
 PROMISES_FAST = {

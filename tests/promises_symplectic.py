@@ -38,7 +38,7 @@ def psd(a, layer):
     values = scipy.linalg.eigvalsh((a + a.T) / 2)
     wrong = [np.abs(a - a.T).max(), layer.epsilon - values[0]]
     wrong += [] if layer.condition is None else [values[-1] / layer.condition - values[0]]
-    return float(max(0, *wrong) / max(np.abs(a).max(), layer.epsilon, 1e-300))
+    return float(max(0, *wrong) / max(np.abs(values).max(), layer.epsilon, 1e-300))
 
 
 PROMISES_SYMPLECTIC = {

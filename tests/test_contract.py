@@ -61,6 +61,10 @@ def test_the_promise_is_kept_by_large_matrices(case):
     if not case.cls.hard or case.cls.promise == "none" or case.beings:
         return
     large = replace(case, in_features=300, out_features=300 if case.cls.square else 200)
+    try:
+        large.layer(device="meta")
+    except ValueError:  # a class for maps that widen
+        large = replace(case, in_features=200, out_features=300)
     for dtype in case.dtypes:
         for state, layer in stressed(large, dtype, steps=1):
             (a,) = matrices(layer.weight)

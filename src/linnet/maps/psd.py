@@ -129,7 +129,8 @@ class PSDLinear(LinearMap):
     def _violation(self, weight: Tensor) -> Tensor:
         values = torch.linalg.eigvalsh(symmetric_part(weight))
         low, high = values[..., 0], values[..., -1]
-        scale = weight.abs().amax((-2, -1)).clamp_min(max(self.epsilon, torch.finfo(weight.dtype).tiny))
+        # eigenvalues round relative to ‖A‖₂, which in a large matrix is far above its largest entry
+        scale = torch.maximum(-low, high).clamp_min(max(self.epsilon, torch.finfo(weight.dtype).tiny))
         wrong = torch.maximum((weight - weight.mT).abs().amax((-2, -1)), self.epsilon - low)
         if self.condition is not None:
             wrong = torch.maximum(wrong, high / self.condition - low)
