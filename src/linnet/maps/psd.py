@@ -8,15 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from linnet.linear import LinearMap
+from linnet.maps.symmetric import symmetric_part
 
 __all__ = ["PSDLinear"]
 
 BISECTIONS = 100  # halvings of an interval of float64 numbers: all its digits
-
-
-def symmetric_part(matrix: Tensor) -> Tensor:
-    """(M + Mᵀ)/2, the nearest symmetric matrix; exactly symmetric."""
-    return (matrix + matrix.mT) / 2
 
 
 def floor_of(largest: Tensor, epsilon: float, condition: float | None) -> Tensor:

@@ -163,7 +163,7 @@ class LeftStochasticLinear(LinearMap):
         return softmax(logits, -1)  # column j of A is row j of W
 
     def _assign(self, weight: Tensor) -> dict[str, Tensor]:
-        p = project_simplex(weight - weight.amax(-1, keepdim=True))  # large numbers would absorb the 1
+        p = project_simplex(weight)
         return {"logits": p.clamp_min(torch.finfo(self.logits.dtype).tiny).log()}
 
     def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:

@@ -25,6 +25,11 @@ def upper_triangle(matrix: Tensor) -> Tensor:
     return matrix[..., rows, columns]
 
 
+def symmetric_part(matrix: Tensor) -> Tensor:
+    """(M + Mᵀ)/2, the nearest symmetric matrix; exactly symmetric."""
+    return (matrix + matrix.mT) / 2
+
+
 class SymmetricLinear(LinearMap):
     """y = x A + b with A = Aᵀ, exactly.
 
@@ -73,7 +78,7 @@ class SymmetricLinear(LinearMap):
         return mirror(upper, self.in_features)
 
     def _assign(self, weight: Tensor) -> dict[str, Tensor]:
-        return {"upper": upper_triangle((weight + weight.mT) / 2)}
+        return {"upper": upper_triangle(symmetric_part(weight))}
 
     def _violation(self, weight: Tensor) -> Tensor:
         scale = weight.abs().amax((-2, -1)).clamp_min(torch.finfo(weight.dtype).tiny)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from linnet.beings import check_input
 from linnet.linear import LinearMap
 from linnet.maps.ranges import calmed, calmed_raw
-from linnet.maps.symmetric import mirror, upper_triangle
+from linnet.maps.symmetric import mirror, symmetric_part, upper_triangle
 
 __all__ = ["HamiltonianLinear", "SymplecticLinear"]
 
@@ -30,11 +30,6 @@ def blocks(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def joined(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
     """A, B, C, D -> [[A, B], [C, D]]."""
     return torch.cat((torch.cat((a, b), -1), torch.cat((c, d), -1)), -2)
-
-
-def symmetric_part(matrix: Tensor) -> Tensor:
-    """(M + Mᵀ)/2."""
-    return (matrix + matrix.mT) / 2
 
 
 def shear(p: Tensor, q: Tensor, symmetric: Tensor) -> tuple[Tensor, Tensor]:
