@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from linnet.beings import Being
 from linnet.catalogue import find_layer
+from linnet.constrain import Constrained, release
 from linnet.linear import Linear, LinearMap
 
 __all__ = ["Replacement", "bake", "replace", "to_onnx"]
@@ -91,7 +92,7 @@ def replace(
 
 
 def bake(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` in which every map is a plain nn.Linear with equal outputs.
+    """A copy of ``model`` in which every map is a plain nn.Linear with equal outputs, every constrained tensor plain.
 
     Raises:
         ValueError: the model holds a population (whose nets ``to_linears()`` gives), by name.
@@ -151,12 +152,24 @@ def to_onnx(
 
 
 def _with_maps(model: nn.Module, convert: Callable[[str, nn.Module], nn.Module]) -> nn.Module:
-    """A copy of ``model`` with each map, and each view of one being, replaced by ``convert(name, map)``."""
-    new = {
-        module: convert(name, module) for name, module in model.named_modules() if isinstance(module, LinearMap | Being)
-    }
+    """A copy of ``model`` with each map, and each view of one being, replaced by ``convert(name, map)``.
+
+    Tensors that :func:`linnet.constrain` gave to other modules become plain parameters.
+    """
+    inside = {module.map for module in model.modules() if isinstance(module, Constrained)}
     # What stands in the memo is not copied: the old matrices never exist twice.
-    return copy.deepcopy(model, memo={id(old): replacement for old, replacement in new.items()})
+    memo: dict[int, Any] = {
+        id(module): convert(name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, LinearMap | Being) and module not in inside
+    }
+    for module in model.modules():  # nn.LSTM keeps the tensors of its last forward, which cannot be copied
+        memo |= {id(t): t.detach() for t in getattr(module, "_flat_weights", []) if t is not None and not t.is_leaf}
+    copied = copy.deepcopy(model, memo=memo)
+    for module in list(copied.modules()):
+        if nn.utils.parametrize.is_parametrized(module):
+            release(module)
+    return copied
 
 
 def _children(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:

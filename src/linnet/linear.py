@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from linnet.beings import Being, affine, check_input, check_positive, dense, indices, plain_linear
 from linnet.catalogue import register
+from linnet.frozen import Materialized, held
 
 __all__ = [
     "Linear",
@@ -32,6 +33,9 @@ __all__ = [
     "tolerance",
     "violation",
 ]
+
+FAST_FROM = 256 * 256
+"""Entries of W up to which a fast layer, once W is at hand, is faster as a dense product."""
 
 
 def tolerance(dtype: torch.dtype) -> float:
@@ -95,6 +99,10 @@ class LinearMap(nn.Module, ABC):
     """Whether the promise holds after any optimizer step; a soft one has a penalty."""
     noisy: ClassVar[bool] = False
     """Whether forward draws random numbers in training mode; ``weight`` is the matrix of eval mode."""
+    fast: ClassVar[bool] = False
+    """Whether forward costs less than the dense product where the sizes are large."""
+    decays: ClassVar[tuple[str, ...]] = ()
+    """The raw parameters that weight decay may shrink: with them W shrinks, and is pulled nowhere else."""
 
     in_features: int
     out_features: int
@@ -177,7 +185,8 @@ class LinearMap(nn.Module, ABC):
     def weight(self) -> Tensor:
         """The effective matrix W, ([beings,] out, in): differentiable, deterministic."""
         try:
-            return self._build(self.raw_tensors())
+            kept = held(self) if not self.noisy and self._pays_dense() else None
+            return self._build(self.raw_tensors()) if kept is None else kept.weight
         except AttributeError as error:  # nn.Module would report the property itself as missing
             raise RuntimeError(f"{type(self).__name__}.weight could not be computed: {error}") from error
 
@@ -193,6 +202,22 @@ class LinearMap(nn.Module, ABC):
             weight = self._weight(**{name: tensor.to(wide) for name, tensor in raw.items()})
         return weight.to(first.dtype)
 
+    def _sampled(self, raw: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The raw tensors with the noise of one forward among them; a layer without noise has none to add."""
+        return raw
+
+    def _realized(self, raw: Mapping[str, Tensor]) -> Tensor:
+        """What :meth:`_sampled` gave -> the matrix that this forward uses; without noise W."""
+        return self._build(raw)
+
+    def _pays_dense(self) -> bool:
+        """Whether x Wᵀ with W at hand is at least as fast as ``forward``: a pure function of sizes and options."""
+        return not self.fast or self.in_features * self.out_features <= FAST_FROM
+
+    def materialize(self) -> Materialized:
+        """This layer with W computed once, for hand-written loops; never stale, see :class:`Materialized`."""
+        return Materialized(self)
+
     def forward(self, input: Tensor) -> Tensor:
         check_input(input, self.in_features, self.beings)
         return affine(input, self.weight, self.bias)
@@ -203,6 +228,9 @@ class LinearMap(nn.Module, ABC):
         Like ``weight`` it is computed in at least float32 with autocast off; the result has the dtype that nn.Linear
         would give.
         """
+        kept = held(self)
+        if kept is not None and self._pays_dense():
+            return kept(input)
         check_input(input, self.in_features, self.beings)
         dtype, device = self._anchor.dtype, input.device.type
         # autocast leaves float64 alone, as it does in nn.Linear
@@ -466,6 +494,7 @@ class Linear(LinearMap):
     """
 
     promise = "none"
+    decays = ("weight",)
 
     def __init__(
         self,

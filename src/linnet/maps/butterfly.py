@@ -125,6 +125,8 @@ class ButterflyLinear(LinearMap):
     """
 
     promise = "Aᵀ is a product of log₂ n butterfly factors"
+    fast = True
+    decays = ("twiddle",)
 
     def __init__(
         self,

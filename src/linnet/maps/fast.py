@@ -62,6 +62,9 @@ class IdentityLinear(LinearMap):
         identity = torch.eye(self.out_features, self.in_features, device=weight.device, dtype=weight.dtype)
         return (weight - identity).abs().amax((-2, -1))
 
+    def _pays_dense(self) -> bool:
+        return False
+
     def forward(self, input: Tensor) -> Tensor:
         return self._matrix_free(input, self._product)
 

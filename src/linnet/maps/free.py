@@ -35,6 +35,7 @@ class IdentityInitLinear(LinearMap):
     """
 
     promise = "none"
+    decays = ("entries",)
 
     def __init__(
         self,

@@ -52,6 +52,8 @@ class MonarchLinear(LinearMap):
     """
 
     promise = "Aᵀ = P L Pᵀ R, L and R block-diagonal"
+    fast = True
+    decays = ("first", "second")
 
     def __init__(
         self,

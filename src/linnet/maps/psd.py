@@ -72,6 +72,7 @@ class PSDLinear(LinearMap):
 
     promise = "A = Aᵀ, λ >= epsilon, λ_max/λ_min <= condition"
     square = True
+    decays = ("factor",)
 
     def __init__(
         self,

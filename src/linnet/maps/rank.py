@@ -42,6 +42,8 @@ class LowRankLinear(LinearMap):
     """
 
     promise = "rank(A) <= rank"
+    fast = True
+    decays = ("down", "up")
 
     def __init__(
         self,

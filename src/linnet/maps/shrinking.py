@@ -39,6 +39,11 @@ def open_probability(log_alpha: Tensor, temperature: float) -> Tensor:
     return (log_alpha - temperature * math.log(-LOWEST / HIGHEST)).sigmoid()
 
 
+def logistic(like: Tensor) -> Tensor:
+    """Standard logistic noise of the shape of a given tensor."""
+    return torch.rand_like(like).logit(eps=1e-6)
+
+
 def check_number(low: float, **named: Any) -> None:
     """Refuse what is not a finite number >= low."""
     for name, value in named.items():
@@ -78,6 +83,7 @@ class LassoLinear(LinearMap):
 
     promise = "none"
     hard = False
+    decays = ("entries",)
 
     def __init__(
         self,
@@ -149,6 +155,7 @@ class LassoLinearRELU(LinearMap):
 
     promise = "none"
     hard = False
+    decays = ("u", "v")
 
     def __init__(
         self,
@@ -240,6 +247,7 @@ class L0Linear(LinearMap):
     promise = "none"
     noisy = True
     hard = False
+    decays = ("entries",)
     held: Tensor
 
     def __init__(
@@ -289,7 +297,7 @@ class L0Linear(LinearMap):
     @torch.no_grad()
     def resample(self) -> None:
         """Draw the noise anew that noise="held" keeps; call it where a sequence begins."""
-        self.held.copy_(torch.rand_like(self.held, dtype=self._wide).logit(eps=1e-6))
+        self.held.copy_(logistic(self.held.to(self._wide)))
 
     def open_probability(self) -> Tensor:
         """P(z ≠ 0) of every gate, of the shape of ``log_alpha``, differentiable."""
@@ -311,6 +319,20 @@ class L0Linear(LinearMap):
     def _weight(self, entries: Tensor, log_alpha: Tensor, held: Tensor) -> Tensor:
         return entries * self._spread(mean_gate(log_alpha))
 
+    def _sampled(self, raw: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        drawn = self.training and self.noise == "batch"
+        return {**raw, "held": logistic(raw["log_alpha"].detach().to(self._wide))} if drawn else raw
+
+    def _realized(self, raw: Mapping[str, Tensor]) -> Tensor:
+        if not self.training:
+            return self._build(raw)
+        entries, log_alpha, noise = (raw[name].to(self._wide) for name in ("entries", "log_alpha", "held"))
+        z = self._spread(hard_concrete(log_alpha, noise, self.temperature))
+        return (entries * z).to(raw["entries"].dtype)
+
+    def _pays_dense(self) -> bool:
+        return not (self.training and self.noise == "sample")  # every sample has a matrix of its own
+
     def forward(self, input: Tensor) -> Tensor:
         return self._matrix_free(input, self._product)
 
@@ -321,9 +343,9 @@ class L0Linear(LinearMap):
             lead = len(self.leading)
             log_alpha = log_alpha.unsqueeze(lead)
             shape = (*self.leading, x.shape[-2], *log_alpha.shape[lead + 1 :])
-            noise = torch.rand(shape, device=x.device, dtype=x.dtype).logit(eps=1e-6)
+            noise = logistic(x.new_empty(shape))
         else:
-            noise = held if self.noise == "held" else torch.rand_like(log_alpha).logit(eps=1e-6)
+            noise = held if self.noise == "held" else logistic(log_alpha)
         z = hard_concrete(log_alpha, noise, self.temperature)
         if self.group == "weight":
             if self.noise == "sample":

@@ -60,6 +60,7 @@ class SkewSymmetricLinear(LinearMap):
 
     promise = "A = −Aᵀ"
     square = True
+    decays = ("upper",)
 
     def __init__(
         self,
@@ -122,6 +123,7 @@ class DampedSkewSymmetricLinear(LinearMap):
 
     promise = "A = S ± γI, S = −Sᵀ, γ in [sigma_min, sigma_max]"
     square = True
+    decays = ("upper",)
 
     def __init__(
         self,

@@ -58,6 +58,7 @@ class SymmetricLinear(LinearMap):
 
     promise = "A = Aᵀ"
     square = True
+    decays = ("upper",)
 
     def __init__(
         self,

@@ -245,6 +245,7 @@ class HamiltonianLinear(LinearMap):
 
     promise = "(JA)ᵀ = JA"
     square = True
+    decays = ("block", "upper", "lower")
 
     def __init__(
         self,

@@ -71,6 +71,7 @@ class SparseLinear(LinearMap):
     """
 
     promise = "A = 0 outside nnz fixed connections"
+    decays = ("values",)
 
     crow: Tensor
     col: Tensor
@@ -190,6 +191,9 @@ class SparseLinear(LinearMap):
             places = torch.cat([which.unsqueeze(0), places.repeat(1, maps[0])])
         shape = (*maps, *self._size)
         return torch.sparse_coo_tensor(places, values.flatten(), shape, is_coalesced=True, check_invariants=False)
+
+    def _pays_dense(self) -> bool:
+        return False
 
     def forward(self, input: Tensor) -> Tensor:
         return self._matrix_free(input, self._product).contiguous()

@@ -1,0 +1,71 @@
+"""Weight decay that means what it says: which parameters may shrink, and decay of the matrix where none may."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from linnet.linear import LinearMap
+
+__all__ = ["matrix_decay", "param_groups"]
+
+
+def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """The parameters of ``model`` in two groups for an optimizer: those that may decay, and the rest, which must not.
+
+    Weight decay on raw parameters pulls a map towards that of raw parameters 0, whatever it is: nonnegative entries to
+    log 2 times their scale, say. So every map names those of its parameters with which the matrix itself shrinks
+    (``LinearMap.decays``); its other parameters and its bias do not decay. In other modules tensors with two or more
+    axes decay, others (biases, norms) do not. To shrink the matrix of the maps that are left out, add
+    :func:`matrix_decay` to the loss.
+
+    Args:
+        model: the model.
+        weight_decay: of the first group, >= 0; the second has 0.
+
+    Raises:
+        ValueError: weight_decay is negative or not finite.
+
+    Example:
+        >>> from linnet import Linear, NonNegativeLinear
+        >>> model = nn.Sequential(Linear(4, 8), nn.LayerNorm(8), NonNegativeLinear(8, 2))
+        >>> optimizer = torch.optim.AdamW(param_groups(model, 0.1), lr=1e-3)
+        >>> [len(group["params"]) for group in optimizer.param_groups]
+        [1, 5]
+    """
+    if isinstance(weight_decay, bool) or not isinstance(weight_decay, (int, float)) or not 0 <= weight_decay < math.inf:
+        raise ValueError(f"weight_decay must be a finite number >= 0, however: {weight_decay!r}")
+    shrinking: dict[Tensor, None] = {}
+    rest: dict[Tensor, None] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            may = name in module.decays if isinstance(module, LinearMap) else parameter.dim() >= 2
+            (shrinking if may else rest)[parameter] = None
+    rest = {parameter: None for parameter in rest if parameter not in shrinking}
+    return [
+        {"params": list(shrinking), "weight_decay": weight_decay},
+        {"params": list(rest), "weight_decay": 0.0},
+    ]
+
+
+def matrix_decay(model: nn.Module) -> Tensor:
+    """½ Σ ‖W‖²_F over all maps whose parameters :func:`param_groups` leaves out: add weight_decay times it to the loss.
+
+    Its gradient is that of weight decay on W itself, carried back to the raw parameters; a hard promise holds as ever.
+
+    Args:
+        model: the model.
+
+    Example:
+        >>> from linnet import Linear, OrthogonalLinear
+        >>> model = nn.Sequential(Linear(4, 4), OrthogonalLinear(4, 4))
+        >>> round(float(matrix_decay(model).detach()), 3)  # half of the trace of I; Linear decays in the optimizer
+        2.0
+    """
+    terms = [
+        module.weight.square().sum() / 2
+        for module in model.modules()
+        if isinstance(module, LinearMap) and not module.decays
+    ]
+    return torch.stack([term.to(terms[0]) for term in terms]).sum() if terms else torch.zeros(())

@@ -1,0 +1,193 @@
+"""One matrix for many products: W is computed once, and again only when a parameter changes.
+
+A recurrent net multiplies by the same W at every step; computing W each time can cost a hundred times the product.
+:class:`Materialized` holds W for one layer, :func:`frozen` does the same for all layers of a model.
+
+When W is stale. Most changes raise a tensor's version counter: optimizer steps, ``load_state_dict``, ``assign``, any
+in-place operation. ``.to()``, ``load_state_dict(assign=True)`` and a new Parameter change the tensor or its memory.
+Optimizers with ``fused=True`` do neither, so every step of any optimizer counts too, through torch's global hook. What
+nothing reveals is an edit through ``.data`` (``p.data.mul_(2)``, ``vector_to_parameters``): inside :func:`frozen` that
+is not supported.
+
+How W is differentiated. W hangs in autograd's graph as one node that keeps the graph of its own computation, so two
+forwards can be followed by two backwards, each of which passes through that computation once.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from linnet.beings import affine, check_input
+
+if TYPE_CHECKING:
+    from linnet.linear import LinearMap
+
+__all__ = ["Materialized", "frozen", "held"]
+
+_FROZEN: ContextVar[dict[int, "Materialized"] | None] = ContextVar("frozen", default=None)
+_STEPS = [0]  # optimizer steps of this process, counted from the first Materialized on
+_HOOKS: list[Any] = []
+
+Stamp = tuple[Any, ...]
+
+
+class _Once(torch.autograd.Function):
+    """W as a function of the raw tensors whose backward can run any number of times."""
+
+    @staticmethod
+    def forward(ctx: Any, build: Callable[..., Tensor], *raw: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.build, ctx.raw, ctx.versions = build, raw, [tensor._version for tensor in raw]
+        # The empty hooks keep what activation checkpointing does to saved tensors away from a graph that outlives it.
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
+            ctx.weight, ctx.aliases = _graph(build, raw)
+        return ctx.weight.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        weight, aliases = ctx.weight, ctx.aliases
+        higher = torch.is_grad_enabled()  # gradients of gradients free what they pass through: they get their own graph
+        if higher:
+            if ctx.versions != [tensor._version for tensor in ctx.raw]:
+                raise RuntimeError(
+                    "A parameter must stay as it is between forward and backward, however: it was modified in place"
+                )
+            weight, aliases = _graph(ctx.build, ctx.raw)
+        if not weight.requires_grad:
+            return None, *[None] * len(aliases)
+        wanted = [alias for alias in aliases if alias.requires_grad]
+        found = iter(
+            torch.autograd.grad(weight, wanted, grad, retain_graph=True, create_graph=higher, allow_unused=True)
+        )
+        return None, *[next(found) if alias.requires_grad else None for alias in aliases]
+
+
+def _graph(build: Callable[..., Tensor], raw: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
+    """W with its graph, and the aliases of the raw tensors it hangs on: hooks on a tensor must not run twice."""
+    with torch.enable_grad():
+        aliases = [tensor.view_as(tensor) for tensor in raw]
+        return build(*aliases), aliases
+
+
+class Materialized:
+    """A layer with its matrix computed: call it like the layer, as often as you like.
+
+    W is computed at the first call and again when a parameter has changed since. Layers whose forward is cheaper than
+    the dense product (a large circulant, say), and those whose noise is drawn for each sample, are simply called.
+
+    Args:
+        layer: the layer; its parameters are used, not copied.
+
+    Shape:
+        - input: as that of the layer
+        - output: as that of the layer
+
+    Example:
+        >>> from linnet import OrthogonalLinear
+        >>> layer = OrthogonalLinear(8, 8)
+        >>> step, h = layer.materialize(), torch.randn(2, 8)
+        >>> for _ in range(50):
+        ...     h = step(h)
+        >>> h.shape
+        torch.Size([2, 8])
+    """
+
+    def __init__(self, layer: "LinearMap") -> None:
+        self.layer = layer
+        self._kept: dict[tuple[bool, bool], tuple[Stamp, Tensor]] = {}
+
+    @property
+    def weight(self) -> Tensor:
+        """W, ([beings,] out, in), as :attr:`LinearMap.weight`; for a noisy layer in training mode one sample of it."""
+        raw = self.layer.raw_tensors()
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            return self.layer._realized(self.layer._sampled(raw))  # their tensors must not outlive the transform
+        mode = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        stamp = self._stamp(raw)
+        kept = self._kept.get(mode)
+        if kept is not None and stamp is not None and _same(kept[0], stamp):
+            return kept[1]
+        self._kept.pop(mode, None)
+        weight = self._computed(raw)
+        if stamp is not None:
+            self._kept[mode] = stamp, weight
+        return weight
+
+    def __call__(self, input: Tensor) -> Tensor:
+        if not self.layer._pays_dense():
+            return self.layer(input)
+        check_input(input, self.layer.in_features, self.layer.beings)
+        return affine(input, self.weight, self.layer.bias)
+
+    def _computed(self, raw: Mapping[str, Tensor]) -> Tensor:
+        raw = self.layer._sampled(raw)
+        if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in raw.values())):
+            return self.layer._realized(raw)
+        names = tuple(raw)
+        return _Once.apply(lambda *tensors: self.layer._realized(dict(zip(names, tensors, strict=True))), *raw.values())
+
+    def _stamp(self, raw: Mapping[str, Tensor]) -> Stamp | None:
+        """What W depends on; None where nothing would tell of a change."""
+        if not _HOOKS:
+            _HOOKS.append(register_optimizer_step_post_hook(_count_step))
+        parts: list[Any] = [_STEPS[0], self.layer.training and self.layer.noisy]
+        for tensor in raw.values():
+            if tensor.is_inference():  # it has no version counter
+                return None
+            parts += (tensor, tensor._version, tensor.data_ptr(), tensor.dtype, tensor.requires_grad)
+        return tuple(parts)
+
+    def __repr__(self) -> str:
+        return f"Materialized({self.layer})"
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Within this context every map of ``model`` computes its matrix once, and again only after a parameter changed.
+
+    For loops that call the same layers many times between two optimizer steps: recurrent nets, rollouts, evaluation.
+    Training inside the context is fine: a step of any optimizer (``fused=True`` too), ``.to()``, ``load_state_dict``
+    and ``assign`` make W anew, and two forwards may be followed by two backwards. Not supported is an edit through
+    ``.data``, which leaves no trace. Under ``torch.compile`` and the transforms of ``torch.func`` nothing is kept. The
+    memory of W, and with gradients that of its graph, is held until the context ends.
+
+    Args:
+        model: a map, or a module that contains maps; those added later are not frozen.
+
+    Example:
+        >>> from linnet import SVDLinear
+        >>> layer, x = SVDLinear(8, 8), torch.randn(2, 8)
+        >>> with frozen(layer):
+        ...     for _ in range(50):
+        ...         x = layer(x)
+    """
+    outer = _FROZEN.get()
+    layers: list[Any] = [module for module in model.modules() if hasattr(module, "materialize")]
+    token = _FROZEN.set({**(outer or {}), **{id(layer): layer.materialize() for layer in layers}})
+    try:
+        yield
+    finally:
+        _FROZEN.reset(token)
+
+
+def held(layer: "LinearMap") -> Materialized | None:
+    """The matrix that :func:`frozen` keeps for ``layer`` in this context."""
+    if torch.compiler.is_compiling():
+        return None
+    layers = _FROZEN.get()
+    return None if layers is None else layers.get(id(layer))
+
+
+def _count_step(*_: Any) -> None:
+    _STEPS[0] += 1
+
+
+def _same(kept: Stamp, now: Stamp) -> bool:
+    """Equal, with tensors compared by identity."""
+    return len(kept) == len(now) and all(
+        a is b or (not isinstance(a, Tensor) and a == b) for a, b in zip(kept, now, strict=True)
+    )
