@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from linnet import LinearMap, tolerance
 from linnet.maps.norms import BoundedNormLinear, ContractiveLinear
-from linnet.maps.orthogonal import draw_reflections, frame, reflections
 from linnet.maps.rank import LowRankLinear, TrivialNullSpaceLinear
+from linnet.maps.reflections import draw_reflections, frame, reflections
 from linnet.maps.spectral import SpectralLinear, SymmetricSpectralLinear, SymmetricSVDLinear
 from linnet.maps.stiefel import StiefelLinear
 from linnet.maps.svd import SVDLinear, SVDLinearLearnBounds, angle_in, interval, svd_matrix, svd_product

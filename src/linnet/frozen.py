@@ -40,7 +40,7 @@ class _Once(torch.autograd.Function):
     """W as a function of the raw tensors whose backward can run any number of times."""
 
     @staticmethod
-    def forward(ctx: Any, build: Callable[..., Tensor], *raw: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, build: Callable[..., Tensor], *raw: Tensor) -> Tensor:
         ctx.build, ctx.raw, ctx.versions = build, raw, [tensor._version for tensor in raw]
         # The empty hooks keep what activation checkpointing does to saved tensors away from a graph that outlives it.
         with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
@@ -48,7 +48,7 @@ class _Once(torch.autograd.Function):
         return ctx.weight.detach()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, aliases = ctx.weight, ctx.aliases
         higher = torch.is_grad_enabled()  # gradients of gradients free what they pass through: they get their own graph
         if higher:

@@ -229,11 +229,11 @@ class RNN(nn.Module):
         if states is not None and states.shape != shape:
             raise ValueError(f"The states must have shape {shape}, however: {tuple(states.shape)}")
         start = x.new_zeros(shape) if states is None else states
-        last = []
+        last: list[Tensor] = []
         for i, (cell, h) in enumerate(zip(self.cells, start if batched else start.unsqueeze(1), strict=True)):
             if i and self.dropout:
                 x = F.dropout(x, self.dropout, self.training)
-            x = cell.sequence(x, h)
+            x = cell.sequence(x, h)  # type: ignore[operator]
             last.append(x[-1])
         final = torch.stack(last)  # (num_layers, batch, [beings,] hidden)
         if not batched:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from linnet.beings import check_positive
-from linnet.maps.orthogonal import draw_reflections, householder_product, reflections
+from linnet.maps.reflections import draw_reflections, householder_product, reflections
 from linnet.maps.svd import (
     DiagonalCore,
     angle_in,

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linnet.linear import LinearMap
-from linnet.maps.orthogonal import draw_reflections, frame, householder_product, orthogonality_error, reflections
+from linnet.maps.orthogonal import orthogonality_error
+from linnet.maps.reflections import draw_reflections, frame, householder_product, reflections
 
 __all__ = ["StiefelLinear"]
 

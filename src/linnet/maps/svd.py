@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from linnet.beings import affine, check_input
 from linnet.linear import LinearMap, _autocast_off
-from linnet.maps.orthogonal import draw_reflections, frame, householder_product, reflections
+from linnet.maps.reflections import draw_reflections, frame, householder_product, reflections
 
 __all__ = ["SVDLinear", "SVDLinearLearnBounds"]
 
