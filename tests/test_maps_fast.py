@@ -208,6 +208,57 @@ def test_bad_input(make, match):
         make()
 
 
+@pytest.mark.parametrize("beings", [None, 3])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    ("cls", "n", "options"),
+    [
+        (CirculantLinear, 1, {}),
+        (CirculantLinear, 6, {}),
+        (CirculantLinear, 7, {}),
+        (BlockDiagonalLinear, 6, {"blocks": 2}),
+        (BlockDiagonalLinear, 7, {"blocks": 3}),
+        (BlockDiagonalLinear, 3, {"blocks": 3}),
+        (KroneckerLinear, 6, {}),
+        (KroneckerLinear, 6, {"factors": (3, 3)}),
+        (KroneckerLinear, 7, {}),
+    ],
+)
+def test_inverse_and_determinant_against_numpy(cls, n, options, bias, beings):
+    torch.manual_seed(0)
+    layer = cls(n, n, bias, **options, beings=beings, dtype=F64)
+    for shape in ((5, n), (n,), (2, 5, n)) if beings is None else ((5, 3, n), (n,), (5, 1, n)):
+        y = torch.randn(shape, dtype=F64)
+        x = layer.inverse(y).detach().numpy()
+        for i, a in enumerate(matrices(layer.weight)):
+            own = y.numpy() if beings is None else np.broadcast_to(y.numpy(), x.shape)[..., i, :]
+            b = 0 if layer.bias is None else layer.bias.detach().numpy().reshape(-1, n)[i]
+            np.testing.assert_allclose(x if beings is None else x[..., i, :], (own - b) @ np.linalg.inv(a), atol=1e-8)
+    found = layer.logabsdet()
+    assert found.shape == layer.leading
+    expected = [np.linalg.slogdet(a)[1] for a in matrices(layer.weight)]
+    np.testing.assert_allclose(found.detach().numpy().reshape(-1), expected, atol=1e-10)
+    found.sum().backward()
+    layer.inverse(torch.randn(n, dtype=F64)).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in layer.parameters())
+
+
+def test_what_has_no_inverse():
+    for layer in (BlockDiagonalLinear(4, 6), KroneckerLinear(4, 6), KroneckerLinear(6, 6, factors=(2, 3))):
+        for call in (lambda layer=layer: layer.inverse(torch.zeros(layer.out_features)), layer.logabsdet):
+            with pytest.raises(ValueError, match=r"An inverse and a determinant need .* however: "):
+                call()
+    with pytest.raises(ValueError, match="The input must have shape"):
+        CirculantLinear(4, 4).inverse(torch.zeros(3))
+    layer = BlockDiagonalLinear(4, 4, blocks=2)
+    layer.assign(torch.zeros(4, 4))
+    assert layer.logabsdet() == -math.inf
+    with pytest.raises(torch.linalg.LinAlgError):
+        layer.inverse(torch.zeros(4))
+    half = CirculantLinear(4, 4, dtype=torch.bfloat16)
+    assert half.logabsdet().dtype == half.inverse(torch.zeros(4, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [c for c in CASES if c.values[0].beings is None])
 def test_optimization_recovers_a_random_member(case):

@@ -8,12 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from linnet import tolerance
+from linnet.maps.gershgorin import GershgorinLinear
 from linnet.maps.hurwitz import HurwitzLinear
+from linnet.maps.power import SoftPowerBoundLinear
 from linnet.maps.split import StableSplitLinear, project_l1
 from linnet.maps.stable import PowerBoundLinear, SchurStableLinear, contraction, contraction_raw
 from promises_stable import PROMISES_STABLE, in_disc
 
-CLASSES = [HurwitzLinear, PowerBoundLinear, SchurStableLinear, StableSplitLinear]
+CLASSES = [GershgorinLinear, HurwitzLinear, PowerBoundLinear, SchurStableLinear, StableSplitLinear]
 CASES = [(cls, options) for cls in CLASSES for options in cls.examples()]
 NON_NORMAL = [HurwitzLinear, PowerBoundLinear, SchurStableLinear]
 
@@ -144,6 +146,102 @@ def test_the_estimate_of_the_spectral_radius_is_never_too_small_and_converges(be
     assert layer.core.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("real", [True, False])
+def test_gershgorin_keeps_a_matrix_that_has_the_row_sums(real):
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(6, 6))
+    a = (a + a.T if real else a) * (1 - np.eye(6))
+    a = a / np.abs(a).sum(1).max() * 0.3 + np.diag(rng.uniform(0.35, 0.65, 6))
+    layer = GershgorinLinear(6, 6, real=real, dtype=torch.float64)
+    assert float(layer.assign(torch.from_numpy(a.T.copy()))) < 1e-15
+    assert np.allclose(matrix(layer), a, atol=1e-15)
+
+
+def test_gershgorin_rows_are_those_of_a_not_of_w():
+    layer = GershgorinLinear(5, 5, real=False)
+    fill(layer, 1.0, 0)
+    a = matrix(layer) - 0.5 * np.eye(5)
+    assert np.allclose(np.abs(a).sum(1), 0.5, atol=1e-5)  # every row uses up its budget
+    assert np.abs(a).sum(0).max() > 0.51
+
+
+def test_gershgorin_reaches_complex_eigenvalues_and_both_ends_of_the_interval():
+    layer = GershgorinLinear(2, 2, sigma_min=-1.0, real=False, dtype=torch.float64)
+    turn = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
+    assert float(layer.assign(turn)) == 0
+    assert torch.allclose(layer.eigvals().imag.abs(), torch.ones(2, dtype=torch.float64))
+    layer = GershgorinLinear(2, 2, sigma_min=-1.0, sigma_max=3.0, dtype=torch.float64)
+    assert float(layer.assign(torch.tensor([[1.0, 2.0], [2.0, 1.0]]))) < 1e-15  # eigenvalues -1 and 3
+    assert float(layer.assign(torch.tensor([[-1.0, 0.0], [0.0, 3.0]]))) < 1e-15
+
+
+def test_gershgorin_assigns_the_nearest_rows():
+    rng = np.random.default_rng(0)
+    layer = GershgorinLinear(4, 4, sigma_min=-1.0, real=False, dtype=torch.float64)
+    a = rng.normal(size=(4, 4))
+    layer.assign(torch.from_numpy(a.T.copy()))
+    others = rng.normal(size=(3000, 4, 4))
+    others /= np.maximum(1, np.abs(others).sum(-1, keepdims=True))
+    found = np.linalg.norm(matrix(layer) - a, axis=1)
+    assert (found <= np.linalg.norm(others - a, axis=-1).min(0) + 1e-12).all()
+
+
+def test_gershgorin_trained_beyond_its_bound_still_learns():
+    """Rows that are scaled down go on turning: of a target out of reach the projection is found."""
+    torch.manual_seed(0)
+    layer = GershgorinLinear(3, 3, False, sigma_min=-1.0, real=False, dtype=torch.float64)
+    target = 3 * torch.randn(3, 3, dtype=torch.float64)
+    nearest = project_l1(target.mT, 1.0).mT
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.02)
+    for _ in range(1000):
+        optimizer.zero_grad()
+        (layer.weight - target).square().sum().backward()
+        optimizer.step()
+    assert float((layer.weight - target).detach().norm() / (nearest - target).norm()) < 1.05
+
+
+@pytest.mark.parametrize("beings", [None, 3])
+def test_the_soft_bound_is_a_penalty_on_the_estimate(beings):
+    layer = SoftPowerBoundLinear(6, 6, max_p=0.4, pwr_iters=50, beings=beings, dtype=torch.float64)
+    fill(layer, 0.3, 0)
+    a = layer.weight.mT.detach().numpy().reshape(-1, 6, 6)
+    estimates = np.array([np.linalg.norm(np.linalg.matrix_power(one, 50)) ** (1 / 50) for one in a])
+    assert float(layer.penalty().detach()) == pytest.approx((np.maximum(0, estimates - 0.4) ** 2).sum(), rel=1e-9)
+    exact = np.array([np.abs(np.linalg.eigvals(one)).max() for one in a])
+    assert np.allclose(layer.violation().reshape(-1).numpy(), np.maximum(0, exact / 0.4 - 1))
+
+
+def test_a_stable_matrix_has_no_soft_penalty_and_no_gradient():
+    layer = SoftPowerBoundLinear(3, 3, max_p=0.9)
+    layer.assign(torch.tensor([[0.5, 20.0, 0.0], [0.0, 0.5, 3.0], [0.0, 0.0, -0.5]]))
+    assert float(layer.spectral_radius().detach()) < 0.9 and float(layer.penalty().detach()) == 0
+    layer.penalty().backward()
+    assert (layer.entries.grad == 0).all()
+    layer.assign(torch.zeros(3, 3))
+    layer.zero_grad()
+    layer.penalty().backward()
+    assert (layer.entries.grad == 0).all()
+
+
+@pytest.mark.parametrize("start", ["a complex pair", "a real eigenvalue", "not normal"])
+def test_the_soft_penalty_brings_the_radius_under_the_bound(start):
+    layer = SoftPowerBoundLinear(4, 4, max_p=0.8, dtype=torch.float64)
+    a = 0.1 * np.random.default_rng(0).normal(size=(4, 4))
+    a[:2, :2] += {
+        "a complex pair": [[0.0, 1.5], [-1.5, 0.0]],
+        "a real eigenvalue": [[-1.5, 0.0], [0.0, 0.2]],
+        "not normal": [[1.2, 30.0], [0.0, 1.2]],
+    }[start]
+    layer.assign(torch.from_numpy(a))
+    assert in_disc(matrix(layer), 0.8) > 0.2
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.01)
+    for _ in range(500):
+        optimizer.zero_grad()
+        layer.penalty().backward()
+        optimizer.step()
+    assert in_disc(matrix(layer), 0.8) < 1e-3
+
+
 def test_stable_split_parts_are_nonnegative_and_stable():
     layer = StableSplitLinear(6, 6, sigma_min=0.2, sigma_max=0.7, beings=2, dtype=torch.float64)
     fill(layer, 3.0, 0)
@@ -196,6 +294,10 @@ def test_the_scale_at_the_start(cls, options):
         (PowerBoundLinear, {"pwr_iters": 0}, "pwr_iters must"),
         (HurwitzLinear, {"alpha": -0.1}, "alpha must"),
         (HurwitzLinear, {"alpha": float("nan")}, "alpha must"),
+        (GershgorinLinear, {"sigma_min": 1.0, "sigma_max": 0.0}, "1.0 and 0.0"),
+        (SoftPowerBoundLinear, {"max_p": 0}, "max_p must"),
+        (SoftPowerBoundLinear, {"max_p": float("nan")}, "max_p must"),
+        (SoftPowerBoundLinear, {"pwr_iters": 0}, "pwr_iters must"),
         (StableSplitLinear, {"sigma_min": -0.1}, "-0.1"),
     ],
 )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from linnet import tolerance
 from linnet.maps.psd import PSDLinear, clip_ratio
 from linnet.maps.skew import DampedSkewSymmetricLinear, SkewSymmetricLinear
-from linnet.maps.symplectic import FACTORS, HamiltonianLinear, SymplecticLinear
+from linnet.maps.symplectic import FACTORS, HamiltonianLinear, SymplecticLinear, transform, transform_reference
 from promises_symplectic import PROMISES_SYMPLECTIC, form
 
 CLASSES = [DampedSkewSymmetricLinear, HamiltonianLinear, PSDLinear, SkewSymmetricLinear, SymplecticLinear]
@@ -112,19 +112,20 @@ def test_one_unit_has_no_rotation():
     assert DampedSkewSymmetricLinear(1, 1).weight.item() < -0.09
 
 
+@pytest.mark.parametrize("size", [0.7, 30.0])
 @pytest.mark.parametrize("beings", [None, 3])
-def test_symplectic_forward_is_the_product_of_its_factors(beings):
+def test_symplectic_forward_is_the_product_of_its_factors(beings, size):
     torch.manual_seed(0)
     layer = SymplecticLinear(8, 8, bias=False, beings=beings, dtype=torch.float64)
     with torch.no_grad():
-        layer.factors.normal_(0, 0.7)
-    raw = layer.factors.detach().numpy().reshape(-1, FACTORS, 10)
+        layer.factors.normal_(0, size)
+    raw = layer.factors.detach().numpy().reshape(-1, FACTORS, 4, 4)
     for member, w in zip(raw, layer.weight.detach().numpy().reshape(-1, 8, 8), strict=True):
         expected = np.eye(8)
-        for i, upper in enumerate(member):
-            s = np.zeros((4, 4))
-            s[np.triu_indices(4)] = 10 * np.arcsinh(upper / 10)
-            s = s + np.triu(s, 1).T
+        for i, p in enumerate(member):
+            s = (p + p.T) / 2
+            r = np.sqrt((s**2).mean())
+            s = s * 10 * np.arcsinh(r / 10) / r
             zero, one = np.zeros((4, 4)), np.eye(4)
             expected = expected @ (
                 np.block([[one, s], [zero, one]]) if i % 2 == 0 else np.block([[one, zero], [s, one]])
@@ -208,3 +209,20 @@ def test_optimization_recovers_a_random_member(cls, options):
 
     optimizer.step(closure)
     assert float((layer.weight.detach() - target).norm() / target.norm()) < 1e-3
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-9, 0.5, 20.0])
+def test_the_fused_backward_agrees_with_its_reference(size):
+    x = torch.randn(5, 6, dtype=torch.float64, requires_grad=True)
+    factors = (size * torch.randn(FACTORS, 3, 3, dtype=torch.float64)).requires_grad_()
+    grad = torch.randn(5, 6, dtype=torch.float64)
+    kept = grad.clone()
+    found = torch.autograd.grad(transform(x, factors), (x, factors), grad)
+    expected = torch.autograd.grad(transform_reference(x, factors), (x, factors), grad)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(transform(x, factors), transform_reference(x, factors))
+    assert torch.equal(grad, kept)
+    if size:
+        assert torch.autograd.gradcheck(transform, (x, factors / (1 + size)))
+    assert torch.autograd.gradgradcheck(transform, (x, (factors.detach() + 0.1).requires_grad_()))

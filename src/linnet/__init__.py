@@ -8,12 +8,18 @@ from linnet.catalogue import find_layer as find_layer
 from linnet.checkpoint import info as info
 from linnet.checkpoint import load as load
 from linnet.checkpoint import save as save
+from linnet.constrain import Constrained as Constrained
+from linnet.constrain import constrain as constrain
 from linnet.convert import bake as bake
 from linnet.convert import replace as replace
 from linnet.convert import to_onnx as to_onnx
+from linnet.decay import matrix_decay as matrix_decay
+from linnet.decay import param_groups as param_groups
 from linnet.decoupled import DNI as DNI
 from linnet.decoupled import LinearSynthesizer as LinearSynthesizer
 from linnet.decoupled import Synthesizer as Synthesizer
+from linnet.frozen import Materialized as Materialized
+from linnet.frozen import frozen as frozen
 from linnet.linear import Linear as Linear
 from linnet.linear import LinearMap as LinearMap
 from linnet.linear import penalty as penalty
@@ -27,6 +33,7 @@ from linnet.maps import ContractiveLinear as ContractiveLinear
 from linnet.maps import DampedSkewSymmetricLinear as DampedSkewSymmetricLinear
 from linnet.maps import DiagonallyDominantLinear as DiagonallyDominantLinear
 from linnet.maps import DoublyStochasticLinear as DoublyStochasticLinear
+from linnet.maps import GershgorinLinear as GershgorinLinear
 from linnet.maps import HamiltonianLinear as HamiltonianLinear
 from linnet.maps import HurwitzLinear as HurwitzLinear
 from linnet.maps import IdentityInitLinear as IdentityInitLinear
@@ -44,8 +51,10 @@ from linnet.maps import PerronFrobeniusLinear as PerronFrobeniusLinear
 from linnet.maps import PowerBoundLinear as PowerBoundLinear
 from linnet.maps import PSDLinear as PSDLinear
 from linnet.maps import RightStochasticLinear as RightStochasticLinear
+from linnet.maps import SchurDecompositionLinear as SchurDecompositionLinear
 from linnet.maps import SchurStableLinear as SchurStableLinear
 from linnet.maps import SkewSymmetricLinear as SkewSymmetricLinear
+from linnet.maps import SoftPowerBoundLinear as SoftPowerBoundLinear
 from linnet.maps import SpectralLinear as SpectralLinear
 from linnet.maps import SplitLinear as SplitLinear
 from linnet.maps import StableSplitLinear as StableSplitLinear
@@ -58,6 +67,9 @@ from linnet.maps import SymmetricSVDLinear as SymmetricSVDLinear
 from linnet.maps import SymplecticLinear as SymplecticLinear
 from linnet.maps import TrivialNullSpaceLinear as TrivialNullSpaceLinear
 from linnet.maps import householder_product as householder_product
+from linnet.maps import relu_straight_through as relu_straight_through
+from linnet.recurrent import RNN as RNN
+from linnet.recurrent import RNNCell as RNNCell
 from linnet.sparse import SparseLinear as SparseLinear
 from linnet.sparse import Uniform as Uniform
 from linnet.sparse import Wiring as Wiring
@@ -70,15 +82,18 @@ __version__ = "0.1.0"
 __all__ = [
     "DNI",
     "MLP",
+    "RNN",
     "Being",
     "BlockDiagonalLinear",
     "BoundedNormLinear",
     "ButterflyLinear",
     "CirculantLinear",
+    "Constrained",
     "ContractiveLinear",
     "DampedSkewSymmetricLinear",
     "DiagonallyDominantLinear",
     "DoublyStochasticLinear",
+    "GershgorinLinear",
     "HamiltonianLinear",
     "HurwitzLinear",
     "IdentityInitLinear",
@@ -92,17 +107,21 @@ __all__ = [
     "LinearMap",
     "LinearSynthesizer",
     "LowRankLinear",
+    "Materialized",
     "MonarchLinear",
     "NonNegativeLinear",
     "OrthogonalLinear",
     "PSDLinear",
     "PerronFrobeniusLinear",
     "PowerBoundLinear",
+    "RNNCell",
     "RightStochasticLinear",
     "SVDLinear",
     "SVDLinearLearnBounds",
+    "SchurDecompositionLinear",
     "SchurStableLinear",
     "SkewSymmetricLinear",
+    "SoftPowerBoundLinear",
     "SparseLinear",
     "SpectralLinear",
     "SplitLinear",
@@ -121,12 +140,17 @@ __all__ = [
     "Wiring",
     "bake",
     "catalogue",
+    "constrain",
     "find_layer",
+    "frozen",
     "householder_product",
     "info",
     "load",
+    "matrix_decay",
+    "param_groups",
     "penalty",
     "per_being",
+    "relu_straight_through",
     "replace",
     "save",
     "to_onnx",

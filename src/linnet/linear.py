@@ -97,6 +97,8 @@ class LinearMap(nn.Module, ABC):
     """Whether in_features must equal out_features."""
     hard: ClassVar[bool] = True
     """Whether the promise holds after any optimizer step; a soft one has a penalty."""
+    penalized: ClassVar[bool] = False
+    """Whether a hard map has a penalty all the same, for what it prefers and does not promise."""
     noisy: ClassVar[bool] = False
     """Whether forward draws random numbers in training mode; ``weight`` is the matrix of eval mode."""
     fast: ClassVar[bool] = False

@@ -3,19 +3,23 @@
 from linnet.maps.butterfly import ButterflyLinear as ButterflyLinear
 from linnet.maps.fast import IdentityLinear as IdentityLinear
 from linnet.maps.free import IdentityInitLinear as IdentityInitLinear
+from linnet.maps.gershgorin import GershgorinLinear as GershgorinLinear
 from linnet.maps.hurwitz import HurwitzLinear as HurwitzLinear
 from linnet.maps.monarch import MonarchLinear as MonarchLinear
 from linnet.maps.nonnegative import DiagonallyDominantLinear as DiagonallyDominantLinear
 from linnet.maps.nonnegative import NonNegativeLinear as NonNegativeLinear
 from linnet.maps.nonnegative import SplitLinear as SplitLinear
+from linnet.maps.nonnegative import relu_straight_through as relu_straight_through
 from linnet.maps.norms import BoundedNormLinear as BoundedNormLinear
 from linnet.maps.norms import ContractiveLinear as ContractiveLinear
 from linnet.maps.orthogonal import OrthogonalLinear as OrthogonalLinear
-from linnet.maps.orthogonal import householder_product as householder_product
 from linnet.maps.positive import RightStochasticLinear as RightStochasticLinear
+from linnet.maps.power import SoftPowerBoundLinear as SoftPowerBoundLinear
 from linnet.maps.psd import PSDLinear as PSDLinear
 from linnet.maps.rank import LowRankLinear as LowRankLinear
 from linnet.maps.rank import TrivialNullSpaceLinear as TrivialNullSpaceLinear
+from linnet.maps.reflections import householder_product as householder_product
+from linnet.maps.schur import SchurDecompositionLinear as SchurDecompositionLinear
 from linnet.maps.shrinking import L0Linear as L0Linear
 from linnet.maps.shrinking import LassoLinear as LassoLinear
 from linnet.maps.shrinking import LassoLinearRELU as LassoLinearRELU
@@ -49,6 +53,7 @@ __all__ = [
     "DampedSkewSymmetricLinear",
     "DiagonallyDominantLinear",
     "DoublyStochasticLinear",
+    "GershgorinLinear",
     "HamiltonianLinear",
     "HurwitzLinear",
     "IdentityInitLinear",
@@ -68,8 +73,10 @@ __all__ = [
     "RightStochasticLinear",
     "SVDLinear",
     "SVDLinearLearnBounds",
+    "SchurDecompositionLinear",
     "SchurStableLinear",
     "SkewSymmetricLinear",
+    "SoftPowerBoundLinear",
     "SpectralLinear",
     "SplitLinear",
     "StableSplitLinear",
@@ -80,4 +87,5 @@ __all__ = [
     "SymplecticLinear",
     "TrivialNullSpaceLinear",
     "householder_product",
+    "relu_straight_through",
 ]

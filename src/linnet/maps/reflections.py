@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from linnet.maps.fused import eager, through_reference
+
 __all__ = [
     "draw_reflections",
     "frame",
@@ -82,7 +84,7 @@ def householder_product(x: Tensor, v: Tensor) -> Tensor:
         A. Likhosherstov et al., CWY parametrization, 2020, arXiv 2004.08675; A. Mathiasen et al., FastH, 2020, arXiv
         2009.13977 (blocks of reflections).
     """
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if not eager():
         return householder_product_reference(x, v)
     leading = torch.broadcast_shapes(x.shape[:-2], v.shape[:-2])
     if not leading:
@@ -110,18 +112,14 @@ class _Reflect(torch.autograd.Function):
             steps += (y, w, t, part_t)
             y = add(y, w, part, alpha=-1)
         ctx.save_for_backward(x, v, u, scale, *steps)
-        ctx.save_for_forward(x, v)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, v, u, scale, *steps = ctx.saved_tensors
         wants_x, wants_v = ctx.needs_input_grad
-        if torch.is_grad_enabled():  # gradients of gradients: what is saved has no graph
-            aliases = [t.view_as(t) for t in (x, v)]
-            wanted = [t for t, wants in zip(aliases, ctx.needs_input_grad, strict=True) if wants]
-            found = iter(torch.autograd.grad(householder_product_reference(*aliases), wanted, grad, create_graph=True))
-            return tuple(next(found) if wants else None for wants in ctx.needs_input_grad)
+        if torch.is_grad_enabled():
+            return through_reference(householder_product_reference, (x, v), ctx.needs_input_grad, grad)
         block = block_size(v.shape[-1])
         add = torch.addmm if x.dim() == 2 else torch.baddbmm
         add_ = Tensor.addmm_ if x.dim() == 2 else Tensor.baddbmm_
@@ -144,18 +142,6 @@ class _Reflect(torch.autograd.Function):
             gradients.addcmul_(along, u, value=-0.5).mul_(scale)
         return grad if wants_x else None, gradients if wants_v else None
 
-    @staticmethod
-    def jvp(ctx: Any, x_tangent: Tensor | None, v_tangent: Tensor | None) -> Tensor:  # type: ignore[override]
-        x, v = ctx.saved_tensors
-        dx = torch.zeros_like(x) if x_tangent is None else x_tangent
-        dv = torch.zeros_like(v) if v_tangent is None else v_tangent
-        u, t = compact(v)
-        du = (dv - (dv * u).sum(-1, keepdim=True) * u) * directions(v)[1] / math.sqrt(2)
-        w = torch.linalg.solve_triangular(t, x @ u.mT, upper=True, left=False)  # y = x − w u
-        dt = (du @ u.mT + u @ du.mT).triu(1)
-        dw = torch.linalg.solve_triangular(t, dx @ u.mT + x @ du.mT - w @ dt, upper=True, left=False)
-        return dx - dw @ u - w @ du
-
 
 def directions(v: Tensor) -> tuple[Tensor, Tensor]:
     """u = √2 v/‖v‖ along the last axis, and √2/‖v‖, (..., 1); both 0 for a vector too small to have a direction.
@@ -163,8 +149,7 @@ def directions(v: Tensor) -> tuple[Tensor, Tensor]:
     With the factor √2 the matrix of :func:`compact`, times 2, has ones on its diagonal, and H = I − uuᵀ.
     """
     largest = v.abs().amax(-1, keepdim=True)
-    tiny = torch.finfo(v.dtype).tiny / torch.finfo(v.dtype).eps
-    inverse = torch.where(largest > tiny, 1 / largest, 0.0)
+    inverse = torch.where(largest > torch.finfo(v.dtype).tiny, 1 / largest, 0.0)
     u = v * inverse  # entries of at most 1: squares neither overflow nor vanish
     rest = math.sqrt(2) / torch.linalg.vector_norm(u, dim=-1, keepdim=True).clamp_min(0.5)
     return u.mul_(rest), inverse * rest

@@ -31,23 +31,24 @@ def project_l1(rows: Tensor, radius: float) -> Tensor:
 class StableSplitLinear(LinearMap):
     """y = x A + b with A = B − C, B >= 0, C >= 0, and row sums of B + C in [sigma_min, sigma_max].
 
-    So the spectral radii of A, B and C are at most sigma_max: all three are stable if sigma_max <= 1. Each row of
-    [B, C] is a softmax times a learned sum. Every A with Σⱼ|aᵢⱼ| <= sigma_max is reached; where the row is smaller than
-    its sum in B + C, B and C overlap. Any other matrix is assigned row by row as the nearest with that bound.
+    So ‖x A‖₁ <= sigma_max ‖x‖₁, and, where A is square, the spectral radii of A, B and C are at most sigma_max: all
+    three are stable if sigma_max <= 1. Each row of [B, C] is a softmax times a learned sum. Every A with
+    Σⱼ|aᵢⱼ| <= sigma_max is reached; where a row is smaller than its sum in B + C, B and C overlap. Any other matrix
+    is assigned row by row as the nearest with that bound.
 
     Args:
-        in_features, out_features, bias, beings, device, dtype: as in :class:`LinearMap`; the sizes must be equal.
+        in_features, out_features, bias, beings, device, dtype: as in :class:`LinearMap`.
         sigma_min: the smallest row sum of B + C, at least 0.
         sigma_max: the largest row sum of B + C, the bound on the spectral radius.
 
     Shape:
-        - input: (*, n); with beings (*, beings, n)
-        - output: as the input
-        - logits: ([beings,] n, 2n), row i those of row i of [B, C]
-        - sums: ([beings,] n)
+        - input: (*, in_features); with beings (*, beings, in_features)
+        - output: (*, out_features); with beings (*, beings, out_features)
+        - logits: ([beings,] in_features, 2 out_features), row i those of row i of [B, C]
+        - sums: ([beings,] in_features)
 
     Raises:
-        ValueError: in_features != out_features, or not 0 <= sigma_min < sigma_max.
+        ValueError: not 0 <= sigma_min < sigma_max.
 
     Example:
         >>> layer = StableSplitLinear(8, 8)
@@ -59,7 +60,6 @@ class StableSplitLinear(LinearMap):
     """
 
     promise = "A = B − C, B, C >= 0, Σⱼ|aᵢⱼ| <= sigma_max, so ρ(A) <= sigma_max"
-    square = True
 
     def __init__(
         self,
@@ -76,8 +76,8 @@ class StableSplitLinear(LinearMap):
         super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
         check_interval(sigma_min, sigma_max, 0)
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
-        n = self.in_features
-        self.logits = nn.Parameter(torch.empty(*self.leading, n, 2 * n, device=device, dtype=dtype))
+        n, m = self.in_features, self.out_features
+        self.logits = nn.Parameter(torch.empty(*self.leading, n, 2 * m, device=device, dtype=dtype))
         self.sums = nn.Parameter(torch.empty(*self.leading, n, device=device, dtype=dtype))
         self.reset_parameters()
 
@@ -86,7 +86,7 @@ class StableSplitLinear(LinearMap):
         return [{}, {"sigma_min": 0.0, "sigma_max": 0.5}]
 
     def _parts(self, logits: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
-        """B and C, (..., n, n) each."""
+        """B and C, (..., in, out) each."""
         rows = logits.softmax(-1) * within(sums, self.sigma_min, self.sigma_max).unsqueeze(-1)
         b, c = rows.tensor_split(2, -1)
         return b, c
@@ -97,12 +97,12 @@ class StableSplitLinear(LinearMap):
 
     @property
     def B(self) -> Tensor:
-        """The nonnegative matrix B of A = B − C, ([beings,] n, n)."""
+        """The nonnegative matrix B of A = B − C, ([beings,] in, out)."""
         return self._parts(self.logits, self.sums)[0]
 
     @property
     def C(self) -> Tensor:
-        """The nonnegative matrix C of A = B − C, ([beings,] n, n)."""
+        """The nonnegative matrix C of A = B − C, ([beings,] in, out)."""
         return self._parts(self.logits, self.sums)[1]
 
     def _assign(self, weight: Tensor) -> dict[str, Tensor]:
@@ -111,13 +111,13 @@ class StableSplitLinear(LinearMap):
         raw = within_raw((used.clamp_min(self.sigma_min) + self.sigma_max) / 2, self.sigma_min, self.sigma_max)
         total = within(raw, self.sigma_min, self.sigma_max)
         a = a * (total / used.clamp_min(torch.finfo(a.dtype).tiny)).clamp_max(1.0).unsqueeze(-1)
-        spare = (total - a.abs().sum(-1)).clamp_min(0).unsqueeze(-1) / (2 * self.in_features)
+        spare = (total - a.abs().sum(-1)).clamp_min(0).unsqueeze(-1) / (2 * self.out_features)
         split = torch.cat((a.clamp_min(0) + spare, (-a).clamp_min(0) + spare), -1) / total.unsqueeze(-1)
         return {"logits": split.clamp_min(torch.finfo(self.logits.dtype).tiny).log(), "sums": raw}
 
     def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
-        # coefficient of variation ~ √n/2, else A would be nearly zero: B − C of two flat matrices
-        raw["logits"].normal_(0, math.sqrt(math.log1p(self.in_features / 4)), generator=generator)
+        # coefficient of variation ~ √m/2, else A would be nearly zero: B − C of two flat matrices
+        raw["logits"].normal_(0, math.sqrt(math.log1p(self.out_features / 4)), generator=generator)
         raw["sums"].normal_(0, 2, generator=generator)
 
     def _violation(self, weight: Tensor) -> Tensor:

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from linnet.beings import check_positive
 from linnet.linear import LinearMap
-from linnet.maps.orthogonal import householder_product, polish, reflections
+from linnet.maps.power import radius, radius_estimate
 from linnet.maps.ranges import EDGE, within_raw
+from linnet.maps.reflections import householder_product, polish, reflections
 
 __all__ = ["PowerBoundLinear", "SchurStableLinear"]
 
@@ -90,32 +91,6 @@ def eigenbasis(weight: Tensor) -> Tensor:
     _, vectors = torch.linalg.eig(weight)
     inverse = torch.linalg.inv_ex(vectors)[0]
     return (inverse.mH @ inverse).real
-
-
-def radius(weight: Tensor) -> Tensor:
-    """The largest modulus of an eigenvalue, (..., n, n) -> (...)."""
-    return torch.linalg.eigvals(weight).abs().amax(-1)
-
-
-def radius_estimate(weight: Tensor, iterations: int) -> Tensor:
-    """‖Wᵏ‖_F^(1/k) for k = iterations: never below the spectral radius, and falling to it as k grows.
-
-    Wᵏ by squaring, normalized each time: 2 log₂ k products. For W = S⁻¹NS with a normal N it is at most
-    (√n cond(S))^(1/k) times too large.
-
-    Reference:
-        I. Gelfand, Normierte Ringe, 1941.
-    """
-    tiny = torch.finfo(weight.dtype).tiny
-    power, log_norm = weight, weight.new_zeros(weight.shape[:-2])
-    for i, bit in enumerate(f"{iterations:b}"):
-        if i:
-            power, log_norm = power @ power, 2 * log_norm
-            power = power @ weight if bit == "1" else power
-        norm = torch.linalg.matrix_norm(power)
-        log_norm = log_norm + norm.clamp_min(tiny).log()
-        power = power / norm.clamp_min(tiny)[..., None, None]
-    return torch.where(norm > 0, (log_norm / iterations).exp(), 0.0)
 
 
 def tightened(max_cond: float) -> float:

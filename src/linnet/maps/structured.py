@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linnet.beings import check_positive
-from linnet.linear import LinearMap
+from linnet.maps.invertible import Invertible
 
 __all__ = ["BlockDiagonalLinear", "CirculantLinear", "KroneckerLinear"]
 
@@ -79,7 +79,7 @@ def check_blocks(blocks: int, in_features: int, out_features: int) -> int:
     return count
 
 
-class CirculantLinear(LinearMap):
+class CirculantLinear(Invertible):
     """y = x A + b with A circulant, a_ij = c_{(j−i) mod n}: y is the circular convolution of x and c.
 
     The product is taken by the fast Fourier transform, for any n. Any matrix is assigned as the nearest circulant one,
@@ -108,7 +108,9 @@ class CirculantLinear(LinearMap):
     """
 
     promise = "a_ij = c_{(j−i) mod n}"
+    fast = True
     square = True
+    decays = ("kernel",)
 
     def __init__(
         self,
@@ -135,6 +137,12 @@ class CirculantLinear(LinearMap):
         y = torch.fft.irfft(torch.fft.rfft(x) * torch.fft.rfft(kernel).unsqueeze(-2), n=self.in_features)
         return y[..., :-1, :]
 
+    def _invert(self, raw: dict[str, Tensor]) -> Tensor:
+        return circulant(torch.fft.irfft(1 / torch.fft.rfft(raw["kernel"]), n=self.in_features))
+
+    def _logabsdet(self, raw: dict[str, Tensor]) -> Tensor:
+        return torch.fft.fft(raw["kernel"]).abs().log().sum(-1)  # the eigenvalues
+
     def _assign(self, weight: Tensor) -> dict[str, Tensor]:
         return {"kernel": wrapped_means(weight)}
 
@@ -143,7 +151,7 @@ class CirculantLinear(LinearMap):
         return distance / weight.abs().amax((-2, -1)).clamp_min(torch.finfo(weight.dtype).tiny)
 
 
-class BlockDiagonalLinear(LinearMap):
+class BlockDiagonalLinear(Invertible):
     """y = x A + b with A zero outside of blocks along the diagonal: separate small maps, evaluated as one.
 
     Block i joins inputs ⌊i in/b⌋ up to ⌊(i+1) in/b⌋ with the outputs of the same kind, so that the blocks differ by at
@@ -175,6 +183,8 @@ class BlockDiagonalLinear(LinearMap):
     """
 
     promise = "a_ij = 0 outside of the diagonal blocks"
+    fast = True
+    decays = ("entries",)
 
     def __init__(
         self,
@@ -226,6 +236,20 @@ class BlockDiagonalLinear(LinearMap):
             y = y[..., block * s + row]
         return y
 
+    def _invert(self, raw: dict[str, Tensor]) -> Tensor:
+        return self._weight(torch.linalg.inv(self._filled(raw["entries"])))
+
+    def _logabsdet(self, raw: dict[str, Tensor]) -> Tensor:
+        return torch.linalg.slogdet(self._filled(raw["entries"]))[1].sum(-1)
+
+    def _filled(self, entries: Tensor) -> Tensor:
+        """Square blocks in which the unused last row and column of the smaller ones are those of the identity."""
+        b, s = entries.shape[-3:-1]
+        size = torch.bincount(_split(self.in_features, b, entries.device)[0], minlength=b)
+        used = torch.arange(s, device=entries.device) < size.unsqueeze(-1)  # (b, s)
+        inside = used.unsqueeze(-1) & used.unsqueeze(-2)
+        return torch.where(inside, entries, torch.eye(s, device=entries.device, dtype=entries.dtype))
+
     def _assign(self, weight: Tensor) -> dict[str, Tensor]:
         inside, place = self._places(weight.device)
         entries = weight.new_zeros(*weight.shape[:-2], self.entries.shape[-3:].numel())
@@ -242,7 +266,7 @@ class BlockDiagonalLinear(LinearMap):
         return outside / weight.abs().amax((-2, -1)).clamp_min(torch.finfo(weight.dtype).tiny)
 
 
-class KroneckerLinear(LinearMap):
+class KroneckerLinear(Invertible):
     """y = x A + b with A = A₁ ⊗ A₂, a Kronecker product.
 
     Any matrix is assigned as the nearest Kronecker product of these sizes. Where both sizes are prime, A₁ is a single
@@ -272,6 +296,8 @@ class KroneckerLinear(LinearMap):
     """
 
     promise = "A = A₁ ⊗ A₂"
+    fast = True
+    decays = ("first", "second")
 
     def __init__(
         self,
@@ -321,6 +347,22 @@ class KroneckerLinear(LinearMap):
         y = x.unflatten(-1, (i, i2)).flatten(-3, -2) @ second.mT  # (..., batch i₁, o₂)
         y = y.unflatten(-2, (batch, i)).transpose(-2, -1).flatten(-3, -2) @ first.mT  # (..., batch o₂, o₁)
         return y.unflatten(-2, (batch, second.shape[-2])).transpose(-2, -1).flatten(-2)
+
+    def _invert(self, raw: dict[str, Tensor]) -> Tensor:
+        return kronecker(torch.linalg.inv(raw["first"]), torch.linalg.inv(raw["second"]))
+
+    def _logabsdet(self, raw: dict[str, Tensor]) -> Tensor:
+        first, second = (torch.linalg.slogdet(raw[name])[1] for name in ("first", "second"))
+        return self.second.shape[-1] * first + self.first.shape[-1] * second
+
+    def _wide_raw(self) -> dict[str, Tensor]:
+        raw = super()._wide_raw()
+        if self.first.shape[-1] != self.first.shape[-2]:
+            raise ValueError(
+                "An inverse and a determinant need a square A₁, without which A₁ ⊗ A₂ is singular, "
+                f"however: {self.first.shape[-1]} -> {self.first.shape[-2]}"
+            )
+        return raw
 
     def _assign(self, weight: Tensor) -> dict[str, Tensor]:
         first, second = rank_one(self._rearranged(weight))

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from linnet.beings import check_input
 from linnet.linear import LinearMap
-from linnet.maps.ranges import calmed, calmed_raw
+from linnet.maps.fused import eager, through_reference
+from linnet.maps.ranges import CALM, calmed_raw
 from linnet.maps.symmetric import mirror, symmetric_part, upper_triangle
 
 __all__ = ["HamiltonianLinear", "SymplecticLinear"]
@@ -37,13 +38,84 @@ def shear(p: Tensor, q: Tensor, symmetric: Tensor) -> tuple[Tensor, Tensor]:
 
     The factors are in turn [[I, S], [0, I]] and [[I, 0], [S, I]], with S = Sᵀ from ``symmetric``, (..., 5, m, m).
     """
-    for i in reversed(range(symmetric.shape[-3])):
-        s = symmetric[..., i, :, :]
+    for i, s in reversed(list(enumerate(symmetric.unbind(-3)))):
         if i % 2 == 0:
             p = p + q @ s
         else:
             q = q + p @ s
     return p, q
+
+
+def calm_scale(r: Tensor) -> Tensor:
+    """The factor c asinh(r/c)/r: 1 for numbers r << c, above it size grows with the logarithm; c is CALM."""
+    r = r.clamp_min(1e-6)
+    return CALM * torch.asinh(r / CALM) / r
+
+
+def calm_symmetric(factors: Tensor) -> Tensor:
+    """P, (..., m, m) -> S = (P + Pᵀ)/2, its root mean square r brought to 10 asinh(r/10)."""
+    doubled = factors + factors.mT
+    r = torch.linalg.matrix_norm(doubled, keepdim=True) / (2 * factors.shape[-1])
+    return doubled * (calm_scale(r) / 2)
+
+
+def calm_symmetric_raw(symmetric: Tensor) -> Tensor:
+    """The inverse of :func:`calm_symmetric` among symmetric matrices, as far as numbers go."""
+    r = torch.linalg.matrix_norm(symmetric, keepdim=True) / symmetric.shape[-1]
+    return symmetric * (calmed_raw(r) / r.clamp_min(1e-300))
+
+
+def transform_reference(x: Tensor, factors: Tensor) -> Tensor:
+    """What :func:`transform` computes, in operations that autograd sees."""
+    m = factors.shape[-1]
+    return torch.cat(shear(x[..., :m], x[..., m:], calm_symmetric(factors)), -1)
+
+
+def transform(x: Tensor, factors: Tensor) -> Tensor:
+    """x F₅ᵀ⋯F₁ᵀ for rows x, (..., b, 2m), and the factors of :func:`calm_symmetric`, (..., 5, m, m)."""
+    if not eager() or factors.dim() != 3 or x.dim() != 2:
+        return transform_reference(x, factors)
+    return _Transform.apply(x, factors)
+
+
+class _Transform(torch.autograd.Function):
+    """:func:`transform` for one map, (b, 2m) and (5, m, m)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factors: Tensor) -> Tensor:
+        m = factors.shape[-1]
+        symmetric = calm_symmetric(factors)
+        y = x.clone()
+        p, q = y[:, :m], y[:, m:]
+        read = []  # what each factor multiplied: the half that it does not change
+        for i in reversed(range(len(symmetric))):
+            source, goal = (q, p) if i % 2 == 0 else (p, q)
+            read.append(source.clone())
+            goal.addmm_(source, symmetric[i])
+        ctx.save_for_backward(x, factors, symmetric, *read[::-1])
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, factors, symmetric, *read = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return through_reference(transform_reference, (x, factors), ctx.needs_input_grad, grad)
+        m = factors.shape[-1]
+        gx, gs = grad.clone(), torch.empty_like(symmetric)
+        gp, gq = gx[:, :m], gx[:, m:]
+        for i in range(len(symmetric)):
+            source, goal = (gq, gp) if i % 2 == 0 else (gp, gq)  # the gradients of what it read and of what it changed
+            torch.mm(read[i].mT, goal, out=gs[i])
+            source.addmm_(goal, symmetric[i])
+        if not ctx.needs_input_grad[1]:
+            return gx, None
+        # S = k(r) T with T = (P + Pᵀ)/2 of root mean square r: along T itself the slope is that of r k(r)
+        scaled = torch.linalg.matrix_norm(symmetric, keepdim=True) / m  # r k(r) = c asinh(r/c)
+        r = (CALM * torch.sinh(scaled / CALM)).clamp_min(1e-6)
+        k, slope = calm_scale(r), torch.rsqrt(1 + (r / CALM).square())
+        along = (gs * symmetric).sum((-2, -1), keepdim=True) / (scaled.clamp_min(1e-6) * m).square()
+        gs = torch.addcmul(gs * (k / 2), symmetric, along * (slope - k) / 2)
+        return gx if ctx.needs_input_grad[0] else None, gs + gs.mT
 
 
 def unshear(p: Tensor, q: Tensor, symmetric: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,8 +203,8 @@ class SymplecticLinear(LinearMap):
     Shape:
         - input: (*, n); with beings (*, beings, n)
         - output: as the input
-        - factors: ([beings,] 5, m(m+1)/2) with m = n/2, the upper triangles of S₁ ... S₅; S = 10 asinh(factors/10),
-          so that huge parameters do not make the product overflow
+        - factors: ([beings,] 5, m, m) with m = n/2; of each its symmetric part is taken, and of that the root mean
+          square r becomes 10 asinh(r/10), so that huge parameters do not make the product overflow
 
     Raises:
         ValueError: in_features != out_features, or they are odd.
@@ -162,15 +234,14 @@ class SymplecticLinear(LinearMap):
     ) -> None:
         super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
         m = check_even(type(self).__name__, self.in_features)
-        self.factors = nn.Parameter(torch.empty(*self.leading, FACTORS, m * (m + 1) // 2, device=device, dtype=dtype))
+        self.factors = nn.Parameter(torch.empty(*self.leading, FACTORS, m, m, device=device, dtype=dtype))
         self.reset_parameters()
 
     def _weight(self, factors: Tensor) -> Tensor:
-        return compose(mirror(calmed(factors), self.in_features // 2))
+        return compose(calm_symmetric(factors))
 
     def _product(self, x: Tensor, factors: Tensor) -> Tensor:
-        m = self.in_features // 2
-        return torch.cat(shear(x[..., :m], x[..., m:], mirror(calmed(factors), m)), -1)
+        return transform(x, factors)
 
     def forward(self, input: Tensor) -> Tensor:
         return self._matrix_free(input, self._product)
@@ -187,7 +258,7 @@ class SymplecticLinear(LinearMap):
         wide = torch.promote_types(self.factors.dtype, torch.float32)
         y = output.to(wide) if self.bias is None else output.to(wide) - self.bias.to(wide)
         y = y.unsqueeze(-2)  # (..., [beings,] 1, n): a row of its own for each matrix
-        p, q = unshear(y[..., :m], y[..., m:], mirror(calmed(self.factors.to(wide)), m))
+        p, q = unshear(y[..., :m], y[..., m:], calm_symmetric(self.factors.to(wide)))
         return torch.cat((p, q), -1).squeeze(-2).to(output.dtype)
 
     def logabsdet(self) -> Tensor:
@@ -203,10 +274,12 @@ class SymplecticLinear(LinearMap):
             better = error < least  # False for NaN
             best = torch.where(better[..., None, None, None], tried, best)
             least = torch.where(better, error, least)
-        return {"factors": calmed_raw(upper_triangle(best))}
+        return {"factors": calm_symmetric_raw(best)}
 
     def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
         raw["factors"].normal_(0, 0.5 / math.sqrt(self.in_features), generator=generator)
+        upper = raw["factors"].triu()
+        raw["factors"].copy_(upper + upper.triu(1).mT)  # as the symmetric part, so of full size
 
     def _violation(self, weight: Tensor) -> Tensor:
         form = symplectic_form(self.in_features // 2, weight)

@@ -101,7 +101,7 @@ def check_violation(case: Case) -> None:
         expect(not own.requires_grad and (own >= 0).all(), f"violation() is {own!r}")
         if case.cls.hard:
             expect((own <= tolerance(dtype)).all(), f"violation {float(own.max()):.2e} in {dtype}")
-        member = layer.weight.detach()
+        member = layer.weight.detach().clone()
         close("violation(weight)", layer.violation(member), own)
         with torch.no_grad():
             for parameter in trainable(layer).values():
@@ -190,15 +190,20 @@ def _refuse_matrices(call: Callable[[Any], Any], case: Case) -> None:
 
 @check
 def check_penalty(case: Case) -> None:
-    """``penalty`` is a finite scalar >= 0, differentiable where it is not constant, 0 where the promise is hard."""
+    """``penalty`` is a finite scalar >= 0, differentiable where it is not constant, 0 in hard maps.
+
+    Only a hard map that is ``penalized`` has one.
+    """
     for dtype in case.dtypes:
         layer = case.layer(dtype=dtype)
         penalty = layer.penalty()
         expect(penalty.dim() == 0 and penalty.isfinite() and penalty >= 0, f"penalty() is {penalty!r}")
         expect(penalty.dtype == dtype, f"penalty() has dtype {penalty.dtype}")
         expect(penalty.device.type == torch.device(case.device).type, f"penalty() lies on {penalty.device}")
-        if case.cls.hard:
+        if case.cls.hard and not case.cls.penalized:
             expect(penalty == 0, f"the penalty of a hard promise must be 0, however: {penalty.item()}")
+        if case.cls.penalized:
+            expect(penalty.requires_grad, "a map that is penalized must have a penalty that depends on its parameters")
         if penalty.requires_grad:
             gradients = torch.autograd.grad(penalty, list(layer.parameters()), allow_unused=True)
             expect(all(g is None or g.isfinite().all() for g in gradients), "the gradient of penalty() is not finite")

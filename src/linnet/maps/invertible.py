@@ -1,0 +1,56 @@
+"""What maps with a cheap inverse have in common."""
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from linnet.beings import affine, check_input
+from linnet.linear import LinearMap
+
+__all__ = ["Invertible"]
+
+
+class Invertible(LinearMap, catalogue=False):
+    """A map whose inverse, where it is square, is made like W: from raw tensors, at little cost."""
+
+    @abstractmethod
+    def _invert(self, raw: dict[str, Tensor]) -> Tensor:
+        """Raw tensors in at least float32 -> W⁻¹."""
+
+    @abstractmethod
+    def _logabsdet(self, raw: dict[str, Tensor]) -> Tensor:
+        """Raw tensors in at least float32 -> log |det W|."""
+
+    def inverse(self, output: Tensor) -> Tensor:
+        """The input that gives ``output``: (output − b) A⁻¹.
+
+        Shape:
+            - output: (*, out_features); with beings (out_features,) or (*, beings or 1, out_features)
+            - returns: (*, in_features); with beings (*, beings, in_features)
+
+        Raises:
+            ValueError: A is not square or cannot be inverted for its structure.
+            torch.linalg.LinAlgError: a block or factor of A is singular. A circulant A that is singular gives numbers
+                that are not finite.
+        """
+        check_input(output, self.out_features, self.beings)
+        inverse = self._invert(self._wide_raw()).to(self._anchor.dtype)
+        return affine(output if self.bias is None else output - self.bias, inverse)
+
+    def logabsdet(self) -> Tensor:
+        """log |det A|, () or (beings,), differentiable; −inf if A is singular.
+
+        Raises:
+            ValueError: A is not square or cannot be inverted for its structure.
+        """
+        return self._logabsdet(self._wide_raw()).to(self._anchor.dtype)
+
+    def _wide_raw(self) -> dict[str, Tensor]:
+        if self.in_features != self.out_features:
+            raise ValueError(
+                "An inverse and a determinant need in_features == out_features, "
+                f"however: {self.in_features} -> {self.out_features}"
+            )
+        wide = torch.promote_types(self._anchor.dtype, torch.float32)
+        return {name: tensor.to(wide) for name, tensor in self.raw_tensors().items()}

@@ -1,0 +1,116 @@
+"""The spectral radius by powers of the matrix, and a map that is penalized for it."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from linnet.beings import check_positive
+from linnet.linear import LinearMap
+
+__all__ = ["SoftPowerBoundLinear"]
+
+
+def radius(weight: Tensor) -> Tensor:
+    """The largest modulus of an eigenvalue, (..., n, n) -> (...)."""
+    return torch.linalg.eigvals(weight).abs().amax(-1)
+
+
+def radius_estimate(weight: Tensor, iterations: int) -> Tensor:
+    """‖Wᵏ‖_F^(1/k) for k = iterations: never below the spectral radius, and falling to it as k grows.
+
+    Wᵏ by squaring, normalized each time: 2 log₂ k products. For W = S⁻¹NS with a normal N it is at most
+    (√n cond(S))^(1/k) times too large.
+
+    Reference:
+        I. Gelfand, Normierte Ringe, 1941.
+    """
+    tiny = torch.finfo(weight.dtype).tiny
+    power, log_norm = weight, weight.new_zeros(weight.shape[:-2])
+    for i, bit in enumerate(f"{iterations:b}"):
+        if i:
+            power, log_norm = power @ power, 2 * log_norm
+            power = power @ weight if bit == "1" else power
+        norm = torch.linalg.matrix_norm(power)
+        log_norm = log_norm + norm.clamp_min(tiny).log()
+        power = power / norm.clamp_min(tiny)[..., None, None]
+    return torch.where(norm > 0, (log_norm / iterations).exp(), 0.0)
+
+
+class SoftPowerBoundLinear(LinearMap):
+    """y = x A + b with any A, and a penalty that brings the spectral radius ρ(A) under max_p: nothing is guaranteed.
+
+    ``penalty()`` is max(0, ρ̂ − max_p)², summed over the beings, with the estimate ρ̂ = ‖Aᵏ‖_F^(1/k), k = pwr_iters, that
+    is never smaller than ρ(A) and differentiable where ρ is not. It is 0 only where ρ(A) <= max_p. The estimate exceeds
+    ρ by a factor of up to (√n cond(V))^(1/k), V the eigenvectors, so a matrix that close to the bound is still
+    penalized. ``violation()`` takes ρ itself. Any matrix is assigned exactly.
+    :class:`linnet.PowerBoundLinear` keeps the bound always.
+
+    Args:
+        in_features, out_features, bias, beings, device, dtype: as in :class:`LinearMap`; the sizes must be equal.
+        max_p: the largest modulus of an eigenvalue that is not penalized, above 0.
+        pwr_iters: the power k in the estimate of the spectral radius.
+
+    Shape:
+        - input: (*, n); with beings (*, beings, n)
+        - output: as the input
+        - entries: ([beings,] n, n)
+
+    Raises:
+        ValueError: in_features != out_features, max_p <= 0 or not finite, or pwr_iters < 1.
+
+    Example:
+        >>> layer = SoftPowerBoundLinear(2, 2, pwr_iters=100)
+        >>> layer.weight = torch.tensor([[0.0, 2.0], [-2.0, 0.0]])  # eigenvalues ±2i
+        >>> round(layer.penalty().item(), 2)
+        1.01
+
+    Reference:
+        I. Gelfand, Normierte Ringe, 1941 (the estimate).
+    """
+
+    promise = "ρ(A) <= max_p, softly"
+    square = True
+    hard = False
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        max_p: float = 1.0,
+        pwr_iters: int = 200,
+        beings: int | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+        if not 0 < max_p < math.inf:
+            raise ValueError(f"max_p must be a finite number > 0, however: {max_p}")
+        self.max_p, self.pwr_iters = max_p, check_positive(pwr_iters=pwr_iters)[0]
+        n = self.in_features
+        self.entries = nn.Parameter(torch.empty(*self.leading, n, n, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    @classmethod
+    def examples(cls) -> list[dict[str, Any]]:
+        return [{}, {"max_p": 0.25, "pwr_iters": 20}]
+
+    def _weight(self, entries: Tensor) -> Tensor:
+        return entries
+
+    def _assign(self, weight: Tensor) -> dict[str, Tensor]:
+        return {"entries": weight}
+
+    def spectral_radius(self) -> Tensor:
+        """An estimate of ρ(A) without eigenvalues: ‖Aᵏ‖_F^(1/k), k = pwr_iters, never too small, ([beings])."""
+        wide = torch.promote_types(self.entries.dtype, torch.float32)
+        return radius_estimate(self.entries.to(wide), self.pwr_iters).to(self.entries.dtype)
+
+    def penalty(self) -> Tensor:
+        return (self.spectral_radius() - self.max_p).clamp_min(0).square().sum()
+
+    def _violation(self, weight: Tensor) -> Tensor:
+        return (radius(weight) / self.max_p - 1).clamp_min(0)
