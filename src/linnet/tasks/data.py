@@ -1,4 +1,4 @@
-"""Data sets of the command line: digits, Fashion-MNIST and MNIST, checked strictly, split once and for all."""
+"""Data of the command line: digits, Fashion-MNIST, MNIST, checked strictly, split once and for all; sunspots."""
 
 import gzip
 import math
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["DATA_SETS", "Data", "Split", "load_data", "make_data", "read_idx"]
+__all__ = ["DATA_SETS", "Data", "Split", "load_data", "load_sunspots", "make_data", "read_idx"]
 
 DATA_SETS = ("digits", "fashion-mnist", "mnist")
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -101,6 +101,19 @@ def load_data(name: str, data_dir: str | Path | None = None, seed: int = 0) -> D
         seed=seed,
         sources=[str(path) for path in paths],
     )
+
+
+def load_sunspots() -> tuple[Tensor, Tensor]:
+    """The years 1700 to 2008, (309,) int64, and the mean number of sunspots in each, (309,) float32.
+
+    Example:
+        >>> years, numbers = load_sunspots()
+        >>> int(years[257]), round(float(numbers[257]), 1)
+        (1957, 190.2)
+    """
+    with Path(__file__).with_name("sunspots.csv").open(encoding="utf-8") as file:
+        table = np.loadtxt((line for line in file if line[0].isdigit()), delimiter=",")  # the rest is the source
+    return torch.from_numpy(table[:, 0].astype(np.int64)), torch.from_numpy(table[:, 1].astype(np.float32))
 
 
 def make_data(

@@ -1,6 +1,7 @@
 """``linnet tour``: the acts one after the other, one table and one picture."""
 
 import json
+import math
 import tempfile
 from collections.abc import Sequence
 from functools import partial
@@ -71,7 +72,9 @@ def run_tour(out: Path, acts: Sequence[str] = (), console: Console | None = None
 
 def table(performed: dict[str, Act]) -> Table:
     """The closing table: claim, nn.Linear, linnet, and whether the claim came out."""
-    closing = Table(title="What nn.Linear cannot do (digits: 1 797 real images)", title_justify="left")
+    closing = Table(
+        title="What nn.Linear cannot do (digits: 1 797 real images; sunspots: 309 real years)", title_justify="left"
+    )
     for heading in ("claim", "nn.Linear", "linnet", "holds"):
         closing.add_column(heading)
     for act in performed.values():
@@ -84,9 +87,11 @@ def write(out: Path, performed: dict[str, Act]) -> None:
     """One panel for each act in ``tour.png``, every number in ``tour.json``."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.2 * len(performed), 4.4), layout="constrained")
+    rows = math.ceil(len(performed) / 3)
+    columns = math.ceil(len(performed) / rows)
+    figure = Figure(figsize=(5.2 * columns, 4.4 * rows), layout="constrained")
     for place, act in enumerate(performed.values()):
-        act.draw(figure.add_subplot(1, len(performed), place + 1))
+        act.draw(figure.add_subplot(rows, columns, place + 1))
     figure.savefig(out / "tour.png", dpi=130)
     results = {
         name: {"claim": act.claim, "nn.Linear": act.plain, "linnet": act.linnet, "holds": act.holds, "note": act.note}

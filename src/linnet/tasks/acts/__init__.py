@@ -1,8 +1,13 @@
 """The acts of ``linnet tour``: each shows one thing that nn.Linear cannot do, on real data, beside nn.Linear."""
 
-from linnet.tasks.acts import memory, population, width
+from linnet.tasks.acts import forecast, memory, population, width
 from linnet.tasks.acts.act import Act as Act
 
 __all__ = ["ACTS", "Act"]
 
-ACTS = {"memory": memory.perform, "width": width.perform, "population": population.perform}
+ACTS = {
+    "memory": memory.perform,
+    "width": width.perform,
+    "population": population.perform,
+    "forecast": forecast.perform,
+}
