@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linnet.linear import LinearMap
+from linnet.maps.fused import eager, through_reference
 from linnet.maps.structured import blocks_near_root, check_blocks, rank_one, rank_one_error
 
 __all__ = ["MonarchLinear"]
@@ -20,6 +21,38 @@ def monarch(first: Tensor, second: Tensor) -> Tensor:
     The p inputs of block k, and the s outputs of number q within their group, are joined by a block of rank one.
     """
     return torch.einsum("...qsk,...kqp->...sqkp", second, first).flatten(-4, -3).flatten(-2)
+
+
+def apply_reference(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """x (P L Pᵀ R)ᵀ for rows x, (..., batch, k p) -> (..., batch, s q), in operations that autograd sees."""
+    x = x.unflatten(-1, (-1, first.shape[-1])).movedim(-3, -1)  # (..., k, p, batch)
+    z = (first @ x).transpose(-3, -2).contiguous()  # (..., k, q, batch) -> (..., q, k, batch)
+    y = (second @ z).movedim(-1, -3).transpose(-2, -1)  # (..., q, s, batch) -> (..., batch, s, q)
+    return y.flatten(-2)
+
+
+class _Apply(torch.autograd.Function):
+    """:func:`apply_reference` for one map, with no copy of x and one of each gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        k, _, p = first.shape
+        z = torch.bmm(first, x.view(len(x), k, p).permute(1, 2, 0)).transpose(0, 1).contiguous()  # (q, k, batch)
+        ctx.save_for_backward(x, first, second, z)
+        return torch.bmm(second, z).permute(2, 1, 0).flatten(1)  # (q, s, batch) -> (batch, s q)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, first, second, z = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return through_reference(apply_reference, (x, first, second), ctx.needs_input_grad, grad)
+        (k, _, p), (q, s, _) = first.shape, second.shape
+        gy = grad.reshape(len(x), s, q).permute(2, 1, 0).contiguous()  # (q, s, batch)
+        gz = torch.bmm(second.mT, gy).transpose(0, 1).contiguous()  # (k, q, batch)
+        gx = None
+        if ctx.needs_input_grad[0]:
+            gx = torch.bmm(gz.mT, first).transpose(0, 1).reshape(x.shape)  # (k, batch, p) -> (batch, k p)
+        return gx, torch.bmm(gz, x.view(len(x), k, p).transpose(0, 1)), torch.bmm(gy, z.mT)
 
 
 class MonarchLinear(LinearMap):
@@ -86,11 +119,11 @@ class MonarchLinear(LinearMap):
         return self._matrix_free(input, self._product)
 
     def _product(self, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        b, p = first.shape[-2:]
-        x = F.pad(x, (0, b * p - self.in_features)).unflatten(-1, (b, p)).transpose(-3, -2)  # (..., k, batch, p)
-        x = (x @ first.mT).movedim(-1, -3)  # (..., k, batch, q) -> (..., q, k, batch)
-        y = (second @ x).movedim(-1, -3).transpose(-2, -1)  # (..., q, s, batch) -> (..., batch, s, q)
-        return y.flatten(-2)[..., : self.out_features]
+        missing = first.shape[-3] * first.shape[-1] - self.in_features
+        x = F.pad(x, (0, missing)) if missing else x
+        fused = self.beings is None and x.dim() == 2 and eager()
+        y = _Apply.apply(x.contiguous(), first, second) if fused else apply_reference(x, first, second)
+        return y if y.shape[-1] == self.out_features else y[..., : self.out_features]
 
     def _assign(self, weight: Tensor) -> dict[str, Tensor]:
         second, first = rank_one(self._blocks(weight))  # (..., k, q, s), (..., k, q, p)

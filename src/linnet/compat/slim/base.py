@@ -1,0 +1,182 @@
+"""What the classes of slim have in common: their interface, and how one of linnet's maps fills it."""
+
+import math
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from itertools import chain
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from linnet.beings import check_positive
+from linnet.linear import LinearMap
+
+__all__ = ["LinearBase", "Mapped", "SquareLinear"]
+
+OPTIONS = frozenset(
+    "complex droprate_init epsilon gamma increasing_stride l2 lamda max_p n_U_reflectors n_V_reflectors n_reflectors "
+    "ortho_init p provide_weights pwr_iters rank real sigma_max sigma_min temperature tied_weight weight_decay".split()
+)
+"""Every option of a class of neuromancer.slim; its blocks give one map the options of another, so these pass."""
+
+
+def placement(cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """``device`` and ``dtype`` of the keywords that a class has no use for, with a warning for what nobody knows."""
+    for name in sorted(given.keys() - OPTIONS - {"device", "dtype"}):
+        warnings.warn(
+            f"Options must be those of neuromancer.slim, device or dtype, however: {cls.__name__} got {name!r}, "
+            "which is ignored",
+            stacklevel=4,
+        )
+    return {name: given[name] for name in ("device", "dtype") if name in given}
+
+
+class LinearBase(nn.Module, ABC):
+    """y = x A + b with A = ``effective_W()``: all that a subclass must define.
+
+    Args:
+        insize: size of each input sample.
+        outsize: size of each output sample.
+        bias: whether an additive bias is learned.
+        provide_weights: whether there is a parameter ``weight``, (insize, outsize), drawn as nn.Linear's.
+
+    Shape:
+        - input: (*, insize)
+        - output: (*, outsize)
+
+    Raises:
+        ValueError: a size is not a positive integer.
+
+    Example:
+        >>> class Even(LinearBase):
+        ...     def effective_W(self):
+        ...         return (self.weight + self.weight.flip(0)) / 2
+        >>> Even(4, 3)(torch.randn(2, 5, 4)).shape
+        torch.Size([2, 5, 3])
+    """
+
+    in_features: int
+    out_features: int
+    use_bias: bool
+    weight: Tensor
+    bias: nn.Parameter | None
+
+    def __init__(self, insize: int, outsize: int, bias: bool = False, provide_weights: bool = True) -> None:
+        super().__init__()
+        self.in_features, self.out_features = check_positive(insize=insize, outsize=outsize)
+        self.use_bias = bool(bias)
+        bound = 1 / math.sqrt(self.in_features)
+        if provide_weights:
+            self.weight = nn.Parameter(torch.empty(self.in_features, self.out_features).uniform_(-bound, bound))
+        drawn = nn.Parameter(torch.empty(self.out_features).uniform_(-bound, bound)) if bias else None
+        self.register_parameter("bias", drawn)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(chain(self.parameters(), self.buffers()), torch.empty(0)).device
+
+    @abstractmethod
+    def effective_W(self) -> Tensor:
+        """The matrix A of y = x A + b, (insize, outsize), differentiable."""
+
+    def reg_error(self) -> Tensor:
+        """Scalar penalty to add to the loss; 0 where the structure is hard."""
+        return torch.zeros((), device=self.device)
+
+    def eig(self, eigenvectors: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """Eigenvalues of A, (n,), complex; with ``eigenvectors`` also the eigenvectors v of A v = λ v, in columns.
+
+        Raises:
+            ValueError: A is not square.
+        """
+        if self.in_features != self.out_features:
+            raise ValueError(
+                f"Only a square matrix has eigenvalues, however: {self.in_features} -> {self.out_features}"
+            )
+        matrix = self.effective_W()
+        matrix = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
+        if not eigenvectors:
+            return torch.linalg.eigvals(matrix)
+        values, vectors = torch.linalg.eig(matrix)
+        return values, vectors
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x @ self.effective_W()
+        return y if self.bias is None else y + self.bias
+
+
+class SquareLinear(LinearBase, ABC):
+    """A :class:`LinearBase` whose matrix is square.
+
+    Args:
+        insize, outsize, bias, provide_weights: as in :class:`LinearBase`.
+
+    Raises:
+        ValueError: insize != outsize.
+    """
+
+    def __init__(
+        self, insize: int, outsize: int, bias: bool = False, provide_weights: bool = True, **kwargs: Any
+    ) -> None:
+        if insize != outsize:
+            raise ValueError(
+                f"{type(self).__name__} is square, insize must equal outsize, however: {insize} and {outsize}"
+            )
+        where = placement(type(self), kwargs)
+        super().__init__(insize, outsize, bias=bias, provide_weights=provide_weights)
+        self.to(**where)
+
+
+class Mapped(LinearBase):
+    """A class of slim that is one of linnet's maps, at hand as ``layer.linear``.
+
+    ``class Name(Mapped, of=cls)`` is the map ``cls``, which owns all parameters, the bias too. A subclass with an
+    ``effective_W`` of its own is multiplied by that.
+    """
+
+    _map: ClassVar[type[LinearMap]]
+    linear: LinearMap
+
+    def __init_subclass__(cls, *, of: type[LinearMap] | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if of is not None:
+            cls._map = of
+        if "effective_W" in cls.__dict__ and "forward" not in cls.__dict__:
+            cls.forward = LinearBase.forward  # type: ignore[method-assign]
+
+    def __init__(self, insize: int, outsize: int, bias: bool = False, **kwargs: Any) -> None:
+        self._hold(insize, outsize, bias, {}, kwargs)
+
+    def _hold(self, insize: int, outsize: int, bias: bool, options: dict[str, Any], given: dict[str, Any]) -> None:
+        where = placement(type(self), given)
+        nn.Module.__init__(self)
+        self.linear = self._map(insize, outsize, bool(bias), **options, **where)
+        self.in_features, self.out_features = insize, outsize
+        self.use_bias = bool(bias)
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        """b, (outsize,), or None."""
+        return self.linear.bias
+
+    @bias.setter
+    def bias(self, value: nn.Parameter | None) -> None:
+        self.linear.bias = value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(getattr(type(self), name, None), property):  # nn.Module would register a Parameter beside it
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def effective_W(self) -> Tensor:
+        return self.linear.weight.mT
+
+    def reg_error(self) -> Tensor:
+        return self.linear.penalty() if isinstance(self.linear, LinearMap) else super().reg_error()  # it may be baked
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x)

@@ -1,0 +1,193 @@
+"""The maps of slim whose singular values, eigenvalues or row sums are bounded."""
+
+from typing import Any
+
+from torch import Tensor
+
+import linnet
+from linnet.compat.slim.base import Mapped, SquareLinear
+
+__all__ = [
+    "GershgorinLinear",
+    "PerronFrobeniusLinear",
+    "PowerBoundLinear",
+    "SVDLinear",
+    "SVDLinearLearnBounds",
+    "SchurDecompositionLinear",
+    "SpectralLinear",
+    "StableSplitLinear",
+    "SymmetricSVDLinear",
+    "SymmetricSpectralLinear",
+    "TrivialNullSpaceLinear",
+]
+
+
+class PerronFrobeniusLinear(Mapped, of=linnet.PerronFrobeniusLinear):
+    """A >= 0 with row sums in [sigma_min, sigma_max], and so the dominant eigenvalue."""
+
+    def __init__(
+        self,
+        insize: int,
+        outsize: int,
+        bias: bool = False,
+        sigma_min: float = 0.8,
+        sigma_max: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        self._hold(insize, outsize, bias, {"sigma_min": sigma_min, "sigma_max": sigma_max}, kwargs)
+
+
+class StableSplitLinear(Mapped, of=linnet.StableSplitLinear):
+    """A = B − C with B, C >= 0 and row sums of B + C in [sigma_min, sigma_max]."""
+
+    linear: linnet.StableSplitLinear
+
+    def __init__(
+        self,
+        insize: int,
+        outsize: int,
+        bias: bool = False,
+        sigma_min: float = 0.1,
+        sigma_max: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        options = {"sigma_min": sigma_min, "sigma_max": sigma_max}
+        self._hold(insize, outsize, bias, options, kwargs)
+
+    @property
+    def B(self) -> Tensor:
+        """B, (insize, outsize), differentiable."""
+        return self.linear.B
+
+    @property
+    def C(self) -> Tensor:
+        """C, (insize, outsize), differentiable."""
+        return self.linear.C
+
+
+class SVDLinear(Mapped, of=linnet.SVDLinear):
+    """A = U Σ Vᵀ with singular values in [sigma_min, sigma_max], always: ``reg_error()`` is 0."""
+
+    def __init__(
+        self,
+        insize: int,
+        outsize: int,
+        bias: bool = False,
+        sigma_min: float = 0.1,
+        sigma_max: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        options = {"sigma_min": sigma_min, "sigma_max": sigma_max}
+        self._hold(insize, outsize, bias, options, kwargs)
+
+
+class SVDLinearLearnBounds(SVDLinear, of=linnet.SVDLinearLearnBounds):
+    """The same with learned bounds inside [sigma_min, sigma_max]."""
+
+
+class SymmetricSVDLinear(SVDLinear, of=linnet.SymmetricSVDLinear):
+    """The same with A = Aᵀ: A = U diag(± s) Uᵀ."""
+
+
+class SpectralLinear(Mapped, of=linnet.SpectralLinear):
+    """A = U Σ Vᵀ, U and V products of reflections, with singular values in [sigma_min, sigma_max]."""
+
+    def __init__(
+        self,
+        insize: int,
+        outsize: int,
+        bias: bool = False,
+        n_U_reflectors: int | None = None,
+        n_V_reflectors: int | None = None,
+        sigma_min: float = 0.1,
+        sigma_max: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        options = {
+            "n_U_reflectors": n_U_reflectors,
+            "n_V_reflectors": n_V_reflectors,
+            "sigma_min": sigma_min,
+            "sigma_max": sigma_max,
+        }
+        self._hold(insize, outsize, bias, options, kwargs)
+
+
+class SymmetricSpectralLinear(SpectralLinear, of=linnet.SymmetricSpectralLinear):
+    """A = U Σ Uᵀ with eigenvalues in [sigma_min, sigma_max]."""
+
+    def __init__(
+        self,
+        insize: int,
+        outsize: int,
+        bias: bool = False,
+        n_reflectors: int | None = None,
+        sigma_min: float = 0.1,
+        sigma_max: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        options = {"n_reflectors": n_reflectors, "sigma_min": sigma_min, "sigma_max": sigma_max}
+        self._hold(insize, outsize, bias, options, kwargs)
+
+
+class SchurDecompositionLinear(Mapped, SquareLinear, of=linnet.SchurDecompositionLinear):
+    """A = P T Pᵀ, P orthogonal, T in real Schur form; ``reg_error()`` draws the moduli of eigenvalues to 1."""
+
+    def __init__(
+        self,
+        insize: int,
+        outsize: int,
+        bias: bool = False,
+        l2: float = 0.01,
+        **kwargs: Any,
+    ) -> None:
+        options = {"l2": l2}
+        self._hold(insize, outsize, bias, options, kwargs)
+
+
+class GershgorinLinear(Mapped, SquareLinear, of=linnet.GershgorinLinear):
+    """Eigenvalues in [sigma_min, sigma_max], or, if not ``real``, in the disc over that interval."""
+
+    def __init__(
+        self,
+        insize: int,
+        outsize: int,
+        bias: bool = False,
+        sigma_min: float = 0.0,
+        sigma_max: float = 1.0,
+        real: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        options = {"sigma_min": sigma_min, "sigma_max": sigma_max, "real": real}
+        self._hold(insize, outsize, bias, options, kwargs)
+
+
+class TrivialNullSpaceLinear(Mapped, of=linnet.TrivialNullSpaceLinear):
+    """x A = 0 only for x = 0: singular values of A are at least epsilon; insize <= outsize."""
+
+    def __init__(
+        self,
+        insize: int,
+        outsize: int,
+        bias: bool = False,
+        rank: int | None = None,
+        epsilon: float = 0.1,
+        **kwargs: Any,
+    ) -> None:
+        options = {"rank": rank, "epsilon": epsilon}
+        self._hold(insize, outsize, bias, options, kwargs)
+
+
+class PowerBoundLinear(Mapped, of=linnet.PowerBoundLinear):
+    """The spectral radius of A is at most max_p, always."""
+
+    def __init__(
+        self,
+        insize: int,
+        outsize: int,
+        max_p: float = 1,
+        pwr_iters: int = 200,
+        bias: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        options = {"max_p": max_p, "pwr_iters": pwr_iters}
+        self._hold(insize, outsize, bias, options, kwargs)
