@@ -234,25 +234,34 @@ class LinearMap(nn.Module, ABC):
         if kept is not None and self._pays_dense():
             return kept(input)
         check_input(input, self.in_features, self.beings)
-        dtype, device = self._anchor.dtype, input.device.type
+        raw = self.raw_tensors()
+        dtype, device = next(iter(raw.values())).dtype, input.device.type
         # autocast leaves float64 alone, as it does in nn.Linear
         autocast = device != "meta" and torch.is_autocast_enabled(device) and dtype != torch.float64
         if not autocast and input.dtype != dtype:
             raise TypeError(f"The input must have the dtype of the parameters, {dtype}, however: {input.dtype}")
-        result = torch.get_autocast_dtype(device) if autocast else dtype
+        if not autocast and dtype in (torch.float32, torch.float64):
+            return self._rows(input, product, raw, self.bias)
         wide = torch.promote_types(dtype, torch.float32)
+        bias = None if self.bias is None else self.bias.to(wide)
+        with _autocast_off(device):
+            y = self._rows(input.to(wide), product, {name: tensor.to(wide) for name, tensor in raw.items()}, bias)
+            return y.to(torch.get_autocast_dtype(device) if autocast else dtype)
+
+    def _rows(
+        self, input: Tensor, product: Callable[..., Tensor], raw: Mapping[str, Tensor], bias: Tensor | None
+    ) -> Tensor:
+        """Input of any shape -> the rows that ``product`` takes, and its rows -> the output's shape, plus the bias."""
         if self.beings is None:
-            x = input.reshape(-1, self.in_features)  # (batch, in)
+            x = input if input.dim() == 2 else input.reshape(-1, self.in_features)  # (batch, in)
+            y = product(x, **raw)
+            y = y if input.dim() == 2 else y.reshape(*input.shape[:-1], self.out_features)
         else:
             axis = 1 if input.dim() == 1 else input.shape[-2]
             x = input.reshape(-1, axis, self.in_features).transpose(0, 1)  # (beings or 1, batch, in)
-        with _autocast_off(device):
-            y = product(x.to(wide), **{name: tensor.to(wide) for name, tensor in self.raw_tensors().items()})
-            if self.beings is None:
-                y = y.reshape(*input.shape[:-1], self.out_features)
-            else:
-                y = y.transpose(0, 1).reshape(*input.shape[:-2], self.beings, self.out_features)
-            return (y if self.bias is None else y + self.bias.to(wide)).to(result)
+            y = product(x, **raw)
+            y = y.transpose(0, 1).reshape(*input.shape[:-2], self.beings, self.out_features)
+        return y if bias is None else y + bias
 
     def reset_parameters(self, *, seeds: int | Sequence[int] | None = None) -> None:
         """Redraw every parameter in place and rebuild the buffers: all that meta-device initialisation needs.

@@ -105,7 +105,7 @@ class _Reflect(torch.autograd.Function):
         add = torch.addmm if x.dim() == 2 else torch.baddbmm
         steps: list[Tensor] = []
         y = x
-        for part in u.split(block, -2):
+        for part in blocks(u, block):
             part_t = part.mT.contiguous()  # products with Uᵀ along its rows take half the time
             t = part @ part_t  # only what is above the diagonal counts
             w = torch.linalg.solve_triangular(t, y @ part_t, upper=True, left=False, unitriangular=True)  # (..., b, c)
@@ -123,7 +123,7 @@ class _Reflect(torch.autograd.Function):
         block = block_size(v.shape[-1])
         add = torch.addmm if x.dim() == 2 else torch.baddbmm
         add_ = Tensor.addmm_ if x.dim() == 2 else Tensor.baddbmm_
-        parts = u.split(block, -2)
+        parts = blocks(u, block)
         gradients = torch.empty_like(u) if wants_v else u
         for i in reversed(range(len(parts))):
             part, (y, w, t, part_t) = parts[i], steps[4 * i : 4 * i + 4]
@@ -143,16 +143,21 @@ class _Reflect(torch.autograd.Function):
         return grad if wants_x else None, gradients if wants_v else None
 
 
+def blocks(u: Tensor, size: int) -> tuple[Tensor, ...]:
+    """The reflections in blocks of ``size``."""
+    return (u,) if u.shape[-2] <= size else u.split(size, -2)
+
+
 def directions(v: Tensor) -> tuple[Tensor, Tensor]:
     """u = √2 v/‖v‖ along the last axis, and √2/‖v‖, (..., 1); both 0 for a vector too small to have a direction.
 
     With the factor √2 the matrix of :func:`compact`, times 2, has ones on its diagonal, and H = I − uuᵀ.
     """
-    largest = v.abs().amax(-1, keepdim=True)
-    inverse = torch.where(largest > torch.finfo(v.dtype).tiny, 1 / largest, 0.0)
-    u = v * inverse  # entries of at most 1: squares neither overflow nor vanish
-    rest = math.sqrt(2) / torch.linalg.vector_norm(u, dim=-1, keepdim=True).clamp_min(0.5)
-    return u.mul_(rest), inverse * rest
+    largest = v.abs().amax(-1, keepdim=True).clamp_min_(torch.finfo(v.dtype).tiny)
+    u = v / largest  # entries of at most 1: squares neither overflow nor vanish
+    norms = F.threshold_(torch.linalg.vector_norm(u, dim=-1, keepdim=True), 0.5, torch.inf)  # below: 0 or subnormal
+    scale = norms.reciprocal_().mul_(math.sqrt(2))
+    return u.mul_(scale), scale.div_(largest)
 
 
 def frame(v: Tensor, r: int) -> Tensor:
