@@ -78,8 +78,8 @@ DESCRIBED = {page: sections(page) for page in FAMILIES}
 
 
 def entry(cls: type[LinearMap], label: str) -> str:
-    """What the section of a class says under a label, up to the next one; empty if it has no such label."""
-    text = next(described[cls.__name__] for described in DESCRIBED.values() if cls.__name__ in described)
+    """What the section of a class says under a label, up to the next one; empty if there is none."""
+    text = next((described[cls.__name__] for described in DESCRIBED.values() if cls.__name__ in described), "")
     found = re.search(rf"\* \*\*{label}\*\* (.*?)(?= \* \*\*|$)", text)
     return found[1] if found else ""
 

@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from linnet import IdentityLinear, OrthogonalLinear, RightStochasticLinear, SymmetricLinear, householder_product
+from linnet import (
+    IdentityLinear,
+    OrthogonalLinear,
+    RightStochasticLinear,
+    SymmetricLinear,
+    householder_product,
+    relu_straight_through,
+)
 from linnet.maps.positive import project_simplex
 from linnet.maps.reflections import householder_product_reference, polish, reflections, unit
 from linnet.maps.symmetric import mirror, upper_triangle
@@ -210,3 +217,19 @@ def test_identity_cuts_and_fills():
     torch.testing.assert_close(IdentityLinear(5, 3, bias=False)(x), x[:, :3])
     torch.testing.assert_close(IdentityLinear(5, 7, bias=False)(x), nn.functional.pad(x, (0, 2)))
     assert sum(p.numel() for p in IdentityLinear(5, 7).parameters()) == 7
+
+
+@pytest.mark.parametrize("options", [{}, {"reflectors": 2}, {"beings": 3}])
+def test_the_inverse_of_an_orthogonal_map_is_its_transpose(options):
+    layer = OrthogonalLinear(5, 5, dtype=torch.float64, **options)
+    x = torch.randn(4, *layer.leading, 5, dtype=torch.float64)
+    torch.testing.assert_close(layer.inverse(layer(x)), x)
+    assert (layer.logabsdet() == 0).all() and layer.logabsdet().shape == layer.leading
+
+
+def test_relu_straight_through():
+    x = torch.tensor([-2.0, -0.0, 0.0, 3.0, torch.nan], requires_grad=True)
+    y = relu_straight_through(x)
+    np.testing.assert_array_equal(y.detach().numpy(), np.maximum(x.detach().numpy(), 0))
+    assert torch.autograd.grad(y.sum(), x)[0].tolist() == [1.0] * 5
+    torch.testing.assert_close(torch.func.vmap(relu_straight_through)(x[:4]), x[:4].relu())

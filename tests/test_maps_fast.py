@@ -9,9 +9,10 @@ import torch
 
 from linnet import tolerance
 from linnet.maps.butterfly import ButterflyLinear
+from linnet.maps.circulant import CirculantLinear
 from linnet.maps.free import IdentityInitLinear
 from linnet.maps.monarch import MonarchLinear
-from linnet.maps.structured import BlockDiagonalLinear, CirculantLinear, KroneckerLinear
+from linnet.maps.structured import BlockDiagonalLinear, KroneckerLinear
 from linnet.testing import cases, stressed
 from promises_fast import PROMISES_FAST
 

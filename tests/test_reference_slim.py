@@ -122,7 +122,7 @@ def penalty(layer):
 def parts(layer):
     """B and C of A = B − C, (in, out)."""
     b, c = (part.detach().double().numpy() for part in (layer.B, layer.C))
-    return (b.T, c.T) if isinstance(layer, NATIVE["SplitLinear"]) else (b, c)
+    return b, c
 
 
 @functools.cache

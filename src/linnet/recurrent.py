@@ -211,7 +211,7 @@ class RNN(nn.Module):
             )
             for i in range(self.num_layers)
         )
-        self.input_size, self.hidden_size, self.beings = input_size, hidden_size, self.cells[0].beings
+        self.input_size, self.hidden_size, self.beings = input_size, hidden_size, beings
 
     def forward(self, input: Tensor, states: Tensor | None = None) -> tuple[Tensor, Tensor]:
         single = 2 if self.beings is None else 3  # axes of a sequence without a batch
@@ -224,8 +224,8 @@ class RNN(nn.Module):
         x = x.transpose(0, 1) if batched and self.batch_first else x  # (length, batch, [beings,] input)
         if x.shape[0] == 0:
             raise ValueError(f"A sequence must have at least one step, however: {tuple(input.shape)}")
-        population = () if self.beings is None else (self.beings,)
-        shape = (self.num_layers, *([x.shape[1]] if batched else []), *population, self.hidden_size)
+        population = [] if self.beings is None else [self.beings]
+        shape: tuple[int, ...] = (self.num_layers, *([x.shape[1]] if batched else []), *population, self.hidden_size)
         if states is not None and states.shape != shape:
             raise ValueError(f"The states must have shape {shape}, however: {tuple(states.shape)}")
         start = x.new_zeros(shape) if states is None else states

@@ -1,6 +1,7 @@
 """Maps with a guaranteed structure: one file per family of matrices, maths on top, classes below."""
 
 from linnet.maps.butterfly import ButterflyLinear as ButterflyLinear
+from linnet.maps.circulant import CirculantLinear as CirculantLinear
 from linnet.maps.fast import IdentityLinear as IdentityLinear
 from linnet.maps.free import IdentityInitLinear as IdentityInitLinear
 from linnet.maps.gershgorin import GershgorinLinear as GershgorinLinear
@@ -36,7 +37,6 @@ from linnet.maps.stochastic import DoublyStochasticLinear as DoublyStochasticLin
 from linnet.maps.stochastic import LeftStochasticLinear as LeftStochasticLinear
 from linnet.maps.stochastic import PerronFrobeniusLinear as PerronFrobeniusLinear
 from linnet.maps.structured import BlockDiagonalLinear as BlockDiagonalLinear
-from linnet.maps.structured import CirculantLinear as CirculantLinear
 from linnet.maps.structured import KroneckerLinear as KroneckerLinear
 from linnet.maps.svd import SVDLinear as SVDLinear
 from linnet.maps.svd import SVDLinearLearnBounds as SVDLinearLearnBounds

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linnet.linear import LinearMap
+from linnet.maps.monarch import two_stages
 
 __all__ = ["ButterflyLinear"]
 
@@ -174,15 +175,18 @@ class ButterflyLinear(LinearMap):
         matrix_axes = 3 if self.complex else 2
         limit = 10 ** (30 / self._bits)
         axes = tuple(range(-matrix_axes - (1 if self.tied_weight else 2), 0))
-        largest = twiddle.abs().amax(axes, keepdim=True)
+        largest = twiddle.detach().abs().amax(axes, keepdim=True)  # out of reach of gradients: it matters to 1e30 alone
         twiddle = twiddle / (largest / limit).clamp_min(1)
+        strides = [2**k for k in range(self._bits)]
+        if self.tied_weight:
+            parts = [t.unsqueeze(-matrix_axes - 2) for t in twiddle.split(strides, -matrix_axes - 1)]
+        else:
+            stages = twiddle.unbind(-matrix_axes - 2)
+            parts = [
+                t.unflatten(-matrix_axes - 1, (self._n // (2 * s), s)) for t, s in zip(stages, strides, strict=True)
+            ]
         factors = []
-        for k in range(self._bits):
-            s = 2**k
-            if self.tied_weight:
-                t = twiddle.narrow(-matrix_axes - 1, s - 1, s).unsqueeze(-matrix_axes - 2)
-            else:
-                t = twiddle.select(-matrix_axes - 2, k).unflatten(-matrix_axes - 1, (self._n // (2 * s), s))
+        for t in parts:
             t = torch.complex(t[..., 0], t[..., 1]) if self.complex else t
             factors.append(t if self.increasing_stride else t.mT)
         return factors
@@ -199,22 +203,23 @@ class ButterflyLinear(LinearMap):
 
     def _product(self, x: Tensor, twiddle: Tensor) -> Tensor:
         x = torch.complex(x[..., 0::2], x[..., 1::2]) if self.complex else x
-        x = F.pad(x, (0, self._n - x.shape[-1]))
+        x = F.pad(x, (0, self._n - x.shape[-1])) if x.shape[-1] < self._n else x
         factors, half = self._factors(twiddle), (self._bits + 1) // 2
-        low = 2**half
+        low, high = 2**half, 2 ** (self._bits - half)
         lower = multiply_out(factors[:half])  # (..., high or 1, low, low)
-        x = x.unflatten(-1, (-1, low)).transpose(-3, -2)  # (..., high, batch, low)
         if half == self._bits:
-            y = x @ (lower.mT if self.increasing_stride else lower)
-        else:  # to each residue of the place belongs an upper butterfly of its own
+            y = x @ (lower.mT if self.increasing_stride else lower).squeeze(-3)
+        else:  # to each residue of the place belongs an upper butterfly of its own, (..., low, high, high)
             upper = multiply_out([t.unflatten(-3, (-1, low)).movedim(-3, -5) for t in factors[half:]]).squeeze(-3)
+            lower = lower.expand(*lower.shape[:-3], high, low, low)
             if self.increasing_stride:
-                y = ((x @ lower.mT).transpose(-3, -1) @ upper.mT).transpose(-3, -1)
+                y = two_stages(x, lower, upper)
             else:
-                y = (x.transpose(-3, -1) @ upper).transpose(-3, -1) @ lower
-        y = y.transpose(-3, -2).flatten(-2)
+                x = x.unflatten(-1, (high, low)).movedim(-3, -1).transpose(-3, -2)  # (..., low, high, batch)
+                z = (upper.mT @ x).transpose(-3, -2)  # (..., high, low, batch)
+                y = (lower.mT @ z).movedim(-1, -3).flatten(-2)
         y = torch.view_as_real(y.resolve_conj()).flatten(-2) if self.complex else y
-        return y[..., : self.out_features]
+        return y if y.shape[-1] == self.out_features else y[..., : self.out_features].clone()
 
     def _assign(self, weight: Tensor) -> dict[str, Tensor]:
         w = _as_complex_matrix(weight) if self.complex else weight

@@ -23,7 +23,7 @@ def monarch(first: Tensor, second: Tensor) -> Tensor:
     return torch.einsum("...qsk,...kqp->...sqkp", second, first).flatten(-4, -3).flatten(-2)
 
 
-def apply_reference(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+def two_stages_reference(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """x (P L Pᵀ R)ᵀ for rows x, (..., batch, k p) -> (..., batch, s q), in operations that autograd sees."""
     x = x.unflatten(-1, (-1, first.shape[-1])).movedim(-3, -1)  # (..., k, p, batch)
     z = (first @ x).transpose(-3, -2).contiguous()  # (..., k, q, batch) -> (..., q, k, batch)
@@ -31,21 +31,31 @@ def apply_reference(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
     return y.flatten(-2)
 
 
-class _Apply(torch.autograd.Function):
-    """:func:`apply_reference` for one map, with no copy of x and one of each gradient."""
+def two_stages(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """What :func:`two_stages_reference` computes, with a backward by hand where one real map is at work."""
+    if x.dim() == 2 and first.dim() == second.dim() == 3 and not first.is_complex() and eager():
+        return _TwoStages.apply(x.contiguous(), first, second)
+    return two_stages_reference(x, first, second)
+
+
+class _TwoStages(torch.autograd.Function):
+    """:func:`two_stages` for one map, with no copy of x and one of each gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
         k, _, p = first.shape
         z = torch.bmm(first, x.view(len(x), k, p).permute(1, 2, 0)).transpose(0, 1).contiguous()  # (q, k, batch)
         ctx.save_for_backward(x, first, second, z)
-        return torch.bmm(second, z).permute(2, 1, 0).flatten(1)  # (q, s, batch) -> (batch, s q)
+        q, s, _ = second.shape
+        y = x.new_empty(len(x), s * q)  # no view, so that it may be changed in place
+        y.view(len(x), s, q).copy_(torch.bmm(second, z).permute(2, 1, 0))  # (q, s, batch) -> (batch, s q)
+        return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, first, second, z = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return through_reference(apply_reference, (x, first, second), ctx.needs_input_grad, grad)
+            return through_reference(two_stages_reference, (x, first, second), ctx.needs_input_grad, grad)
         (k, _, p), (q, s, _) = first.shape, second.shape
         gy = grad.reshape(len(x), s, q).permute(2, 1, 0).contiguous()  # (q, s, batch)
         gz = torch.bmm(second.mT, gy).transpose(0, 1).contiguous()  # (k, q, batch)
@@ -121,9 +131,8 @@ class MonarchLinear(LinearMap):
     def _product(self, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
         missing = first.shape[-3] * first.shape[-1] - self.in_features
         x = F.pad(x, (0, missing)) if missing else x
-        fused = self.beings is None and x.dim() == 2 and eager()
-        y = _Apply.apply(x.contiguous(), first, second) if fused else apply_reference(x, first, second)
-        return y if y.shape[-1] == self.out_features else y[..., : self.out_features]
+        y = two_stages(x, first, second)
+        return y if y.shape[-1] == self.out_features else y[..., : self.out_features].clone()
 
     def _assign(self, weight: Tensor) -> dict[str, Tensor]:
         second, first = rank_one(self._blocks(weight))  # (..., k, q, s), (..., k, q, p)

@@ -140,11 +140,11 @@ class NonNegativeLinear(LinearMap):
 
 
 class SplitLinear(LinearMap):
-    """y = x A + b with W = Aᵀ = B − C and B, C >= 0, both at hand as ``layer.B`` and ``layer.C``.
+    """y = x A + b with A = B − C and B, C >= 0, both at hand as ``layer.B`` and ``layer.C``.
 
     Every matrix is such a difference, so nothing is promised of A itself; B and C stay >= 0 whatever the optimizer
-    does. Their entries are s·softplus(raw/s), s = 1/√in. A matrix is assigned as B = max(W, 0) + m and
-    C = max(−W, 0) + m with m the root mean square of W: without that margin half of the entries could hardly learn.
+    does. Their entries are s·softplus(raw/s), s = 1/√in. A matrix is assigned as B = max(A, 0) + m and
+    C = max(−A, 0) + m with m the root mean square of A: without that margin half of the entries could hardly learn.
 
     Args:
         in_features, out_features, bias, beings, device, dtype: as in :class:`LinearMap`.
@@ -152,11 +152,11 @@ class SplitLinear(LinearMap):
     Shape:
         - input: (*, in_features); with beings (*, beings, in_features)
         - output: (*, out_features); with beings (*, beings, out_features)
-        - raw_B, raw_C: ([beings,] out_features, in_features)
+        - raw_B, raw_C: ([beings,] out_features, in_features), those of Bᵀ and Cᵀ
 
     Example:
         >>> layer = SplitLinear(3, 5)
-        >>> bool((layer.B >= 0).all() and (layer.C >= 0).all()), torch.equal(layer.weight, layer.B - layer.C)
+        >>> bool((layer.B >= 0).all() and (layer.C >= 0).all()), torch.equal(layer.weight.mT, layer.B - layer.C)
         (True, True)
 
     Reference:
@@ -187,13 +187,13 @@ class SplitLinear(LinearMap):
 
     @property
     def B(self) -> Tensor:
-        """The positive part, ([beings,] out, in), differentiable."""
-        return positive(self.raw_B, self._scale)
+        """The positive part of A, ([beings,] in, out), differentiable."""
+        return positive(self.raw_B, self._scale).mT
 
     @property
     def C(self) -> Tensor:
-        """What is subtracted from it, ([beings,] out, in), differentiable."""
-        return positive(self.raw_C, self._scale)
+        """What is subtracted from it, ([beings,] in, out), differentiable."""
+        return positive(self.raw_C, self._scale).mT
 
     def _weight(self, raw_B: Tensor, raw_C: Tensor) -> Tensor:
         return positive(raw_B, self._scale) - positive(raw_C, self._scale)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from linnet.beings import check_positive
-from linnet.linear import LinearMap
+from linnet.maps.invertible import Invertible
 from linnet.maps.reflections import draw_reflections, householder_product, peel, polish, reflections
 
 __all__ = ["OrthogonalLinear"]
@@ -19,7 +19,7 @@ def orthogonality_error(a: Tensor) -> Tensor:
     return (gram - torch.eye(gram.shape[-1], device=a.device, dtype=a.dtype)).abs().amax((-2, -1))
 
 
-class OrthogonalLinear(LinearMap):
+class OrthogonalLinear(Invertible):
     """y = x A + b with AᵀA = I, whatever the optimizer does.
 
     W = H_k⋯H₁ D, a product of k reflections and a fixed diagonal D of ±1. With k = n every orthogonal matrix of the
@@ -92,6 +92,12 @@ class OrthogonalLinear(LinearMap):
 
     def forward(self, input: Tensor) -> Tensor:
         return self._matrix_free(input, self._product)
+
+    def _invert(self, raw: dict[str, Tensor]) -> Tensor:
+        return self._weight(**raw).mT
+
+    def _logabsdet(self, raw: dict[str, Tensor]) -> Tensor:
+        return raw["signs"].new_zeros(self.leading)
 
     def _assign(self, weight: Tensor) -> dict[str, Tensor]:
         u, _, vh = torch.linalg.svd(weight)

@@ -71,6 +71,7 @@ class SoftPowerBoundLinear(LinearMap):
     """
 
     promise = "ρ(A) <= max_p, softly"
+    decays = ("entries",)
     square = True
     hard = False
 

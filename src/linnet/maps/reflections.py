@@ -115,7 +115,7 @@ class _Reflect(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, v, u, scale, *steps = ctx.saved_tensors
         wants_x, wants_v = ctx.needs_input_grad
         if torch.is_grad_enabled():
@@ -155,7 +155,7 @@ def directions(v: Tensor) -> tuple[Tensor, Tensor]:
     """
     largest = v.abs().amax(-1, keepdim=True).clamp_min_(torch.finfo(v.dtype).tiny)
     u = v / largest  # entries of at most 1: squares neither overflow nor vanish
-    norms = F.threshold_(torch.linalg.vector_norm(u, dim=-1, keepdim=True), 0.5, torch.inf)  # below: 0 or subnormal
+    norms = F.threshold(torch.linalg.vector_norm(u, dim=-1, keepdim=True), 0.5, torch.inf)  # below: 0 or subnormal
     scale = norms.reciprocal_().mul_(math.sqrt(2))
     return u.mul_(scale), scale.div_(largest)
 

@@ -1,4 +1,4 @@
-"""Matrices of few numbers, whose product with a vector costs little: circulant, block-diagonal, Kronecker."""
+"""Matrices of few numbers, whose product with a vector costs little: block-diagonal and Kronecker."""
 
 import math
 from collections.abc import Mapping
@@ -11,25 +11,7 @@ from torch import Tensor, nn
 from linnet.beings import check_positive
 from linnet.maps.invertible import Invertible
 
-__all__ = ["BlockDiagonalLinear", "CirculantLinear", "KroneckerLinear"]
-
-
-def wrapped(n: int, device: torch.device) -> Tensor:
-    """(n, n): the number (j − i) mod n at row j, column i."""
-    places = torch.arange(n, device=device)
-    return (places.unsqueeze(-1) - places) % n
-
-
-def circulant(c: Tensor) -> Tensor:
-    """(..., n) -> W, (..., n, n), with w_ji = c_{(j−i) mod n}, so that W x is the circular convolution of x and c."""
-    return c[..., wrapped(c.shape[-1], c.device)]
-
-
-def wrapped_means(w: Tensor) -> Tensor:
-    """The c of the nearest circulant matrix: the means of the wrapped diagonals, (..., n, n) -> (..., n)."""
-    n = w.shape[-1]
-    places = torch.arange(n, device=w.device)
-    return w[..., (places.unsqueeze(-1) + places) % n, places].mean(-1)  # row k holds every w_ji with j − i = k
+__all__ = ["BlockDiagonalLinear", "KroneckerLinear"]
 
 
 def rank_one(blocks: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,78 +59,6 @@ def check_blocks(blocks: int, in_features: int, out_features: int) -> int:
             f"however: {count}"
         )
     return count
-
-
-class CirculantLinear(Invertible):
-    """y = x A + b with A circulant, a_ij = c_{(j−i) mod n}: y is the circular convolution of x and c.
-
-    The product is taken by the fast Fourier transform, for any n. Any matrix is assigned as the nearest circulant one,
-    by the means of its wrapped diagonals. A rectangular map is refused.
-
-    Args:
-        in_features, out_features, bias, beings, device, dtype: as in :class:`LinearMap`; the sizes must be equal.
-
-    Shape:
-        - input: (*, n); with beings (*, beings, n)
-        - output: as the input
-        - kernel: ([beings,] n)
-
-    Raises:
-        ValueError: in_features != out_features.
-
-    Example:
-        >>> layer = CirculantLinear(4, 4, bias=False)
-        >>> x = torch.randn(4)
-        >>> torch.allclose(layer(x.roll(1)), layer(x).roll(1), atol=1e-6)
-        True
-
-    Reference:
-        P. J. Davis, Circulant matrices, 1979; Y. Cheng et al., An exploration of parameter redundancy in deep networks
-        with circulant projections, 2015, arXiv 1502.03436.
-    """
-
-    promise = "a_ij = c_{(j−i) mod n}"
-    fast = True
-    square = True
-    decays = ("kernel",)
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        *,
-        beings: int | None = None,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
-        self.kernel = nn.Parameter(torch.empty(*self.leading, self.in_features, device=device, dtype=dtype))
-        self.reset_parameters()
-
-    def _weight(self, kernel: Tensor) -> Tensor:
-        return circulant(kernel)
-
-    def forward(self, input: Tensor) -> Tensor:
-        return self._matrix_free(input, self._product)
-
-    def _product(self, x: Tensor, kernel: Tensor) -> Tensor:
-        x = F.pad(x, (0, 0, 0, 1))  # MKL refuses to transform an empty batch
-        y = torch.fft.irfft(torch.fft.rfft(x) * torch.fft.rfft(kernel).unsqueeze(-2), n=self.in_features)
-        return y[..., :-1, :]
-
-    def _invert(self, raw: dict[str, Tensor]) -> Tensor:
-        return circulant(torch.fft.irfft(1 / torch.fft.rfft(raw["kernel"]), n=self.in_features))
-
-    def _logabsdet(self, raw: dict[str, Tensor]) -> Tensor:
-        return torch.fft.fft(raw["kernel"]).abs().log().sum(-1)  # the eigenvalues
-
-    def _assign(self, weight: Tensor) -> dict[str, Tensor]:
-        return {"kernel": wrapped_means(weight)}
-
-    def _violation(self, weight: Tensor) -> Tensor:
-        distance = (weight - circulant(wrapped_means(weight))).abs().amax((-2, -1))
-        return distance / weight.abs().amax((-2, -1)).clamp_min(torch.finfo(weight.dtype).tiny)
 
 
 class BlockDiagonalLinear(Invertible):

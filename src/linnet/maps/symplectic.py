@@ -96,7 +96,7 @@ class _Transform(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, factors, symmetric, *read = ctx.saved_tensors
         if torch.is_grad_enabled():
             return through_reference(transform_reference, (x, factors), ctx.needs_input_grad, grad)

@@ -275,12 +275,12 @@ class SplitLinear(Mapped, of=linnet.SplitLinear):
     @property
     def B(self) -> Tensor:
         """B, (insize, outsize), differentiable."""
-        return self.linear.B.mT
+        return self.linear.B
 
     @property
     def C(self) -> Tensor:
         """C, (insize, outsize), differentiable."""
-        return self.linear.C.mT
+        return self.linear.C
 
 
 class BoundedNormLinear(Linear, of=linnet.BoundedNormLinear):
