@@ -232,7 +232,7 @@ class LinearMap(nn.Module, ABC):
         """
         kept = held(self)
         if kept is not None and self._pays_dense():
-            return kept(input)
+            return kept.product(input)
         check_input(input, self.in_features, self.beings)
         raw = self.raw_tensors()
         dtype, device = next(iter(raw.values())).dtype, input.device.type

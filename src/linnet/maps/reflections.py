@@ -86,9 +86,9 @@ def householder_product(x: Tensor, v: Tensor) -> Tensor:
     """
     if not eager():
         return householder_product_reference(x, v)
-    leading = torch.broadcast_shapes(x.shape[:-2], v.shape[:-2])
-    if not leading:
+    if x.dim() == 2 and v.dim() == 2:
         return _Reflect.apply(x, v)
+    leading = torch.broadcast_shapes(x.shape[:-2], v.shape[:-2])
     count = math.prod(leading)
     x = x.expand(*leading, *x.shape[-2:]).reshape(count, *x.shape[-2:])
     v = v.expand(*leading, *v.shape[-2:]).reshape(count, *v.shape[-2:])
@@ -106,7 +106,8 @@ class _Reflect(torch.autograd.Function):
         steps: list[Tensor] = []
         y = x
         for part in blocks(u, block):
-            part_t = part.mT.contiguous()  # products with Uᵀ along its rows take half the time
+            # products with Uᵀ along its rows take half the time, from the size on where the copy pays
+            part_t = part.mT.contiguous() if part.shape[-1] >= 128 else part.mT
             t = part @ part_t  # only what is above the diagonal counts
             w = torch.linalg.solve_triangular(t, y @ part_t, upper=True, left=False, unitriangular=True)  # (..., b, c)
             steps += (y, w, t, part_t)
@@ -124,15 +125,17 @@ class _Reflect(torch.autograd.Function):
         add = torch.addmm if x.dim() == 2 else torch.baddbmm
         add_ = Tensor.addmm_ if x.dim() == 2 else Tensor.baddbmm_
         parts = blocks(u, block)
-        gradients = torch.empty_like(u) if wants_v else u
+        gradients = torch.empty_like(u) if wants_v and len(parts) > 1 else u
         for i in reversed(range(len(parts))):
             part, (y, w, t, part_t) = parts[i], steps[4 * i : 4 * i + 4]
             # y' = y − w u with w (I + triu(u uᵀ, 1)) = y uᵀ; gz is minus the gradient of y uᵀ
             gz = torch.linalg.solve_triangular(t.mT, grad @ part_t, upper=False, left=False, unitriangular=True)
             if wants_v:
                 gt = (w.mT @ gz).triu_(1)
-                gu = gradients.narrow(-2, i * block, part.shape[-2])
-                torch.matmul(gt + gt.mT, part, out=gu)
+                if len(parts) == 1:
+                    gradients = gu = (gt + gt.mT) @ part
+                else:
+                    gu = torch.matmul(gt + gt.mT, part, out=gradients.narrow(-2, i * block, part.shape[-2]))
                 add_(gu, gz.mT, y, alpha=-1)
                 add_(gu, w.mT, grad, alpha=-1)
             if i or wants_x:  # the first writes a tensor of its own, the others into it
@@ -168,9 +171,8 @@ def frame(v: Tensor, r: int) -> Tensor:
         >>> torch.allclose(q.mT @ q, torch.eye(3), atol=1e-5)
         True
     """
-    u, t = compact(v)
-    start = torch.eye(v.shape[-1], r, device=v.device, dtype=v.dtype)
-    return polish(start - u.mT @ torch.linalg.solve_triangular(t, u[..., :r], upper=True))
+    start = torch.eye(r, v.shape[-1], device=v.device, dtype=v.dtype)
+    return polish(householder_product(start, v.flip(-2)).mT)  # the rows of (H₁⋯H_k)ᵀ are the columns
 
 
 def polish(q: Tensor) -> Tensor:
