@@ -31,7 +31,8 @@ def test_every_map_on_an_nn_linear(name):
     plain = nn.Linear(case.in_features, case.out_features, dtype=torch.float64)
     expected = case.cls.from_linear(copy.deepcopy(plain), **case.options)
     constrain(plain, "weight", case.cls, **case.options)
-    torch.testing.assert_close(plain.weight, expected.weight)
+    torch.testing.assert_close(plain.eval().weight, expected.weight)
+    plain.train()
     if any(p.requires_grad for p in plain.parametrizations.parameters()):
         train(plain, torch.randn(8, case.in_features, dtype=torch.float64))
     layer = plain.parametrizations.weight[0].map
@@ -183,3 +184,11 @@ def test_more_mistakes():
         constrain(nn.Linear(3, 3), "weight", OrthogonalLinear, sigma=1)
     with pytest.raises(ValueError, match="finite"):
         module.weight = torch.full((3, 3), torch.nan)
+
+
+def test_a_map_with_noise_is_sampled_at_every_reading():
+    module = constrain(nn.Linear(8, 4), "weight", linnet.L0Linear)
+    assert not torch.equal(module.weight, module.weight)
+    assert torch.equal(module.eval().weight, module.weight)
+    with pytest.raises(ValueError, match=r"one matrix, however: L0Linear.*one for every sample"):
+        constrain(nn.Linear(8, 4), "weight", linnet.L0Linear, noise="sample")

@@ -15,6 +15,7 @@ from linnet import (
     OrthogonalLinear,
     RightStochasticLinear,
     SymmetricLinear,
+    find_layer,
     householder_product,
     relu_straight_through,
 )
@@ -233,3 +234,26 @@ def test_relu_straight_through():
     np.testing.assert_array_equal(y.detach().numpy(), np.maximum(x.detach().numpy(), 0))
     assert torch.autograd.grad(y.sum(), x)[0].tolist() == [1.0] * 5
     torch.testing.assert_close(torch.func.vmap(relu_straight_through)(x[:4]), x[:4].relu())
+
+
+@pytest.mark.parametrize("name", ["orthogonal", "circulant", "kronecker", "block-diagonal", "symplectic", "svd"])
+@pytest.mark.parametrize("beings", [None, 3])
+@pytest.mark.parametrize("batch", [(), (0,), (5,), (2, 3)])
+def test_inverses_of_any_shape_also_under_autocast(name, beings, batch):
+    layer = find_layer(name)(6, 6, beings=beings)
+    x = torch.randn(*batch, *layer.leading, 6)
+    y = layer(x)
+    torch.testing.assert_close(layer.inverse(y), x, atol=1e-3, rtol=1e-3)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(layer.inverse(y), x, atol=1e-3, rtol=1e-3)
+
+
+def test_householder_product_in_half_precision_and_under_autocast():
+    x, v = torch.randn(5, 8), torch.randn(3, 8)
+    expected = householder_product(x, v)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(householder_product(x, v), expected)
+    half = householder_product(x.bfloat16(), v.bfloat16())
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), expected, atol=0.1, rtol=0.1)
+    torch.testing.assert_close(householder_product(x, v.double()), expected.double(), atol=1e-5, rtol=1e-5)

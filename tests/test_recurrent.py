@@ -213,3 +213,24 @@ def test_options_that_a_map_does_not_have():
         RNN(3, 5, hidden_map="orthogonal", hidden_options={"sigma": 1})
     with pytest.raises(TypeError, match="nonlinearity must be a name or a callable"):
         RNN(3, 5, nonlinearity=3)
+
+
+def test_a_frozen_net_computes_w_once_for_all_sequences(monkeypatch):
+    made, build = [], OrthogonalLinear._weight
+    monkeypatch.setattr(OrthogonalLinear, "_weight", lambda self, **raw: made.append(1) or build(self, **raw))
+    net, x = RNN(3, 8, hidden_map=OrthogonalLinear), torch.randn(6, 4, 3)
+    with linnet.frozen(net):
+        for _ in range(4):
+            net(x)
+    assert len(made) == 1
+    noisy = RNN(3, 8, hidden_map="l0")
+    with linnet.frozen(noisy):
+        assert not torch.equal(noisy(x)[0], noisy(x)[0])  # a sample for each sequence
+
+
+def test_hooks_on_the_hidden_map_run_at_every_step():
+    net, seen = RNN(3, 8, hidden_map=OrthogonalLinear), []
+    expected = net(torch.ones(6, 4, 3))[0]
+    net.cells[0].hidden_map.register_forward_hook(lambda *_: seen.append(1))
+    torch.testing.assert_close(net(torch.ones(6, 4, 3))[0], expected)
+    assert len(seen) == 6

@@ -29,7 +29,9 @@ class Constrained(nn.Module):
         self.shape = shape
 
     def forward(self) -> Tensor:
-        return self.map.weight.reshape(self.shape)
+        noisy = self.map.noisy and self.map.training
+        weight = self.map.materialize().weight if noisy else self.map.weight  # a sample of its own for every reading
+        return weight.reshape(self.shape)
 
     def right_inverse(self, tensor: Tensor) -> tuple[()]:
         self.map.assign(tensor.reshape(self.map.weight.shape))
@@ -46,7 +48,8 @@ def constrain(
     ``module``: :func:`linnet.penalty`, :func:`linnet.violation`, :func:`linnet.frozen` and
     :func:`linnet.param_groups` see it, :func:`linnet.bake` makes a plain tensor again. As with everything that is
     parametrized, ``module.parameters()`` changes (make the optimizer afterwards), and pickling is refused: keep the
-    ``state_dict()``, and load it into a module that was constrained in the same way.
+    ``state_dict()``, and load it into a module that was constrained in the same way. Of a map with noise
+    (:class:`linnet.L0Linear`) every reading of the tensor in training mode is a sample of its own.
 
     Args:
         module: the owner of the tensor.
@@ -95,6 +98,8 @@ def constrain(
             in_features, out_features, False, device=tensor.device, dtype=tensor.dtype, **beings, **options
         )
     layer.requires_grad_(tensor.requires_grad).train(module.training)
+    if layer.noisy and not layer._pays_dense():
+        raise ValueError(f"A tensor holds one matrix, however: {layer} draws one for every sample")
     if layer.weight.layout != torch.strided:
         raise ValueError(f"A tensor of another module must be dense, however: {cls.__name__} has a sparse weight")
     return parametrize.register_parametrization(module, tensor_name, Constrained(layer, tensor.shape))

@@ -27,7 +27,7 @@ from linnet.beings import affine, check_input
 if TYPE_CHECKING:
     from linnet.linear import LinearMap
 
-__all__ = ["Materialized", "frozen", "held"]
+__all__ = ["Materialized", "frozen", "held", "sequence_matrix"]
 
 _FROZEN: ContextVar[dict[int, "Materialized"] | None] = ContextVar("frozen", default=None)
 _STEPS = [0]  # optimizer steps of this process, counted from the first Materialized on
@@ -200,6 +200,12 @@ def held(layer: "LinearMap") -> Materialized | None:
         return None
     layers = _FROZEN.get()
     return None if layers is None else layers.get(id(layer))
+
+
+def sequence_matrix(layer: "LinearMap") -> Materialized:
+    """The matrix for the steps of one sequence: that which :func:`frozen` keeps, or a new one; noise is drawn anew."""
+    kept = None if layer.noisy else held(layer)
+    return layer.materialize() if kept is None else kept
 
 
 def _laid_out(weight: Tensor) -> Tensor:

@@ -200,7 +200,7 @@ class LinearMap(nn.Module, ABC):
         """raw -> W in at least float32 with autocast off, cast to the dtype of the parameters at the end."""
         first = next(iter(raw.values()))
         wide = torch.promote_types(first.dtype, torch.float32)
-        with _autocast_off(first.device.type):
+        with autocast_off(first.device.type):
             weight = self._weight(**{name: tensor.to(wide) for name, tensor in raw.items()})
         return weight.to(first.dtype)
 
@@ -244,7 +244,7 @@ class LinearMap(nn.Module, ABC):
             return self._rows(input, product, raw, self.bias)
         wide = torch.promote_types(dtype, torch.float32)
         bias = None if self.bias is None else self.bias.to(wide)
-        with _autocast_off(device):
+        with autocast_off(device):
             y = self._rows(input.to(wide), product, {name: tensor.to(wide) for name, tensor in raw.items()}, bias)
             return y.to(torch.get_autocast_dtype(device) if autocast else dtype)
 
@@ -555,7 +555,7 @@ class Linear(LinearMap):
         nn.init.kaiming_uniform_(raw["weight"], a=math.sqrt(5), generator=generator)  # as nn.Linear does
 
 
-def _autocast_off(device_type: str) -> Any:
+def autocast_off(device_type: str) -> Any:
     active = device_type != "meta" and torch.is_autocast_enabled(device_type)
     return torch.autocast(device_type, enabled=False) if active else nullcontext()
 

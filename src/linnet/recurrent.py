@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from linnet.beings import check_positive
 from linnet.catalogue import find_layer
+from linnet.frozen import sequence_matrix
 from linnet.linear import Linear, LinearMap
 
 __all__ = ["RNN", "RNNCell"]
@@ -104,12 +105,12 @@ class RNNCell(nn.Module):
         x = self.input_map(input)  # (length, batch, [beings,] hidden)
         layer, states = self.hidden_map, []
         h = state.to(x.dtype)
-        if not (isinstance(layer, LinearMap) and layer._pays_dense()):
+        if not (isinstance(layer, LinearMap) and layer._pays_dense()) or _hooked(layer):
             for row in x.unbind():
                 h = self._phi(row + layer(h))
                 states.append(h)
             return torch.stack(states)
-        weight = layer.materialize().weight.mT  # ([beings,] hidden, hidden)
+        weight = sequence_matrix(layer).weight.mT  # ([beings,] hidden, hidden)
         x = x if layer.bias is None else x + layer.bias
         if self.beings is None:
             for row in x.unbind():
@@ -244,6 +245,11 @@ class RNN(nn.Module):
         parts = [f"{self.input_size}, {self.hidden_size}"]
         parts += [f"{name}={getattr(self, name)}" for name in ("batch_first", "dropout") if getattr(self, name)]
         return ", ".join(parts)
+
+
+def _hooked(layer: nn.Module) -> bool:
+    """Whether calling ``layer`` does more than its forward."""
+    return any((layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks))
 
 
 def _kind(kind: Kind) -> Callable[..., nn.Module]:

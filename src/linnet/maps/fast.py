@@ -30,7 +30,7 @@ class IdentityLinear(LinearMap):
         tensor([1., 1., 1., 0., 0.])
 
     Reference:
-        J. Drgoňa et al., Constrained physics-informed deep learning with stable spectra, 2020, arXiv 2011.13492.
+        J. Drgoňa et al., Spectral analysis and stability of deep neural dynamics, 2020, arXiv 2011.13492.
     """
 
     promise = "A = I"

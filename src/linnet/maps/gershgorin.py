@@ -61,8 +61,8 @@ class GershgorinLinear(LinearMap):
         True
 
     Reference:
-        S. Gershgorin, Über die Abgrenzung der Eigenwerte einer Matrix, 1931; J. Drgoňa et al., Constrained
-        physics-informed deep learning with stable spectra, 2020, arXiv 2011.13492.
+        S. Gershgorin, Über die Abgrenzung der Eigenwerte einer Matrix, 1931; J. Drgoňa et al., Spectral
+        analysis and stability of deep neural dynamics, 2020, arXiv 2011.13492.
     """
 
     promise = "|λ − c| <= r, the disc over [sigma_min, sigma_max]; real: A = Aᵀ"

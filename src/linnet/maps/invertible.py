@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from linnet.beings import affine, check_input
-from linnet.linear import LinearMap
+from linnet.linear import LinearMap, autocast_off
 
 __all__ = ["Invertible"]
 
@@ -17,6 +17,10 @@ class Invertible(LinearMap, catalogue=False):
     @abstractmethod
     def _invert(self, raw: dict[str, Tensor]) -> Tensor:
         """Raw tensors in at least float32 -> W⁻¹."""
+
+    def _solve(self, y: Tensor, raw: dict[str, Tensor]) -> Tensor:
+        """y A⁻¹ for the y that :func:`linnet.beings.affine` takes; here through W⁻¹."""
+        return affine(y, self._invert(raw).to(y.dtype))
 
     @abstractmethod
     def _logabsdet(self, raw: dict[str, Tensor]) -> Tensor:
@@ -35,8 +39,10 @@ class Invertible(LinearMap, catalogue=False):
                 that are not finite.
         """
         check_input(output, self.out_features, self.beings)
-        inverse = self._invert(self._wide_raw()).to(self._anchor.dtype)
-        return affine(output if self.bias is None else output - self.bias, inverse)
+        raw = self._wide_raw()
+        with autocast_off(output.device.type):
+            y = output.to(self._anchor.dtype) if self.bias is None else output.to(self._anchor.dtype) - self.bias
+            return self._solve(y, raw)
 
     def logabsdet(self) -> Tensor:
         """log |det A|, () or (beings,), differentiable; −inf if A is singular.

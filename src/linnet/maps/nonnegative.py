@@ -160,7 +160,7 @@ class SplitLinear(LinearMap):
         (True, True)
 
     Reference:
-        J. Drgoňa et al., Constrained physics-informed deep learning with stable spectra, 2020, arXiv 2011.13492.
+        J. Drgoňa et al., Spectral analysis and stability of deep neural dynamics, 2020, arXiv 2011.13492.
     """
 
     promise = "none"

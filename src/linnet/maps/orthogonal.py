@@ -93,6 +93,13 @@ class OrthogonalLinear(Invertible):
     def forward(self, input: Tensor) -> Tensor:
         return self._matrix_free(input, self._product)
 
+    def _solve(self, y: Tensor, raw: dict[str, Tensor]) -> Tensor:
+        rows = y.unsqueeze(-2)  # (*, [beings,] 1, n): a row of its own for each matrix
+        if self.beings is None:  # one matrix for all rows
+            rows = y.reshape(-1, self.in_features)
+        x = householder_product(rows.to(raw["vectors"].dtype), raw["vectors"].flip(-2)) * raw["signs"].unsqueeze(-2)
+        return (x.reshape(y.shape) if self.beings is None else x.squeeze(-2)).to(y.dtype)
+
     def _invert(self, raw: dict[str, Tensor]) -> Tensor:
         return self._weight(**raw).mT
 

@@ -63,7 +63,7 @@ class RightStochasticLinear(LinearMap):
         True
 
     Reference:
-        J. Drgoňa et al., Constrained physics-informed deep learning with stable spectra, 2020, arXiv 2011.13492.
+        J. Drgoňa et al., Spectral analysis and stability of deep neural dynamics, 2020, arXiv 2011.13492.
     """
 
     promise = "A >= 0, rows sum to 1"

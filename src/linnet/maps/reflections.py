@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from linnet.linear import autocast_off
 from linnet.maps.fused import eager, through_reference
 
 __all__ = [
@@ -45,7 +46,7 @@ def compact(v: Tensor) -> tuple[Tensor, Tensor]:
 
     Reference:
         T. Joffrain, T. M. Low, E. S. Quintana-Ortí, R. van de Geijn, F. G. Van Zee, Accumulating Householder
-        transformations, revisited, 2006; A. Likhosherstov et al., CWY parametrization, 2020, arXiv 2004.08675.
+        transformations, revisited, 2006; V. Likhosherstov et al., CWY parametrization, 2020, arXiv 2004.08675.
     """
     u = unit(v)
     half = torch.eye(v.shape[-2], device=v.device, dtype=v.dtype) / 2
@@ -81,9 +82,14 @@ def householder_product(x: Tensor, v: Tensor) -> Tensor:
         True
 
     Reference:
-        A. Likhosherstov et al., CWY parametrization, 2020, arXiv 2004.08675; A. Mathiasen et al., FastH, 2020, arXiv
+        V. Likhosherstov et al., CWY parametrization, 2020, arXiv 2004.08675; A. Mathiasen et al., FastH, 2020, arXiv
         2009.13977 (blocks of reflections).
     """
+    wide, device = torch.promote_types(v.dtype, torch.float32), v.device.type
+    if x.dtype != wide or v.dtype != wide or (device != "meta" and torch.is_autocast_enabled(device)):
+        dtype = torch.promote_types(x.dtype, v.dtype)
+        with autocast_off(device):  # LAPACK has no half precision
+            return householder_product(x.to(wide), v.to(wide)).to(dtype)
     if not eager():
         return householder_product_reference(x, v)
     if x.dim() == 2 and v.dim() == 2:

@@ -56,7 +56,7 @@ class StableSplitLinear(LinearMap):
         (True, True)
 
     Reference:
-        J. Drgoňa et al., Constrained physics-informed deep learning with stable spectra, 2020, arXiv 2011.13492.
+        J. Drgoňa et al., Spectral analysis and stability of deep neural dynamics, 2020, arXiv 2011.13492.
     """
 
     promise = "A = B − C, B, C >= 0, Σⱼ|aᵢⱼ| <= sigma_max, so ρ(A) <= sigma_max"

@@ -39,7 +39,7 @@ class StiefelLinear(LinearMap):
         True
 
     Reference:
-        A. Likhosherstov et al., CWY parametrization, 2020, arXiv 2004.08675; N. J. Higham, Matrix nearness problems
+        V. Likhosherstov et al., CWY parametrization, 2020, arXiv 2004.08675; N. J. Higham, Matrix nearness problems
         and applications, 1989 (the polar factor).
     """
 

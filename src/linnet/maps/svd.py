@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linnet.beings import affine, check_input
-from linnet.linear import LinearMap, _autocast_off
+from linnet.linear import LinearMap, autocast_off
 from linnet.maps.reflections import draw_reflections, frame, householder_product, reflections
 
 __all__ = ["SVDLinear", "SVDLinearLearnBounds"]
@@ -133,9 +133,10 @@ class DiagonalCore(LinearMap):
         self._check_invertible()
         check_input(output, self.out_features, self.beings)
         u, s, v = self._wide_parts()
-        with _autocast_off(output.device.type):
+        with autocast_off(output.device.type):
             weight = svd_matrix(v, 1 / s, u).to(self._anchor.dtype)
-        return affine(output if self.bias is None else output - self.bias, weight)
+            y = output.to(weight.dtype)
+            return affine(y if self.bias is None else y - self.bias, weight)
 
     def logabsdet(self) -> Tensor:
         """log |det A|, () or (beings,), differentiable.

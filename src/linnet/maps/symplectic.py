@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from linnet.beings import check_input
-from linnet.linear import LinearMap
+from linnet.linear import LinearMap, autocast_off
 from linnet.maps.fused import eager, through_reference
 from linnet.maps.ranges import CALM, calmed_raw
 from linnet.maps.symmetric import mirror, symmetric_part, upper_triangle
@@ -256,10 +256,11 @@ class SymplecticLinear(LinearMap):
         check_input(output, self.out_features, self.beings)
         m = self.in_features // 2
         wide = torch.promote_types(self.factors.dtype, torch.float32)
-        y = output.to(wide) if self.bias is None else output.to(wide) - self.bias.to(wide)
-        y = y.unsqueeze(-2)  # (..., [beings,] 1, n): a row of its own for each matrix
-        p, q = unshear(y[..., :m], y[..., m:], calm_symmetric(self.factors.to(wide)))
-        return torch.cat((p, q), -1).squeeze(-2).to(output.dtype)
+        with autocast_off(output.device.type):
+            y = output.to(wide) if self.bias is None else output.to(wide) - self.bias.to(wide)
+            y = y.unsqueeze(-2)  # (..., [beings,] 1, n): a row of its own for each matrix
+            p, q = unshear(y[..., :m], y[..., m:], calm_symmetric(self.factors.to(wide)))
+            return torch.cat((p, q), -1).squeeze(-2).to(self.factors.dtype)
 
     def logabsdet(self) -> Tensor:
         """log |det A| = 0, ([beings])."""

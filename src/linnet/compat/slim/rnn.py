@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from linnet.beings import check_positive
 from linnet.compat.slim.base import LinearBase, Mapped
 from linnet.compat.slim.linear import Linear
+from linnet.frozen import sequence_matrix
 from linnet.linear import LinearMap
 
 __all__ = ["RNN", "RNNCell"]
@@ -32,7 +33,7 @@ def repeated(linear: nn.Module) -> Callable[[Tensor], Tensor]:
     if not isinstance(linear, LinearBase) or any(hooks):
         return linear
     if type(linear).forward is Mapped.forward and isinstance(linear.linear, LinearMap):
-        return linear.linear.materialize()
+        return sequence_matrix(linear.linear)
     if type(linear).forward is LinearBase.forward:
         matrix, bias = linear.effective_W(), linear.bias
         return lambda h: h @ matrix if bias is None else h @ matrix + bias
