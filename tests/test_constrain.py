@@ -192,3 +192,17 @@ def test_a_map_with_noise_is_sampled_at_every_reading():
     assert torch.equal(module.eval().weight, module.weight)
     with pytest.raises(ValueError, match=r"one matrix, however: L0Linear.*one for every sample"):
         constrain(nn.Linear(8, 4), "weight", linnet.L0Linear, noise="sample")
+
+
+def test_on_the_meta_device():
+    module = constrain(nn.Linear(4, 4, device="meta"), "weight", OrthogonalLinear)
+    module = module.to_empty(device="cpu")
+    module.parametrizations.weight[0].map.reset_parameters()
+    w = module.weight.detach().double().numpy()
+    assert np.abs(w @ w.T - np.eye(4)).max() < 1e-5
+
+
+@pytest.mark.parametrize("option", ["beings", "bias", "device", "dtype"])
+def test_what_the_tensor_decides_is_no_option(option):
+    with pytest.raises(TypeError, match=rf"decides on beings \(blocks=\), device and dtype, however: {option}"):
+        constrain(nn.Linear(4, 4), "weight", OrthogonalLinear, **{option: 2})

@@ -1,15 +1,19 @@
 """frozen(model) and materialize(): one matrix for many products, never stale, differentiable as often as wanted."""
 
 import copy
+import gc
 import pickle
+import weakref
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd import forward_ad
 
 import linnet
 from linnet import L0Linear, OrthogonalLinear, SVDLinear, frozen
+from linnet.frozen import held
 from linnet.testing import cases
 
 LAYERS = {name: cls for name, cls in linnet.catalogue().items() if cls.__module__.startswith("linnet.")}
@@ -284,3 +288,84 @@ def test_bad_input_is_refused_as_by_the_layer():
         layer.materialize()(torch.randn(2, 5))
     with frozen(layer), pytest.raises(ValueError, match="in_features=6"):
         layer(torch.randn(2, 5))
+
+
+def test_memory_that_is_used_again_does_not_pass_for_the_same_tensor():
+    for n in range(3, 120):  # .half().float() frees the memory and is often handed it again
+        layer = linnet.CirculantLinear(n, n, bias=False)
+        with torch.no_grad(), frozen(layer):
+            layer(torch.randn(2, n))
+            layer.half().float()
+            found = layer.weight.clone()
+        assert torch.equal(found, layer.weight), n
+
+
+def test_nothing_hangs_on_to_what_is_gone():
+    layer, x, refs = SVDLinear(8, 8), torch.randn(2, 8), []
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for _ in range(5):
+            with frozen(layer):
+                refs.append(weakref.ref(layer.weight))
+                layer(x).sum().backward()
+        assert sum(ref() is not None for ref in refs) <= 1
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def test_w_that_somebody_wrote_into_is_made_anew():
+    layer, x = SVDLinear(6, 6), torch.randn(2, 6)
+    expected = layer(x)
+    with torch.no_grad(), frozen(layer):
+        layer.weight.mul_(0)
+        torch.testing.assert_close(layer(x), expected)
+
+
+def test_a_handle_can_be_copied_and_pickled_after_use():
+    step, x = SVDLinear(6, 6).materialize(), torch.randn(2, 6)
+    step(x)
+    for other in (copy.deepcopy(step), pickle.loads(pickle.dumps(step))):
+        torch.testing.assert_close(other(x), step(x))
+        assert other.layer is not step.layer
+
+
+def test_contexts_of_generators_may_end_in_any_order():
+    def steps(layer, x):
+        with frozen(layer):
+            while True:
+                yield layer(x)
+
+    x = torch.randn(2, 6)
+    layers = [SVDLinear(6, 6), SVDLinear(6, 6)]
+    first, second = (steps(layer, x) for layer in layers)
+    next(first), next(second)
+    first.close()
+    assert held(layers[0]) is None and held(layers[1]) is not None
+    second.close()
+    assert held(layers[1]) is None
+
+
+def test_sparse_layers_are_left_as_they_are():
+    for beings in (None, 2):
+        layer = linnet.SparseLinear(8, 8, beings=beings)
+        x = torch.randn(3, *layer.leading, 8)
+        with torch.no_grad(), frozen(layer):
+            torch.testing.assert_close(layer.materialize()(x), layer(x))
+            assert layer.materialize().weight.to_dense().shape == (*layer.leading, 8, 8)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_forward_mode_and_tracing_inside_the_context():
+    layer, x = SVDLinear(6, 6), torch.randn(2, 6)
+    names = dict(layer.named_parameters())
+    with frozen(layer), forward_ad.dual_level():
+        duals = {name: forward_ad.make_dual(p, torch.ones_like(p)) for name, p in names.items()}
+        tangent = forward_ad.unpack_dual(torch.func.functional_call(layer, duals, (x,))).tangent
+    assert tangent.abs().sum() > 0
+    with torch.no_grad(), frozen(layer):
+        layer(x)
+        traced = torch.jit.trace(layer, (x,), check_trace=False)
+        layer.angles.add_(0.3)
+        torch.testing.assert_close(traced(x), layer(x))

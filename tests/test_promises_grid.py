@@ -11,7 +11,7 @@ from promises import PROMISES, matrices
 
 LAYERS = {name: cls for name, cls in catalogue().items() if cls.__module__.startswith("linnet.")}
 SIZES = [(8, 8), (3, 5), (8, 3), (1, 1), (7, 7), (64, 64)]
-SMALL = [(3, 5), (1, 1), (7, 7)]
+SMALL = [(8, 8), (3, 5), (1, 1), (7, 7)]
 REFUSED = {
     # by class: the sizes that it refuses besides those that are not square
     "HamiltonianLinear": lambda n, m: n % 2 == 1,
@@ -95,6 +95,8 @@ def test_the_promise_on_a_part_of_the_grid(name, size):
         for beings in (None, 3):
             examine(LAYERS[name], *size, True, beings, state)
     examine(LAYERS[name], *size, False, None, adamw_shortly)
+    if size == (8, 8):
+        examine(LAYERS[name], *size, False, 3, sgd)
 
 
 @pytest.mark.slow
@@ -105,6 +107,24 @@ def test_the_promise_on_a_part_of_the_grid(name, size):
 def test_the_promise_on_the_whole_grid(name, size, state, beings):
     for bias in (True, False):
         examine(LAYERS[name], *size, bias, beings, state)
+
+
+SCALES = {  # of fresh outputs, in those of nn.Linear, where docs/maps/README.md states another than 1
+    **dict.fromkeys(["orthogonal", "stiefel", "identity", "identity-init"], 3**0.5),
+    **dict.fromkeys(["symplectic", "schur-stable", "power-bound", "hurwitz"], 2.0),
+    **dict.fromkeys(["right-stochastic", "left-stochastic", "doubly-stochastic", "perron-frobenius", "l0"], 0.5),
+    "stable-split": 0.25,
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_fresh_outputs_have_the_scale_that_is_stated(name):
+    torch.manual_seed(0)
+    x = torch.randn(400, 64)
+    with torch.no_grad():
+        spread = torch.stack([LAYERS[name](64, 64, bias=False).eval()(x).var() for _ in range(12)]).mean().sqrt()
+    ratio = spread / x.std() * 3**0.5  # nn.Linear's entries have the variance 1/(3n)
+    assert ratio / SCALES.get(name, 1.0) == pytest.approx(1, abs=0.22)
 
 
 PADDED = {"BlockDiagonalLinear", "ButterflyLinear"}  # what fills up blocks or sizes is unused, as they document

@@ -211,7 +211,7 @@ def test_mistakes_are_named(build, message):
 def test_options_that_a_map_does_not_have():
     with pytest.raises(TypeError, match="sigma"):
         RNN(3, 5, hidden_map="orthogonal", hidden_options={"sigma": 1})
-    with pytest.raises(TypeError, match="nonlinearity must be a name or a callable"):
+    with pytest.raises(TypeError, match="nonlinearity must be a name or a function"):
         RNN(3, 5, nonlinearity=3)
 
 
@@ -234,3 +234,12 @@ def test_hooks_on_the_hidden_map_run_at_every_step():
     net.cells[0].hidden_map.register_forward_hook(lambda *_: seen.append(1))
     torch.testing.assert_close(net(torch.ones(6, 4, 3))[0], expected)
     assert len(seen) == 6
+
+
+def test_more_mistakes():
+    with pytest.raises(TypeError, match="A map must be a layer class"):
+        RNN(3, 5, hidden_map=nn.Linear(5, 5))
+    with pytest.raises(TypeError, match="function of a tensor, however: <class"):
+        RNN(3, 5, nonlinearity=nn.GELU)
+    with pytest.raises(ValueError, match=r"states must have shape \(1, 4, 5\), however: tuple"):
+        RNN(3, 5)(torch.randn(2, 4, 3), (torch.zeros(1, 4, 5), torch.zeros(1, 4, 5)))

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
+from linnet import find_layer
 from linnet.maps import reflections
 from linnet.maps.reflections import householder_product, householder_product_reference
 
@@ -110,3 +111,23 @@ def test_a_planted_fault_would_be_seen(small_blocks, monkeypatch):
     x, v = torch.randn(3, 5), torch.randn(9, 5)
     flipped = torch.cat(v.split(3)[::-1])
     assert not np.allclose(householder_product(x, flipped).numpy(), loop(x.double().numpy(), v.numpy()), atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["orthogonal", "svd", "symplectic", "monarch", "circulant", "butterfly"])
+@pytest.mark.parametrize("n", [8, 160])
+def test_many_gradients_at_once(name, n):
+    layer = find_layer(name)(n, n, bias=False, dtype=torch.float64)
+    x = torch.randn(3, n, dtype=torch.float64, requires_grad=True)
+    y = layer(x)
+    wanted = [x, *layer.parameters()]
+    grads = torch.randn(4, *y.shape, dtype=torch.float64)
+    found = torch.autograd.grad(y, wanted, grads, is_grads_batched=True, retain_graph=True)
+    for i, grad in enumerate(grads):
+        for a, b in zip(found, torch.autograd.grad(y, wanted, grad, retain_graph=True), strict=True):
+            torch.testing.assert_close(a[i], b)
+
+
+@pytest.mark.parametrize("size", [1e-37, 1e-39, 1e-42])
+def test_subnormal_vectors_are_judged_alike_by_both(size):
+    x, v = torch.randn(3, 6), size * torch.randn(4, 6)
+    torch.testing.assert_close(householder_product(x, v), householder_product_reference(x, v), atol=1e-4, rtol=1e-4)

@@ -34,7 +34,8 @@ class Constrained(nn.Module):
         return weight.reshape(self.shape)
 
     def right_inverse(self, tensor: Tensor) -> tuple[()]:
-        self.map.assign(tensor.reshape(self.map.weight.shape))
+        if not tensor.is_meta:
+            self.map.assign(tensor.reshape(self.map.weight.shape))
         return ()
 
 
@@ -48,7 +49,8 @@ def constrain(
     ``module``: :func:`linnet.penalty`, :func:`linnet.violation`, :func:`linnet.frozen` and
     :func:`linnet.param_groups` see it, :func:`linnet.bake` makes a plain tensor again. As with everything that is
     parametrized, ``module.parameters()`` changes (make the optimizer afterwards), and pickling is refused: keep the
-    ``state_dict()``, and load it into a module that was constrained in the same way. Of a map with noise
+    ``state_dict()``, and load it into a module that was constrained in the same way. A tensor that was shared with
+    another module is shared no longer. Of a map with noise
     (:class:`linnet.L0Linear`) every reading of the tensor in training mode is a sample of its own.
 
     Args:
@@ -85,7 +87,11 @@ def constrain(
         known = ", ".join(dict(module.named_parameters(recurse=False))) or "none"
         raise ValueError(f"tensor_name must be one of the module's own tensors ({known}), however: {tensor_name!r}")
     (count,) = check_positive(blocks=blocks)
-    if tensor.dim() < 2 or tensor.shape[0] % count:
+    if taken := {"bias", "beings", "device", "dtype"} & set(options):
+        raise TypeError(
+            f"The tensor decides on beings (blocks=), device and dtype, however: {', '.join(sorted(taken))}"
+        )
+    if tensor.dim() < 2 or tensor.numel() == 0 or tensor.shape[0] % count:
         raise ValueError(
             f"The tensor must have at least 2 axes, the first divisible by blocks={count}, "
             f"however: {tensor_name} has shape {tuple(tensor.shape)}"

@@ -1,6 +1,7 @@
 """Weight decay that means what it says: which parameters may shrink, and decay of the matrix where none may."""
 
 import math
+from numbers import Real
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
         >>> [len(group["params"]) for group in optimizer.param_groups]
         [1, 5]
     """
-    if isinstance(weight_decay, bool) or not isinstance(weight_decay, (int, float)) or not 0 <= weight_decay < math.inf:
+    if isinstance(weight_decay, bool) or not isinstance(weight_decay, Real) or not 0 <= weight_decay < math.inf:
         raise ValueError(f"weight_decay must be a finite number >= 0, however: {weight_decay!r}")
     shrinking: dict[Tensor, None] = {}
     rest: dict[Tensor, None] = {}

@@ -23,13 +23,14 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from linnet.beings import affine, check_input
+from linnet.fused import eager
 
 if TYPE_CHECKING:
     from linnet.linear import LinearMap
 
 __all__ = ["Materialized", "frozen", "held", "sequence_matrix"]
 
-_FROZEN: ContextVar[dict[int, "Materialized"] | None] = ContextVar("frozen", default=None)
+_FROZEN: ContextVar[tuple[dict[int, "Materialized"], ...]] = ContextVar("frozen", default=())
 _STEPS = [0]  # optimizer steps of this process, counted from the first Materialized on
 _HOOKS: list[Any] = []
 
@@ -83,15 +84,19 @@ class _Kept:
         # inference tensors have no version counter: nothing would tell of a change
         self.traceless = any(tensor.is_inference() for tensor in raw.values())
         self.steps = _STEPS[0]
-        self.seen = (
-            [] if self.traceless else [(name, t, t._version, t.data_ptr(), t.requires_grad) for name, t in raw.items()]
-        )
+        self.seen = []
+        if not self.traceless:
+            # the alias keeps the memory from being used again, so that an address tells one tensor from another
+            self.seen = [(name, t, t.detach(), t._version, t.dtype, t.requires_grad) for name, t in raw.items()]
+        self.version = None if weight.is_inference() else weight._version
 
     def fresh(self, layer: "LinearMap") -> bool:
         if self.traceless or self.steps != _STEPS[0] or self.noise != (layer.noisy and layer.training):
             return False
+        if self.version is not None and self.weight._version != self.version:  # somebody wrote into W
+            return False
         parameters, buffers = layer._parameters, layer._buffers
-        for name, tensor, version, pointer, requires_grad in self.seen:
+        for name, tensor, alias, version, dtype, requires_grad in self.seen:
             now: Tensor | None = parameters.get(name)
             if now is None:
                 now = buffers.get(name)
@@ -100,7 +105,8 @@ class _Kept:
             if (
                 now is not tensor
                 or now._version != version
-                or now.data_ptr() != pointer
+                or now.dtype != dtype
+                or now.data_ptr() != alias.data_ptr()
                 or now.requires_grad != requires_grad
             ):
                 return False
@@ -137,7 +143,7 @@ class Materialized:
     @property
     def weight(self) -> Tensor:
         """W, ([beings,] out, in), as :attr:`LinearMap.weight`; for a noisy layer in training mode one sample of it."""
-        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        if not eager():
             # their tensors must not outlive the transform
             return self.layer._realized(self.layer._sampled(self.layer.raw_tensors()))
         mode = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
@@ -158,8 +164,11 @@ class Materialized:
         raw = self.layer._sampled(self.layer.raw_tensors())
         if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in raw.values())):
             return _laid_out(self.layer._realized(raw))
-        names = tuple(raw)
-        return _Once.apply(lambda *tensors: self.layer._realized(dict(zip(names, tensors, strict=True))), *raw.values())
+        names, realized = tuple(raw), self.layer._realized  # not self: W would hold what holds W
+        return _Once.apply(lambda *tensors: realized(dict(zip(names, tensors, strict=True))), *raw.values())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"layer": self.layer, "_kept": {}}  # copies and pickles make W anew
 
     def __repr__(self) -> str:
         return f"Materialized({self.layer})"
@@ -172,7 +181,9 @@ def frozen(model: nn.Module) -> Iterator[None]:
     For loops that call the same layers many times between two optimizer steps: recurrent nets, rollouts, evaluation.
     Training inside the context is fine: a step of any optimizer (``fused=True`` too), ``.to()``, ``load_state_dict``
     and ``assign`` make W anew, and two forwards may be followed by two backwards. Not supported is an edit through
-    ``.data``, which leaves no trace. Under ``torch.compile`` and the transforms of ``torch.func`` nothing is kept. The
+    ``.data``, in-place collectives of ``torch.distributed`` and fused functional optimizers, which leave no trace. A
+    region under activation checkpointing must be run forward and backward inside the context, or both outside. Under
+    ``torch.compile`` and the transforms of ``torch.func`` nothing is kept. The
     memory of W, and with gradients that of its graph, is held until the context ends.
 
     Args:
@@ -185,21 +196,23 @@ def frozen(model: nn.Module) -> Iterator[None]:
         ...     for _ in range(50):
         ...         x = layer(x)
     """
-    outer = _FROZEN.get()
     layers: list[Any] = [module for module in model.modules() if hasattr(module, "materialize")]
-    token = _FROZEN.set({**(outer or {}), **{id(layer): layer.materialize() for layer in layers}})
+    mine = {id(layer): layer.materialize() for layer in layers}
+    _FROZEN.set((mine, *_FROZEN.get()))
     try:
         yield
-    finally:
-        _FROZEN.reset(token)
+    finally:  # in generators contexts may end in any order
+        _FROZEN.set(tuple(other for other in _FROZEN.get() if other is not mine))
 
 
 def held(layer: "LinearMap") -> Materialized | None:
     """The matrix that :func:`frozen` keeps for ``layer`` in this context."""
     if torch.compiler.is_compiling():
         return None
-    layers = _FROZEN.get()
-    return None if layers is None else layers.get(id(layer))
+    for layers in _FROZEN.get():
+        if (found := layers.get(id(layer))) is not None:
+            return found
+    return None
 
 
 def sequence_matrix(layer: "LinearMap") -> Materialized:
@@ -210,6 +223,8 @@ def sequence_matrix(layer: "LinearMap") -> Materialized:
 
 def _laid_out(weight: Tensor) -> Tensor:
     """W stored column by column where x Wᵀ is then faster: measured on CPUs, up to 512 x 512."""
+    if weight.layout != torch.strided:
+        return weight
     if weight.device.type != "cpu" or weight.shape[-2] * weight.shape[-1] > 512 * 512:
         return weight.contiguous()
     return weight.mT.contiguous().mT

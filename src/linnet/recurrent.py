@@ -193,7 +193,7 @@ class RNN(nn.Module):
     ) -> None:
         super().__init__()
         (self.num_layers,) = check_positive(num_layers=num_layers)
-        if isinstance(dropout, bool) or not 0 <= dropout <= 1:
+        if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout <= 1:
             raise ValueError(f"dropout must be a probability, however: {dropout!r}")
         self.batch_first, self.dropout = batch_first, dropout
         self.cells = nn.ModuleList(
@@ -227,8 +227,9 @@ class RNN(nn.Module):
             raise ValueError(f"A sequence must have at least one step, however: {tuple(input.shape)}")
         population = [] if self.beings is None else [self.beings]
         shape: tuple[int, ...] = (self.num_layers, *([x.shape[1]] if batched else []), *population, self.hidden_size)
-        if states is not None and states.shape != shape:
-            raise ValueError(f"The states must have shape {shape}, however: {tuple(states.shape)}")
+        if states is not None and (not isinstance(states, Tensor) or states.shape != shape):
+            given = tuple(states.shape) if isinstance(states, Tensor) else type(states).__name__
+            raise ValueError(f"The states must have shape {shape}, however: {given}")
         start = x.new_zeros(shape) if states is None else states
         last: list[Tensor] = []
         for i, (cell, h) in enumerate(zip(self.cells, start if batched else start.unsqueeze(1), strict=True)):
@@ -253,12 +254,14 @@ def _hooked(layer: nn.Module) -> bool:
 
 
 def _kind(kind: Kind) -> Callable[..., nn.Module]:
+    if isinstance(kind, nn.Module) or not (isinstance(kind, str) or callable(kind)):
+        raise TypeError(f"A map must be a layer class, a factory or a name of the catalogue, however: {kind!r}")
     return find_layer(kind) if isinstance(kind, str) else kind
 
 
 def _checked(nonlinearity: Nonlinearity) -> Nonlinearity:
     if isinstance(nonlinearity, str) and nonlinearity not in NONLINEARITIES:
         raise ValueError(f"nonlinearity must be {', '.join(NONLINEARITIES)} or a callable, however: {nonlinearity!r}")
-    if not isinstance(nonlinearity, str) and not callable(nonlinearity):
-        raise TypeError(f"nonlinearity must be a name or a callable, however: {nonlinearity!r}")
+    if isinstance(nonlinearity, type) or not (isinstance(nonlinearity, str) or callable(nonlinearity)):
+        raise TypeError(f"nonlinearity must be a name or a function of a tensor, however: {nonlinearity!r}")
     return nonlinearity

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from linnet.maps.fused import eager, through_reference
+from linnet.fused import eager, through_reference
 from linnet.maps.invertible import Invertible
 
 __all__ = ["CirculantLinear"]
@@ -52,7 +52,7 @@ class _Convolve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, kernel, *kept = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or not eager():
             return through_reference(convolve_reference, (x, kernel), ctx.needs_input_grad, grad)
         if len(x) == 0:
             return grad, torch.zeros_like(kernel)

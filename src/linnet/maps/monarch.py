@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from linnet.fused import eager, through_reference
 from linnet.linear import LinearMap
-from linnet.maps.fused import eager, through_reference
 from linnet.maps.structured import blocks_near_root, check_blocks, rank_one, rank_one_error
 
 __all__ = ["MonarchLinear"]
@@ -54,7 +54,7 @@ class _TwoStages(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, first, second, z = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or not eager():
             return through_reference(two_stages_reference, (x, first, second), ctx.needs_input_grad, grad)
         (k, _, p), (q, s, _) = first.shape, second.shape
         gy = grad.reshape(len(x), s, q).permute(2, 1, 0).contiguous()  # (q, s, batch)

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from linnet.fused import eager, through_reference
 from linnet.linear import autocast_off
-from linnet.maps.fused import eager, through_reference
 
 __all__ = [
     "draw_reflections",
@@ -32,10 +32,10 @@ __all__ = [
 
 
 def unit(v: Tensor) -> Tensor:
-    """v / ‖v‖ along the last axis, at any scale; 0 stays 0."""
-    largest = v.detach().abs().amax(-1, keepdim=True)
-    v = v / torch.where(largest > 0, largest, 1.0)  # entries of at most 1: squares neither overflow nor vanish
-    return v / torch.linalg.vector_norm(v, dim=-1, keepdim=True).clamp_min(0.5)
+    """v / ‖v‖ along the last axis, at any scale; 0 stays 0, and what is too small to have a direction becomes 0."""
+    largest = v.detach().abs().amax(-1, keepdim=True).clamp_min(torch.finfo(v.dtype).tiny)
+    v = v / largest  # entries of at most 1: squares neither overflow nor vanish
+    return v / F.threshold(torch.linalg.vector_norm(v, dim=-1, keepdim=True), 0.5, torch.inf)
 
 
 def compact(v: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,13 +92,29 @@ def householder_product(x: Tensor, v: Tensor) -> Tensor:
             return householder_product(x.to(wide), v.to(wide)).to(dtype)
     if not eager():
         return householder_product_reference(x, v)
+    plain = not (torch.is_grad_enabled() and (x.requires_grad or v.requires_grad))  # then nothing is kept
     if x.dim() == 2 and v.dim() == 2:
-        return _Reflect.apply(x, v)
+        return reflect(x, directions(v)[0]) if plain else _Reflect.apply(x, v)
     leading = torch.broadcast_shapes(x.shape[:-2], v.shape[:-2])
     count = math.prod(leading)
     x = x.expand(*leading, *x.shape[-2:]).reshape(count, *x.shape[-2:])
     v = v.expand(*leading, *v.shape[-2:]).reshape(count, *v.shape[-2:])
-    return _Reflect.apply(x, v).reshape(*leading, *x.shape[-2:])
+    y = reflect(x, directions(v)[0]) if plain else _Reflect.apply(x, v)
+    return y.reshape(*leading, *x.shape[-2:])
+
+
+def reflect(x: Tensor, u: Tensor, steps: list[Tensor] | None = None) -> Tensor:
+    """x H₁⋯H_k for u of length √2 each, block by block; ``steps`` receives what a backward needs."""
+    add = torch.addmm if x.dim() == 2 else torch.baddbmm
+    for part in blocks(u, block_size(u.shape[-1])):
+        # products with Uᵀ along its rows take half the time, from the size on where the copy pays
+        part_t = part.mT.contiguous() if part.shape[-1] >= 128 else part.mT
+        t = part @ part_t  # only what is above the diagonal counts
+        w = torch.linalg.solve_triangular(t, x @ part_t, upper=True, left=False, unitriangular=True)  # (..., b, c)
+        if steps is not None:
+            steps += (x, w, t, part_t)
+        x = add(x, w, part, alpha=-1)
+    return x
 
 
 class _Reflect(torch.autograd.Function):
@@ -107,17 +123,8 @@ class _Reflect(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, v: Tensor) -> Tensor:
         u, scale = directions(v)
-        block = block_size(v.shape[-1])
-        add = torch.addmm if x.dim() == 2 else torch.baddbmm
         steps: list[Tensor] = []
-        y = x
-        for part in blocks(u, block):
-            # products with Uᵀ along its rows take half the time, from the size on where the copy pays
-            part_t = part.mT.contiguous() if part.shape[-1] >= 128 else part.mT
-            t = part @ part_t  # only what is above the diagonal counts
-            w = torch.linalg.solve_triangular(t, y @ part_t, upper=True, left=False, unitriangular=True)  # (..., b, c)
-            steps += (y, w, t, part_t)
-            y = add(y, w, part, alpha=-1)
+        y = reflect(x, u, steps)
         ctx.save_for_backward(x, v, u, scale, *steps)
         return y
 
@@ -125,31 +132,29 @@ class _Reflect(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, v, u, scale, *steps = ctx.saved_tensors
         wants_x, wants_v = ctx.needs_input_grad
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or not eager():  # gradients of gradients, or many at once
             return through_reference(householder_product_reference, (x, v), ctx.needs_input_grad, grad)
         block = block_size(v.shape[-1])
         add = torch.addmm if x.dim() == 2 else torch.baddbmm
         add_ = Tensor.addmm_ if x.dim() == 2 else Tensor.baddbmm_
         parts = blocks(u, block)
-        gradients = torch.empty_like(u) if wants_v and len(parts) > 1 else u
+        found: list[Tensor] = []
         for i in reversed(range(len(parts))):
             part, (y, w, t, part_t) = parts[i], steps[4 * i : 4 * i + 4]
             # y' = y − w u with w (I + triu(u uᵀ, 1)) = y uᵀ; gz is minus the gradient of y uᵀ
             gz = torch.linalg.solve_triangular(t.mT, grad @ part_t, upper=False, left=False, unitriangular=True)
             if wants_v:
                 gt = (w.mT @ gz).triu_(1)
-                if len(parts) == 1:
-                    gradients = gu = (gt + gt.mT) @ part
-                else:
-                    gu = torch.matmul(gt + gt.mT, part, out=gradients.narrow(-2, i * block, part.shape[-2]))
-                add_(gu, gz.mT, y, alpha=-1)
-                add_(gu, w.mT, grad, alpha=-1)
+                gu = add_((gt + gt.mT) @ part, gz.mT, y, alpha=-1)
+                found.append(add_(gu, w.mT, grad, alpha=-1))
             if i or wants_x:  # the first writes a tensor of its own, the others into it
                 grad = add(grad, gz, part, alpha=-1) if i == len(parts) - 1 else add_(grad, gz, part, alpha=-1)
+        gradients = None
         if wants_v:  # u = √2 v/‖v‖: the component along u does not count
+            gradients = found[0] if len(found) == 1 else torch.cat(found[::-1], -2)
             along = torch.linalg.vecdot(gradients, u).unsqueeze(-1)
             gradients.addcmul_(along, u, value=-0.5).mul_(scale)
-        return grad if wants_x else None, gradients if wants_v else None
+        return grad if wants_x else None, gradients
 
 
 def blocks(u: Tensor, size: int) -> tuple[Tensor, ...]:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from linnet.beings import check_input
+from linnet.fused import eager, through_reference
 from linnet.linear import LinearMap, autocast_off
-from linnet.maps.fused import eager, through_reference
 from linnet.maps.ranges import CALM, calmed_raw
 from linnet.maps.symmetric import mirror, symmetric_part, upper_triangle
 
@@ -98,17 +98,18 @@ class _Transform(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, factors, symmetric, *read = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or not eager():
             return through_reference(transform_reference, (x, factors), ctx.needs_input_grad, grad)
         m = factors.shape[-1]
-        gx, gs = grad.clone(), torch.empty_like(symmetric)
+        gx, found = grad.clone(), []
         gp, gq = gx[:, :m], gx[:, m:]
         for i in range(len(symmetric)):
             source, goal = (gq, gp) if i % 2 == 0 else (gp, gq)  # the gradients of what it read and of what it changed
-            torch.mm(read[i].mT, goal, out=gs[i])
+            found.append(read[i].mT @ goal)
             source.addmm_(goal, symmetric[i])
         if not ctx.needs_input_grad[1]:
             return gx, None
+        gs = torch.stack(found)
         # S = k(r) T with T = (P + Pᵀ)/2 of root mean square r: along T itself the slope is that of r k(r)
         scaled = torch.linalg.matrix_norm(symmetric, keepdim=True) / m  # r k(r) = c asinh(r/c)
         r = (CALM * torch.sinh(scaled / CALM)).clamp_min(1e-6)
