@@ -50,8 +50,8 @@ def constrain(
     :func:`linnet.param_groups` see it, :func:`linnet.bake` makes a plain tensor again. As with everything that is
     parametrized, ``module.parameters()`` changes (make the optimizer afterwards), and pickling is refused: keep the
     ``state_dict()``, and load it into a module that was constrained in the same way. A tensor that was shared with
-    another module is shared no longer. Of a map with noise
-    (:class:`linnet.L0Linear`) every reading of the tensor in training mode is a sample of its own.
+    another module is shared no longer. Of a map with noise (:class:`linnet.L0Linear`) every reading of the tensor in
+    training mode is a sample of its own.
 
     Args:
         module: the owner of the tensor.

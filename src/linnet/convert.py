@@ -15,6 +15,7 @@ from linnet.beings import Being
 from linnet.catalogue import find_layer
 from linnet.constrain import Constrained, release
 from linnet.linear import Linear, LinearMap
+from linnet.recurrent import hooked
 
 __all__ = ["Replacement", "bake", "replace", "to_onnx"]
 
@@ -218,7 +219,7 @@ def _refuse_lost(old: nn.Linear) -> None:
         raise ValueError("its tensors must be its own, however: they are parametrized (remove_parametrizations first)")
     if type(old).forward is not nn.Linear.forward:
         raise ValueError(f"it must compute x Wᵀ + b, however: {type(old).__name__} has a forward of its own")
-    if old._forward_hooks or old._forward_pre_hooks or old._backward_hooks or old._backward_pre_hooks:
+    if hooked(old):
         raise ValueError("it must have no hooks, however: it has some, which would be lost")
 
 

@@ -183,8 +183,8 @@ def frozen(model: nn.Module) -> Iterator[None]:
     and ``assign`` make W anew, and two forwards may be followed by two backwards. Not supported is an edit through
     ``.data``, in-place collectives of ``torch.distributed`` and fused functional optimizers, which leave no trace. A
     region under activation checkpointing must be run forward and backward inside the context, or both outside. Under
-    ``torch.compile`` and the transforms of ``torch.func`` nothing is kept. The
-    memory of W, and with gradients that of its graph, is held until the context ends.
+    ``torch.compile`` and the transforms of ``torch.func`` nothing is kept. The memory of W, and with gradients that of
+    its graph, is held until the context ends.
 
     Args:
         model: a map, or a module that contains maps; those added later are not frozen.

@@ -12,7 +12,7 @@ from linnet.catalogue import find_layer
 from linnet.frozen import sequence_matrix
 from linnet.linear import Linear, LinearMap
 
-__all__ = ["RNN", "RNNCell"]
+__all__ = ["RNN", "RNNCell", "hooked"]
 
 Kind = str | Callable[..., nn.Module]
 Nonlinearity = str | Callable[[Tensor], Tensor]
@@ -105,7 +105,7 @@ class RNNCell(nn.Module):
         x = self.input_map(input)  # (length, batch, [beings,] hidden)
         layer, states = self.hidden_map, []
         h = state.to(x.dtype)
-        if not (isinstance(layer, LinearMap) and layer._pays_dense()) or _hooked(layer):
+        if not (isinstance(layer, LinearMap) and layer._pays_dense()) or hooked(layer):
             for row in x.unbind():
                 h = self._phi(row + layer(h))
                 states.append(h)
@@ -248,7 +248,7 @@ class RNN(nn.Module):
         return ", ".join(parts)
 
 
-def _hooked(layer: nn.Module) -> bool:
+def hooked(layer: nn.Module) -> bool:
     """Whether calling ``layer`` does more than its forward."""
     return any((layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks))
 

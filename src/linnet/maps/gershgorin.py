@@ -9,17 +9,9 @@ from torch import Tensor, nn
 from linnet.linear import LinearMap
 from linnet.maps.ranges import check_interval
 from linnet.maps.split import project_l1
+from linnet.maps.symmetric import mirror
 
 __all__ = ["GershgorinLinear"]
-
-
-def mirrored(upper: Tensor, n: int) -> Tensor:
-    """n(n+1)/2 numbers, the upper triangle row by row -> symmetric, (..., n, n)."""
-    rows, columns = torch.triu_indices(n, n, device=upper.device)
-    place = torch.zeros(n, n, dtype=torch.long, device=upper.device)
-    count = torch.arange(len(rows), device=upper.device)
-    place = place.index_put((rows, columns), count).index_put((columns, rows), count)
-    return upper[..., place]
 
 
 def shrunk(rows: Tensor, largest: float, symmetric: bool) -> Tensor:
@@ -98,7 +90,7 @@ class GershgorinLinear(LinearMap):
 
     def _weight(self, entries: Tensor) -> Tensor:
         n = self.in_features
-        rows = shrunk(mirrored(entries, n) if self.real else entries, self._radius, self.real)
+        rows = shrunk(mirror(entries, n) if self.real else entries, self._radius, self.real)
         return rows.mT + self._center * torch.eye(n, device=entries.device, dtype=entries.dtype)
 
     def _assign(self, weight: Tensor) -> dict[str, Tensor]:

@@ -38,6 +38,7 @@ class Invertible(LinearMap, catalogue=False):
             torch.linalg.LinAlgError: a block or factor of A is singular. A circulant A that is singular gives numbers
                 that are not finite.
         """
+        self._check_invertible()
         check_input(output, self.out_features, self.beings)
         raw = self._wide_raw()
         with autocast_off(output.device.type):
@@ -50,13 +51,16 @@ class Invertible(LinearMap, catalogue=False):
         Raises:
             ValueError: A is not square or cannot be inverted for its structure.
         """
+        self._check_invertible()
         return self._logabsdet(self._wide_raw()).to(self._anchor.dtype)
 
-    def _wide_raw(self) -> dict[str, Tensor]:
+    def _check_invertible(self) -> None:
         if self.in_features != self.out_features:
             raise ValueError(
                 "An inverse and a determinant need in_features == out_features, "
                 f"however: {self.in_features} -> {self.out_features}"
             )
+
+    def _wide_raw(self) -> dict[str, Tensor]:
         wide = torch.promote_types(self._anchor.dtype, torch.float32)
         return {name: tensor.to(wide) for name, tensor in self.raw_tensors().items()}

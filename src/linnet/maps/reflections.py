@@ -106,7 +106,7 @@ def householder_product(x: Tensor, v: Tensor) -> Tensor:
 def reflect(x: Tensor, u: Tensor, steps: list[Tensor] | None = None) -> Tensor:
     """x H₁⋯H_k for u of length √2 each, block by block; ``steps`` receives what a backward needs."""
     add = torch.addmm if x.dim() == 2 else torch.baddbmm
-    for part in blocks(u, block_size(u.shape[-1])):
+    for part in blocks(u):
         # products with Uᵀ along its rows take half the time, from the size on where the copy pays
         part_t = part.mT.contiguous() if part.shape[-1] >= 128 else part.mT
         t = part @ part_t  # only what is above the diagonal counts
@@ -134,10 +134,9 @@ class _Reflect(torch.autograd.Function):
         wants_x, wants_v = ctx.needs_input_grad
         if torch.is_grad_enabled() or not eager():  # gradients of gradients, or many at once
             return through_reference(householder_product_reference, (x, v), ctx.needs_input_grad, grad)
-        block = block_size(v.shape[-1])
         add = torch.addmm if x.dim() == 2 else torch.baddbmm
         add_ = Tensor.addmm_ if x.dim() == 2 else Tensor.baddbmm_
-        parts = blocks(u, block)
+        parts = blocks(u)
         found: list[Tensor] = []
         for i in reversed(range(len(parts))):
             part, (y, w, t, part_t) = parts[i], steps[4 * i : 4 * i + 4]
@@ -157,8 +156,9 @@ class _Reflect(torch.autograd.Function):
         return grad if wants_x else None, gradients
 
 
-def blocks(u: Tensor, size: int) -> tuple[Tensor, ...]:
-    """The reflections in blocks of ``size``."""
+def blocks(u: Tensor) -> tuple[Tensor, ...]:
+    """The reflections in blocks of :func:`block_size`."""
+    size = block_size(u.shape[-1])
     return (u,) if u.shape[-2] <= size else u.split(size, -2)
 
 

@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from linnet.beings import affine, check_input
-from linnet.linear import LinearMap, autocast_off
+from linnet.maps.invertible import Invertible
 from linnet.maps.reflections import draw_reflections, frame, householder_product, reflections
 
 __all__ = ["SVDLinear", "SVDLinearLearnBounds"]
@@ -101,7 +100,7 @@ def outside(values: Tensor, low: float, high: float) -> Tensor:
     return beyond.clamp_min(0) / max(abs(low), abs(high))
 
 
-class DiagonalCore(LinearMap):
+class DiagonalCore(Invertible, catalogue=False):
     """A = U diag(s) Vᵀ with U and V products of reflections: what the layers of this file share.
 
     A class names its raw tensors in ``_weight`` and writes ``_parts``: raw -> (vectors of U, s, vectors of V).
@@ -120,36 +119,21 @@ class DiagonalCore(LinearMap):
     def forward(self, input: Tensor) -> Tensor:
         return self._matrix_free(input, self._product)
 
-    def inverse(self, output: Tensor) -> Tensor:
-        """The input that gives ``output``: (output − b) A⁻¹, for a square map whose interval does not reach 0.
-
-        Shape:
-            - output: (*, out_features); with beings (out_features,) or (*, beings or 1, out_features)
-            - returns: (*, in_features); with beings (*, beings, in_features)
-
-        Raises:
-            ValueError: in_features != out_features, or the interval contains 0.
-        """
-        self._check_invertible()
-        check_input(output, self.out_features, self.beings)
-        u, s, v = self._wide_parts()
-        with autocast_off(output.device.type):
-            weight = svd_matrix(v, 1 / s, u).to(self._anchor.dtype)
-            y = output.to(weight.dtype)
-            return affine(y if self.bias is None else y - self.bias, weight)
+    def _invert(self, raw: dict[str, Tensor]) -> Tensor:
+        u, s, v = self._parts(**raw)
+        return svd_matrix(v, 1 / s, u)
 
     def logabsdet(self) -> Tensor:
-        """log |det A|, () or (beings,), differentiable.
+        """log |det A|, () or (beings,), differentiable, in at least float32.
 
         Raises:
             ValueError: in_features != out_features, or the interval contains 0.
         """
         self._check_invertible()
-        return self._wide_parts()[1].abs().log().sum(-1)
+        return self._logabsdet(self._wide_raw())
 
-    def _wide_parts(self) -> tuple[Tensor, Tensor, Tensor]:
-        wide = torch.promote_types(self._anchor.dtype, torch.float32)
-        return self._parts(**{name: tensor.to(wide) for name, tensor in self.raw_tensors().items()})
+    def _logabsdet(self, raw: dict[str, Tensor]) -> Tensor:
+        return self._parts(**raw)[1].abs().log().sum(-1)
 
     def _check_invertible(self) -> None:
         if self.in_features != self.out_features or self.sigma_min <= 0 <= self.sigma_max:

@@ -13,6 +13,7 @@ from linnet.compat.slim.base import LinearBase, Mapped
 from linnet.compat.slim.linear import Linear
 from linnet.frozen import sequence_matrix
 from linnet.linear import LinearMap
+from linnet.recurrent import hooked
 
 __all__ = ["RNN", "RNNCell"]
 
@@ -29,8 +30,7 @@ def repeated(linear: nn.Module) -> Callable[[Tensor], Tensor]:
 
     What has hooks, or a forward of its own, is called.
     """
-    hooks = (linear._forward_hooks, linear._forward_pre_hooks, linear._backward_hooks, linear._backward_pre_hooks)
-    if not isinstance(linear, LinearBase) or any(hooks):
+    if not isinstance(linear, LinearBase) or hooked(linear):
         return linear
     if type(linear).forward is Mapped.forward and isinstance(linear.linear, LinearMap):
         return sequence_matrix(linear.linear)
