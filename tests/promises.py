@@ -39,7 +39,8 @@ def identity(a: Array, layer: LinearMap) -> float:
 
 
 def sparse(a: Array, layer: LinearMap) -> float:
-    output, input = layer.indices.cpu().numpy()
+    indices = layer.indices[a.being] if layer.apart else layer.indices
+    output, input = indices.cpu().numpy()
     outside = a.copy()
     outside[input, output] = 0
     return float(np.abs(outside).max() / max(np.abs(a).max(), 1e-300))
@@ -102,7 +103,9 @@ def polar(a: Array, layer: LinearMap) -> Array | None:
 
 
 def largest_entries(a: Array, layer: LinearMap) -> Array:
-    """The nnz places, the same for all beings, that keep most of the Frobenius norm."""
+    """The nnz places, the same for all beings unless each has its own, that keep most of the Frobenius norm."""
+    if layer.apart:
+        return np.stack([one * (one**2 >= np.sort(one**2, None)[-layer.nnz]) for one in a])
     weight = (a**2).sum(0)
     return a * (weight >= np.sort(weight, None)[-layer.nnz])
 
@@ -118,8 +121,17 @@ NEAREST: dict[str, Callable[[Array, LinearMap], Array | None]] = {
 }
 
 
-def matrices(weight: Tensor) -> list[Array]:
+class Matrix(np.ndarray):
+    """A, and which being of a population it belongs to."""
+
+    being = 0
+
+
+def matrices(weight: Tensor) -> list[Matrix]:
     """W, one or a population, sparse or dense -> every A = Wᵀ in float64."""
     w = weight.detach()
     w = w if w.layout == torch.strided else w.to_dense()
-    return [one.T for one in w.cpu().double().numpy().reshape(-1, *w.shape[-2:])]
+    found = [one.T.view(Matrix) for one in w.cpu().double().numpy().reshape(-1, *w.shape[-2:])]
+    for being, a in enumerate(found):
+        a.being = being
+    return found

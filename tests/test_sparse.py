@@ -540,17 +540,17 @@ def test_assign_takes_the_largest_entries() -> None:
 def test_assign_breaks_ties_by_index() -> None:
     layer = SparseLinear(6, 4, sparsity=0.5)
     assert layer.assign(torch.ones(4, 6)).item() == pytest.approx(math.sqrt(0.5))
-    assert layer._cells().tolist() == list(range(12))
+    assert layer.cells().tolist() == list(range(12))
 
 
 def test_assign_with_few_entries_leaves_the_other_connections_in_place() -> None:
     layer = SparseLinear(20, 30, sparsity=0.8)
-    before = set(layer._cells().tolist())
+    before = set(layer.cells().tolist())
     w = torch.zeros(30, 20)
     w[torch.arange(30), torch.arange(30) % 20] = torch.randn(30)
     assert layer.assign(w) == 0 and torch.equal(layer.weight.to_dense(), w)
     entries = set((w != 0).flatten().nonzero().squeeze(1).tolist())
-    assert set(layer._cells().tolist()) - entries < before
+    assert set(layer.cells().tolist()) - entries < before
     degree = layer.crow.diff()
     assert degree.min() >= 1 and degree[15:].sum() > 40  # spread over all rows
     layer.assign(torch.zeros(30, 20))

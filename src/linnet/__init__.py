@@ -70,8 +70,16 @@ from linnet.maps import householder_product as householder_product
 from linnet.maps import relu_straight_through as relu_straight_through
 from linnet.recurrent import RNN as RNN
 from linnet.recurrent import RNNCell as RNNCell
+from linnet.sparse import GSE as GSE
+from linnet.sparse import SET as SET
+from linnet.sparse import GradualMagnitude as GradualMagnitude
+from linnet.sparse import Move as Move
+from linnet.sparse import Rewiring as Rewiring
+from linnet.sparse import RigL as RigL
+from linnet.sparse import Rule as Rule
 from linnet.sparse import SparseLinear as SparseLinear
 from linnet.sparse import Uniform as Uniform
+from linnet.sparse import Update as Update
 from linnet.sparse import Wiring as Wiring
 from linnet.wide import WideDeep as WideDeep
 from linnet.wide import WideLinear as WideLinear
@@ -81,8 +89,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DNI",
+    "GSE",
     "MLP",
     "RNN",
+    "SET",
     "Being",
     "BlockDiagonalLinear",
     "BoundedNormLinear",
@@ -94,6 +104,7 @@ __all__ = [
     "DiagonallyDominantLinear",
     "DoublyStochasticLinear",
     "GershgorinLinear",
+    "GradualMagnitude",
     "HamiltonianLinear",
     "HurwitzLinear",
     "IdentityInitLinear",
@@ -109,13 +120,17 @@ __all__ = [
     "LowRankLinear",
     "Materialized",
     "MonarchLinear",
+    "Move",
     "NonNegativeLinear",
     "OrthogonalLinear",
     "PSDLinear",
     "PerronFrobeniusLinear",
     "PowerBoundLinear",
     "RNNCell",
+    "Rewiring",
+    "RigL",
     "RightStochasticLinear",
+    "Rule",
     "SVDLinear",
     "SVDLinearLearnBounds",
     "SchurDecompositionLinear",
@@ -135,6 +150,7 @@ __all__ = [
     "Synthesizer",
     "TrivialNullSpaceLinear",
     "Uniform",
+    "Update",
     "WideDeep",
     "WideLinear",
     "Wiring",

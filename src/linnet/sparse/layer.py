@@ -1,18 +1,26 @@
 """The sparse layer: memory and work grow with the connections, not with the size of the matrix."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import EllipsisType
+from typing import Any, ClassVar, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from linnet.beings import Being
+from linnet.beings import Being, dense, indices
+from linnet.frozen import held
+from linnet.fused import eager
 from linnet.linear import LinearMap
-from linnet.sparse.kernels import product
+from linnet.sparse.being import SparseBeing
+from linnet.sparse.given import compressed
+from linnet.sparse.hooks import attend, dismiss
+from linnet.sparse.kernels import csr, product
+from linnet.sparse.rules import RigL, Rule
 from linnet.sparse.structure import (
     among,
     check_structure,
-    compress,
+    counts,
     entries_at,
     index_dtype,
     largest,
@@ -20,45 +28,72 @@ from linnet.sparse.structure import (
     rows_of,
     transpose,
 )
-from linnet.sparse.wiring import Uniform, Wiring, count, given
+from linnet.sparse.wiring import Uniform, Wiring, count
+from linnet.sparse.wiring import Uniform as SmallWorld
 
 __all__ = ["SparseLinear"]
 
 
 BUFFERS = ("crow", "col", "ccol", "row", "perm")  # W in CSR form, and its transpose, which follows from it
+MOVING = ("step", "seed")  # further buffers of a layer whose connections move
+SCHEDULE = {"deltaT": 6000, "Tend": 150_000, "alpha": 0.1}
+DENSE_COPY = 2**22
+"""Entries of W up to which a frozen layer may keep a dense copy."""
+DENSE_ROWS = 4
+"""Samples up to which it is used."""
+
+
+class StateError(ValueError, RuntimeError):
+    """A state_dict that does not fit: a ValueError as every mistake of a user, a RuntimeError as torch has it."""
 
 
 class SparseLinear(LinearMap):
-    """y = x A + b where A has nnz entries at fixed places and is zero elsewhere.
+    """y = x A + b where A has nnz entries and is zero elsewhere.
 
-    Memory and work are O(nnz) throughout; ``weight`` is a sparse tensor, and what needs a dense one (``to_linear``,
-    ``eigvals``) refuses beyond 10⁸ entries. The values of output i start as U(±1/√kᵢ), with kᵢ the number of its own
-    connections, so that at any sparsity the outputs start as large as nn.Linear's.
+    Memory and work are O(nnz) throughout; ``weight`` is a sparse tensor, and what needs a dense one (``to_dense``,
+    ``to_linear``, ``eigvals``) refuses beyond 10⁸ entries. The values of output i start as U(±1/√kᵢ), with kᵢ the
+    number of its own connections, so that at any sparsity the outputs start as large as nn.Linear's and learn at the
+    same learning rate.
 
-    A population shares one wiring. ``assign`` (hence ``from_linear``) takes the largest entries of the given matrix,
-    dense or sparse, and moves the connections there; if it has fewer non-zeros than the layer has connections, the
-    rest of these stay where they are, with the value 0. ``reset_parameters`` draws a new wiring, with ``seeds`` from
-    the first of them. Connections that the user gave are moved by neither; they do not survive the meta device, from
-    which only ``load_state_dict`` brings them back. ``torch.func.functional_call`` with the tensors of another layer
-    needs all of its buffers (``named_buffers``, ``stack_module_state``), not just its state_dict.
+    The connections stay, or with ``dynamic`` move while the layer is trained, with any optimizer and without a call in
+    the training loop; weights, gradient and optimizer state go with them. ``values`` is one Parameter for life. The
+    rules are :class:`RigL`, :class:`GSE`, :class:`SET` and :class:`GradualMagnitude`; :class:`Rewiring` has statistics.
+
+    ``assign`` (hence ``from_linear``) takes the largest entries of the given matrix, dense or sparse, and puts the
+    connections there; if it has fewer non-zeros than the layer has connections, the rest of these stay where they are,
+    with the value 0. ``reset_parameters`` draws a new wiring. Connections that the user gave are moved by neither; they
+    do not survive the meta device, from which only ``load_state_dict`` brings them back.
+    ``torch.func.functional_call`` with the tensors of another layer needs all of its buffers (``named_buffers``,
+    ``stack_module_state``), not just its state_dict.
 
     Args:
         in_features, out_features, bias, beings, device, dtype: as in :class:`LinearMap`.
         sparsity: the share of absent connections; nnz = round((1 − sparsity) · in · out).
-        connectivity: where the connections are. A rule such as :class:`Uniform`, which None stands for; or the
+        connectivity: where the connections are. A wiring such as :class:`Uniform`, which None stands for; or the
             connections themselves, which then determine the sparsity: a (2, nnz) LongTensor of (output, input) pairs
-            in any order, a boolean mask or a sparse tensor or SciPy matrix of shape (out_features, in_features).
+            in any order, a boolean mask or a sparse tensor or SciPy matrix of shape (out_features, in_features); for a
+            population also (beings, 2, nnz) pairs or a mask (beings, out_features, in_features).
+        small_world: short for ``connectivity=SmallWorld()``.
+        dynamic: whether the connections move: a rule, or True for ``RigL(every=deltaT, until=Tend, alpha=alpha)``.
+        deltaT: with ``dynamic=True``: optimizer steps from one rewiring to the next.
+        Tend: with ``dynamic=True``: the step from which on nothing moves.
+        alpha: with ``dynamic=True``: the share of connections that moves at first.
+        max_size: the largest number of entries of dL/dW that may exist at a time while new connections are sought.
+        shared: whether the beings share one wiring; None: they do, unless connections move or are given for each being.
+        generator: draws wiring and values; None is torch's default generator.
 
     Shape:
         - input: (*, in_features); with beings (*, beings, in_features)
         - output: (*, out_features); with beings (*, beings, out_features)
         - values: ([beings,] nnz), ordered by output, then input
-        - crow: (out_features + 1,), a buffer: the connections of output i are crow[i] to crow[i + 1]
-        - col: (nnz,), a buffer: the input of each connection
+        - crow: ([beings,] out_features + 1), a buffer: the connections of output i are crow[i] to crow[i + 1]; it and
+          col have the axis of beings if each being has a wiring of its own
+        - col: ([beings,] nnz), a buffer: the input of each connection
+        - step: (), seed: ([beings]), buffers of a dynamic layer: steps counted, and the seed of what the rule draws
 
     Raises:
         ValueError: sparsity is not in [0, 1) or leaves no connection; connections are given that are out of range, or
-            twice, or of a wrong shape or dtype.
+            twice, or of a wrong shape or dtype; options exclude each other.
 
     Example:
         >>> layer = SparseLinear(20_000, 30_000, sparsity=0.9999)
@@ -70,11 +105,19 @@ class SparseLinear(LinearMap):
         win, 2022, arXiv 2010.03533 (initial values by the actual fan-in).
     """
 
-    promise = "A = 0 outside nnz fixed connections"
+    promise = "A = 0 outside nnz connections"
     decays = ("values",)
 
     crow: Tensor
     col: Tensor
+    step: Tensor
+    seed: Tensor
+    rule: Rule | None = None
+    """How the connections move; None: they stay."""
+
+    generator: ClassVar[None] = None  # it draws in the constructor, and is no option of the layer
+    _seen: tuple[Tensor, int, int] | None = None  # `step`, its version and its value
+    _turn: int = 0  # which map is being drawn
 
     def __init__(
         self,
@@ -84,69 +127,147 @@ class SparseLinear(LinearMap):
         *,
         sparsity: float = 0.9,
         connectivity: Any = None,
+        small_world: bool = False,
+        dynamic: bool | Rule = False,
+        deltaT: int = 6000,
+        Tend: int = 150_000,
+        alpha: float = 0.1,
+        max_size: float = 1e8,
+        shared: bool | None = None,
         beings: int | None = None,
+        generator: torch.Generator | None = None,
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+        self.small_world, self.deltaT, self.Tend, self.alpha = small_world, deltaT, Tend, alpha
+        self.max_size, self.shared = _whole(max_size), shared
+        rule = self._rule_from(dynamic)
+        if small_world and connectivity is not None:
+            raise ValueError(
+                f"Either connectivity or small_world may be given, however: both, connectivity={connectivity!r:.60}"
+            )
         drawn = connectivity is None or (callable(connectivity) and not isinstance(connectivity, type))
-        self._rule: Wiring | None = connectivity if drawn else None
         self._drawn = drawn
-        structure = None if drawn else compress(given(connectivity, *self._size), *self._size)
-        nnz = count(sparsity, *self._size) if structure is None else structure[1].shape[0]
-        self.sparsity = sparsity if drawn else 1 - nnz / (self.out_features * self.in_features)
+        self._wiring: Wiring | None = (
+            connectivity if drawn and not small_world else SmallWorld() if small_world else None
+        )
+        structure = None if drawn else compressed(connectivity, *self._size, self.beings)
+        apart = self._set_apart(rule, structure is not None and structure[1].dim() == 2)
+        own_count = getattr(self._wiring, "nnz", None)
+        nnz = None if own_count is None else own_count(*self._size)
+        if structure is not None:
+            nnz = structure[1].shape[-1]
+        self.sparsity = sparsity if nnz is None else 1 - nnz / (self.out_features * self.in_features)
+        nnz = count(sparsity, *self._size) if nnz is None else nnz
         self.values = nn.Parameter(torch.empty(*self.leading, nnz, device=device, dtype=dtype))
+        lead = self.leading if apart else ()
         for name, length in zip(BUFFERS, (self.out_features + 1, nnz, self.in_features + 1, nnz, nnz), strict=True):
-            zeros = torch.zeros(length, dtype=index_dtype(*self._size, nnz), device=self.values.device)
+            zeros = torch.zeros(*lead, length, dtype=index_dtype(*self._size, nnz), device=self.values.device)
             self.register_buffer(name, zeros, persistent=name in BUFFERS[:2])
         if structure is not None and not self.values.is_meta:
-            self._connect(*structure)
-        self.reset_parameters()
+            self._connect(..., *structure)
+            self._transpose()
+        self._follow(rule)
+        self.dynamic = dynamic
+        self.reset_parameters(seeds=None if generator is None else self._seeds(generator))
+
+    def _rule_from(self, dynamic: Any) -> Rule | None:
+        given = {name: getattr(self, name) for name in SCHEDULE}
+        if dynamic is True:
+            try:
+                return RigL(every=self.deltaT, until=self.Tend, alpha=self.alpha)
+            except ValueError as error:
+                raise ValueError(f"The schedule of dynamic=True is every=deltaT, until=Tend, alpha: {error}") from error
+        if given != SCHEDULE:
+            raise ValueError(f"deltaT, Tend and alpha belong to dynamic=True, however: {given} with dynamic={dynamic}")
+        if dynamic is not False and not isinstance(dynamic, Rule):
+            raise TypeError(f"dynamic must be True, False or a rule such as RigL(), however: {dynamic!r}")
+        return dynamic or None
+
+    def _set_apart(self, rule: Rule | None, each: bool) -> bool:
+        """Whether each being shall have a wiring of its own."""
+        if self.shared is not None and self.beings is None:
+            raise ValueError(f"shared is for populations (beings=n), however: shared={self.shared} for one map")
+        if self.shared and (rule is not None or each):
+            why = "each being's connections are given" if each else f"dynamic={rule}"
+            raise ValueError(f"Beings may share a wiring only if it stays and is one for all, however: {why}")
+        return self.beings is not None and (rule is not None or each if self.shared is None else not self.shared)
+
+    def _seeds(self, generator: torch.Generator) -> int | list[int]:
+        drawn = torch.randint(2**62, (self.beings or 1,), generator=generator, device=generator.device).tolist()
+        return drawn if self.beings is not None else drawn[0]
 
     @classmethod
     def examples(cls) -> list[dict[str, Any]]:
-        return [{"sparsity": 0.5}, {"sparsity": 0.8}, {"sparsity": 0.6, "connectivity": Uniform()}]
+        return [
+            {"sparsity": 0.5},
+            {"sparsity": 0.8, "dynamic": True, "deltaT": 2},
+            {"sparsity": 0.6, "connectivity": Uniform()},
+        ]
 
     # ------------------------------------------------------------------ the wiring
 
     @property
     def nnz(self) -> int:
-        """The number of connections."""
-        return self.col.shape[0]
+        """The number of connections of one map."""
+        return self.col.shape[-1]
+
+    @property
+    def first_nnz(self) -> int:
+        """The number of connections of one map when the layer was made; only pruning makes it fewer."""
+        return round((1 - self.sparsity) * self.in_features * self.out_features)
 
     @property
     def indices(self) -> Tensor:
-        """The connections as (output, input) pairs, (2, nnz), in the order of ``values``."""
-        return torch.stack([rows_of(self.crow, self.nnz), self.col.long()])
+        """The connections as (output, input) pairs, ([beings,] 2, nnz), in the order of ``values``."""
+        return torch.stack([rows_of(self.crow, self.nnz), self.col.long()], dim=-2)
 
     @property
     def connectivity(self) -> Any:
-        """As the constructor takes it: the rule that draws the connections (or None), or the connections given."""
-        return self._rule if self._drawn else self.indices
+        """As the constructor takes it: the wiring that draws the connections (or None), or the connections given."""
+        if not self._drawn:
+            return self.indices
+        return None if self.small_world else self._wiring
+
+    @property
+    def apart(self) -> bool:
+        """Whether each being has a wiring of its own."""
+        return self.col.dim() == 2
 
     @property
     def _size(self) -> tuple[int, int]:
         return self.out_features, self.in_features
 
-    def _cells(self) -> Tensor:
-        """The connections as row · in + column, rising: (nnz,)."""
+    def cells(self) -> Tensor:
+        """The connections as row · in + column, rising: ([beings,] nnz)."""
         return rows_of(self.crow, self.nnz) * self.in_features + self.col
 
-    def _connect(self, crow: Tensor, col: Tensor) -> None:
-        """Write a wiring into the buffers."""
-        self.crow.copy_(crow)
-        self.col.copy_(col)
+    def reconnect(self, cells: Tensor) -> None:
+        """Put the connections at the cells, which rise, ([beings,] nnz); the values stay where they are."""
+        crow = F.pad(counts(cells // self.in_features, self.out_features).cumsum(-1), (1, 0))
+        if cells.shape[-1] == self.nnz:
+            self._connect(..., crow, cells % self.in_features)
+        else:
+            self.crow, self.col = crow.to(self.crow), (cells % self.in_features).to(self.col)
         self._transpose()
 
+    def _connect(self, which: int | EllipsisType, crow: Tensor, col: Tensor) -> None:
+        """Write a wiring into the buffers, that of one being or all; what follows from it must be rebuilt then."""
+        self.crow[which].copy_(crow)
+        self.col[which].copy_(col)
+
     def _transpose(self) -> None:
-        """Rebuild what follows from ``crow`` and ``col``, in place unless they have moved to another device."""
+        """Rebuild what follows from ``crow`` and ``col``, in place unless they have moved or changed in size."""
         rebuilt = transpose(self.crow, self.col, self.in_features)
         for name, tensor in zip(BUFFERS[2:], rebuilt, strict=True):
             buffer = self.get_buffer(name)
-            if (buffer.device, buffer.dtype) == (tensor.device, tensor.dtype):
+            if (buffer.device, buffer.dtype, buffer.shape) == (tensor.device, tensor.dtype, tensor.shape):
                 buffer.copy_(tensor)
             else:
                 setattr(self, name, tensor)
+        if self.rule is not None:
+            attend(self)
 
     def reset_parameters(self, *, seeds: int | Sequence[int] | None = None) -> None:
         if not self._drawn and not self.values.is_meta:
@@ -157,45 +278,109 @@ class SparseLinear(LinearMap):
                     "Connections that the user gave and to_empty destroyed must be restored with load_state_dict, "
                     f"reset_parameters cannot draw them, however: {error}"
                 ) from error
-            self._transpose()
-        self._must_wire = self._drawn  # the first map to be drawn brings the wiring of all
+        self._turn = 0
+        if self.rule is not None and not self.values.is_meta:
+            self.step.zero_()
         super().reset_parameters(seeds=seeds)
+        if not self.values.is_meta:
+            self._transpose()
 
     def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
-        values = raw["values"]
+        values, which = raw["values"], ... if self.beings is None else self._turn
+        own = which if self.apart else ...
         if self._drawn:
             # A wiring is drawn on the CPU, from a seed. Every map draws one: its values do not depend on its place.
-            seed = int(torch.randint(2**62, (), generator=generator, device=values.device))
-            if self._must_wire:
-                self._must_wire = False
-                self._connect(*self._wired(torch.Generator("cpu").manual_seed(seed)))
-        fan_in = self.crow.diff()
+            seed = _seed(generator, values.device)
+            if own is not ... or self._turn == 0:  # the first map brings the wiring that all share
+                self._connect(own, *self._wired(torch.Generator("cpu").manual_seed(seed)))
+        if self.rule is not None:
+            self.seed[which] = _seed(generator, values.device)
+        fan_in = self.crow[own].diff()
         bound = fan_in.to(torch.promote_types(values.dtype, torch.float32)).rsqrt()  # (out,)
         bound = bound.to(values.dtype).repeat_interleave(fan_in, output_size=self.nnz)  # (nnz,)
         values.uniform_(-1, 1, generator=generator).mul_(bound)
+        self._turn += 1
 
     def _wired(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        wiring = Uniform() if self._rule is None else self._rule
-        crow, col = compress(given(wiring(*self._size, self.nnz, generator), *self._size), *self._size)
-        if col.shape[0] != self.nnz:
-            raise ValueError(f"{wiring!r} must place nnz={self.nnz} connections, however: {col.shape[0]}")
+        wiring = Uniform() if self._wiring is None else self._wiring
+        crow, col = compressed(wiring(*self._size, self.nnz, generator), *self._size)
+        if col.shape != self.col.shape[-1:]:
+            raise ValueError(f"{wiring!r} must place nnz={self.nnz} connections, however: {tuple(col.shape)}")
         return crow, col
+
+    # ------------------------------------------------------------------ how it moves
+
+    def set_rule(self, rule: Rule | None) -> None:
+        """From now on the connections move by ``rule``; None: they stay. A layer that had no rule is at step 0."""
+        self.check_rule(rule)
+        drawn = self.rule is None and not self.values.is_meta
+        self._follow(rule)
+        if rule is not None and drawn:
+            self.seed.random_(2**62)
+
+    def _follow(self, rule: Rule | None) -> None:
+        self.dynamic, self.rule = False if rule is None else rule, rule
+        dismiss(self)
+        for name, shape in zip(MOVING, ((), self.leading), strict=True):
+            if rule is None:
+                self._buffers.pop(name, None)
+            elif name not in self._buffers:
+                self.register_buffer(name, torch.zeros(shape, dtype=torch.int64, device=self.values.device))
+        if rule is not None:
+            attend(self)
+
+    def check_rule(self, rule: Rule | None) -> None:
+        """Raise unless the connections of this layer can move by the rule."""
+        if rule is not None and not isinstance(rule, Rule):
+            raise TypeError(f"A rule must be one such as RigL(), however: {rule!r}")
+        if rule is not None and self.beings is not None and not self.apart:
+            raise ValueError(f"Connections may move only where each being has its own (shared=False), however: {self}")
+
+    @property
+    def steps(self) -> int:
+        """The optimizer steps counted so far: ``step``, read from its device only if somebody wrote to it."""
+        seen = self._seen
+        if seen is None or seen[0] is not self.step or seen[1] != self.step._version:
+            seen = self._seen = (self.step, self.step._version, int(self.step))
+        return seen[2]
+
+    def count_step(self) -> int:
+        """One more optimizer step: ``step`` + 1."""
+        steps = self.steps + 1
+        self.step.fill_(steps)
+        self._seen = (self.step, self.step._version, steps)
+        return steps
 
     # ------------------------------------------------------------------ the matrix
 
     def _weight(self, values: Tensor) -> Tensor:
         *maps, nnz = values.shape
-        places = self.indices  # (2, nnz)
+        places = self.indices  # ([beings,] 2, nnz)
         if maps:  # (3, maps · nnz)
             which = torch.arange(maps[0], device=places.device).repeat_interleave(nnz)
-            places = torch.cat([which.unsqueeze(0), places.repeat(1, maps[0])])
+            places = places.expand(maps[0], 2, nnz).transpose(0, 1).flatten(1)
+            places = torch.cat([which.unsqueeze(0), places])
         shape = (*maps, *self._size)
         return torch.sparse_coo_tensor(places, values.flatten(), shape, is_coalesced=True, check_invariants=False)
 
     def _pays_dense(self) -> bool:
         return False
 
+    def _realized(self, raw: Mapping[str, Tensor]) -> Tensor:
+        weight = super()._realized(raw)
+        return dense(weight) if self._may_be_dense() else weight
+
+    def _may_be_dense(self) -> bool:
+        """Whether :func:`linnet.frozen` keeps a dense copy: small and not very sparse, it is faster for few samples."""
+        size = self.in_features * self.out_features
+        return 10 * self.nnz > size and size * (self.beings or 1) <= DENSE_COPY
+
     def forward(self, input: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            if self.rule is not None and eager():
+                attend(self)
+        elif (kept := held(self)) is not None and self._may_be_dense() and _rows(input) <= DENSE_ROWS:
+            return kept.product(input)
         return self._matrix_free(input, self._product).contiguous()
 
     def _product(self, x: Tensor, values: Tensor) -> Tensor:
@@ -205,40 +390,56 @@ class SparseLinear(LinearMap):
         return product(values, x.expand(self.beings, -1, -1), *structure)
 
     def assign(self, weight: Tensor) -> Tensor:
-        cells, entries = nonzeros(self._checked(weight))
-        if not torch.isfinite(entries).all():
+        parts = list(self._parts(self._checked(weight)))
+        if not all(bool(torch.isfinite(entries).all()) for _, _, entries in parts):
             raise ValueError("weight must be finite, however: it contains NaN or infinity")
-        norm = torch.linalg.vector_norm(entries, dim=-1)
+        moved = []
         with torch.no_grad():
-            self.values.copy_(self._fitted(cells, entries))
-            found, place = among(self._cells(), cells)
-            entries[..., place[found]] -= self.values[..., found].to(entries)  # connections elsewhere hold 0
-            return torch.linalg.vector_norm(entries, dim=-1) / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+            self._take_places(parts)
+            for which, cells, entries in parts:
+                norm = torch.linalg.vector_norm(entries, dim=-1)
+                self.values[which].copy_(entries_at(self._cells_of(which), cells, entries))
+                found, place = among(self._cells_of(which), cells)
+                entries[..., place[found]] -= self.values[which][..., found].to(entries)  # elsewhere they hold 0
+                moved.append(torch.linalg.vector_norm(entries, dim=-1) / norm.clamp_min(torch.finfo(norm.dtype).tiny))
+        return torch.stack(moved) if self.apart else moved[0]
 
     def _assign(self, weight: Tensor) -> dict[str, Tensor]:
-        return {"values": self._fitted(*nonzeros(self._checked(weight)))}
+        parts = list(self._parts(self._checked(weight)))
+        self._take_places(parts)
+        found = [entries_at(self._cells_of(which), cells, entries) for which, cells, entries in parts]
+        return {"values": torch.stack(found) if self.apart else found[0]}
 
-    def _fitted(self, cells: Tensor, entries: Tensor) -> Tensor:
-        """Non-zero cells of a matrix and their entries -> values, having moved the connections where they may move."""
-        if self._drawn:
-            chosen = largest(cells, entries, self.nnz, self._cells())
-            places = torch.stack([chosen // self.in_features, chosen % self.in_features])
-            self._connect(*compress(places, *self._size))
-        return entries_at(self._cells(), cells, entries)
+    def _parts(self, weight: Tensor) -> Iterator[tuple[int | EllipsisType, Tensor, Tensor]]:
+        """For each wiring: whose it is, and the non-zero cells of the matrices that it serves, with their entries."""
+        if not self.apart:
+            yield ..., *nonzeros(weight)
+            return
+        for being in range(self._population()):
+            yield being, *nonzeros(weight[being])
+
+    def _take_places(self, parts: Sequence[tuple[int | EllipsisType, Tensor, Tensor]]) -> None:
+        """Put the connections, where they may be put elsewhere, at the largest entries of matrices."""
+        if not self._drawn:
+            return
+        cells = [largest(cells, entries, self.nnz, self._cells_of(which)) for which, cells, entries in parts]
+        self.reconnect(torch.stack(cells).sort(-1).values.view_as(self.col))
+
+    def _cells_of(self, which: int | EllipsisType) -> Tensor:
+        return rows_of(self.crow[which], self.nnz) * self.in_features + self.col[which]
 
     def violation(self, weight: Tensor | None = None) -> Tensor:
         with torch.no_grad():
-            matrix = self._checked(self.weight if weight is None else weight)
-            finite = torch.isfinite(nonzeros(matrix)[1]).all(-1)
-            return torch.where(finite, self._violation(matrix), torch.inf)
-
-    def _violation(self, weight: Tensor) -> Tensor:
-        cells, entries = nonzeros(weight)
-        if not cells.numel():
-            return entries.sum(-1)
-        outside = ~among(cells, self._cells())[0]
-        size = entries.abs()
-        return torch.where(outside, size, 0).amax(-1) / size.amax(-1).clamp_min(torch.finfo(size.dtype).tiny)
+            found = []
+            for which, cells, entries in self._parts(self._checked(self.weight if weight is None else weight)):
+                size = entries.abs()
+                if not cells.numel():
+                    found.append(size.sum(-1))
+                    continue
+                outside = ~among(cells, self._cells_of(which))[0]
+                worst = torch.where(outside, size, 0).amax(-1) / size.amax(-1).clamp_min(torch.finfo(size.dtype).tiny)
+                found.append(torch.where(torch.isfinite(entries).all(-1), worst, torch.inf))
+            return torch.stack(found) if self.apart else found[0]
 
     def _checked(self, weight: Tensor) -> Tensor:
         """As in the base class, but what is sparse stays sparse."""
@@ -247,20 +448,72 @@ class SparseLinear(LinearMap):
             return weight.detach().to(self.values.device, torch.float64)
         return super()._checked(weight)
 
+    # ------------------------------------------------------------------ doors
+
+    def to_dense(self) -> Tensor:
+        """``weight`` as a dense tensor, ([beings,] out, in); gradients pass.
+
+        Raises:
+            ValueError: it would have more than 10⁸ entries.
+        """
+        return dense(self.weight)
+
+    def to_csr(self) -> Tensor:
+        """W as an independent torch CSR tensor, ([beings,] out, in)."""
+        lead = self.leading
+        crow, col = (tensor.expand(*lead, -1).clone() for tensor in (self.crow, self.col))
+        return csr(crow, col, self.values.detach().clone(), self.in_features)
+
+    def to_scipy(self) -> Any:
+        """W as a ``scipy.sparse.csr_array``; a population gives a list of them."""
+        from scipy.sparse import csr_array
+
+        def array(crow: Tensor, col: Tensor, values: Tensor) -> Any:
+            parts = tuple(tensor.detach().cpu().numpy().copy() for tensor in (values, col, crow))
+            return csr_array(parts, shape=self._size)
+
+        if self.beings is None:
+            return array(self.crow, self.col, self.values)
+        crow, col = (tensor.expand(self.beings, -1) for tensor in (self.crow, self.col))
+        return [array(*parts) for parts in zip(crow, col, self.values, strict=True)]
+
     # ------------------------------------------------------------------ populations and state
 
     def extra_repr(self) -> str:
-        rule = "given" if not self._drawn else Uniform() if self._rule is None else self._rule
+        wiring = SmallWorld() if self.small_world else Uniform() if self._wiring is None else self._wiring
         parts = [f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"]
-        parts += [f"sparsity={self.sparsity:.6g}, nnz={self.nnz}, connectivity={rule}"]
+        parts += [f"sparsity={self.sparsity:.6g}, nnz={self.nnz}, connectivity={wiring if self._drawn else 'given'}"]
+        parts += [] if self.rule is None else [f"dynamic={self.rule}"]
+        parts += [f"deltaT={self.deltaT}"] if self.deltaT != SCHEDULE["deltaT"] else []
+        parts += [] if self.shared is None else [f"shared={self.shared}"]
         parts += [] if self.beings is None else [f"beings={self.beings}"]
         return ", ".join(parts)
 
+    def options(self) -> dict[str, Any]:
+        options = super().options()
+        del options["generator"]
+        return options
+
+    def clone_being(self, source: int | Sequence[int] | Tensor, destination: int | Sequence[int] | Tensor) -> None:
+        super().clone_being(source, destination)
+        if self.apart:
+            src, dst = (indices(index, self._population()).to(self.col.device) for index in (source, destination))
+            for buffer in (self.crow, self.col):
+                buffer.index_copy_(0, dst, buffer.index_select(0, src))
+            self._transpose()
+
     def get_single(self, index: int) -> Being:
-        return SparseBeing(self, super().get_single(index).index)
+        size = (self.in_features, self.out_features, self.bias is not None)
+        single = SparseLinear(*size, connectivity=torch.zeros(2, 1, dtype=torch.int64), device="meta")
+        return SparseBeing(self, super().get_single(index).index, single)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if self.rule is not None:
+            attend(self)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        before = {name: self.get_buffer(name) for name in BUFFERS}
+        before = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
         super()._apply(fn, recurse)
         for name, old in before.items():
             new = self.get_buffer(name)
@@ -268,24 +521,45 @@ class SparseLinear(LinearMap):
                 setattr(self, name, old.to(new.device))
             elif old.is_meta and not new.is_meta:
                 new.zero_()  # no connections: what to_empty leaves could point anywhere
+        if self.rule is not None:
+            attend(self)
         return self
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            self._check_loaded(state_dict)  # inside a larger model it is one of the errors that torch lists
+        except ValueError as error:
+            raise StateError(str(error)) from None
+        return super().load_state_dict(state_dict, *args, **kwargs)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         errors: list[str] = args[-1]
-        loaded = {name: state_dict[prefix + name] for name in ("values", "crow", "col") if prefix + name in state_dict}
+        own = {name: state_dict[prefix + name] for name in ("values", "crow", "col") if prefix + name in state_dict}
         try:
-            self._check_loaded(loaded)
+            self._check_loaded(own)
         except ValueError as error:  # nothing is loaded: values, crow and col make sense together only
             errors.append(f"{prefix or type(self).__name__}: {error}")
             return
+        if "values" in own and own["values"].shape != self.values.shape:  # pruning left fewer of them
+            self._resize(own["values"].shape[-1])
         super()._load_from_state_dict(state_dict, prefix, *args)
-        if "crow" in loaded and "col" in loaded:
+        if "crow" in own:
             self._transpose()
 
-    def _check_loaded(self, loaded: Mapping[str, Tensor]) -> None:
+    def _resize(self, nnz: int) -> None:
+        self.values.data = self.values.new_empty(*self.leading, nnz)
+        self.values.grad = None
+        self.col = self.col.new_empty(*self.col.shape[:-1], nnz)
+
+    def _check_loaded(self, state: Mapping[str, Any]) -> None:
+        loaded = {name: state[name] for name in ("values", "crow", "col") if name in state}
         shapes = {name: tuple(tensor.shape) for name, tensor in loaded.items()}
         expected = {name: tuple(getattr(self, name).shape) for name in loaded}
-        if shapes != expected:
+        if self.rule is not None and not self.rule.keeps_count and len(loaded) == 3:  # pruned further, or less far
+            expected |= {name: (*expected[name][:-1], *shapes[name][-1:]) for name in ("values", "col")}
+        if shapes != expected or (
+            "col" in shapes and "values" in shapes and shapes["col"][-1:] != shapes["values"][-1:]
+        ):
             raise ValueError(f"A state must have as many connections as the layer, {expected}, however: {shapes}")
         if ("crow" in loaded) != ("col" in loaded):
             raise ValueError(f"crow and col must be loaded together, however: {sorted(loaded)}")
@@ -293,15 +567,15 @@ class SparseLinear(LinearMap):
             check_structure(loaded["crow"], loaded["col"], self.in_features)
 
 
-class SparseBeing(Being):
-    """One being of a sparse population: its product is the sparse one too."""
+def _seed(generator: torch.Generator | None, device: torch.device) -> int:
+    return int(torch.randint(2**62, (), generator=generator, device=device))
 
-    def __init__(self, population: SparseLinear, index: int) -> None:
-        super().__init__(population, index)
-        size = (population.in_features, population.out_features, population.bias is not None)
-        self._single = (SparseLinear(*size, sparsity=population.sparsity, device="meta"),)  # a tuple: it is no child
 
-    def forward(self, input: Tensor) -> Tensor:
-        population = self._source[0]
-        own = {name: parameter[self.index] for name, parameter in population.named_parameters()}
-        return torch.func.functional_call(self._single[0], own | dict(population.named_buffers()), (input,))
+def _whole(max_size: Any) -> int:
+    if isinstance(max_size, bool) or not isinstance(max_size, int | float) or not 1 <= max_size < 2**63:
+        raise ValueError(f"max_size must be a number of entries, at least 1, however: {max_size!r}")
+    return int(max_size)
+
+
+def _rows(input: Tensor) -> int:
+    return input.numel() // max(1, input.shape[-1]) if input.dim() else 0

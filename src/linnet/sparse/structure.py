@@ -1,5 +1,7 @@
 """Where the entries of a sparse matrix are: cells, row · columns + column, and CSR structures."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -8,11 +10,13 @@ __all__ = [
     "among",
     "check_structure",
     "compress",
+    "counts",
     "entries_at",
     "index_dtype",
     "largest",
     "nonzeros",
     "rows_of",
+    "top",
     "transpose",
 ]
 
@@ -51,17 +55,28 @@ def index_dtype(*sizes: int) -> torch.dtype:
 
 
 def transpose(crow: Tensor, col: Tensor, columns: int) -> tuple[Tensor, Tensor, Tensor]:
-    """CSR structure -> that of the transpose, ccol (columns + 1), row (nnz), and where its entries are, perm (nnz)."""
-    perm = col.sort(stable=True).indices
-    row = rows_of(crow, col.shape[0]).index_select(0, perm)
-    ends = torch.bincount(col, minlength=columns).cumsum(0)
-    return F.pad(ends, (1, 0)).to(col.dtype), row.to(col.dtype), perm.to(col.dtype)
+    """CSR structure -> that of the transpose, ccol (columns + 1), row (nnz), and where its entries are, perm (nnz).
+
+    Here and below several structures of as many entries may be given at once, along leading axes.
+    """
+    perm = col.sort(dim=-1, stable=True).indices
+    row = rows_of(crow, col.shape[-1]).gather(-1, perm)
+    return F.pad(counts(col, columns).cumsum(-1), (1, 0)).to(col.dtype), row.to(col.dtype), perm.to(col.dtype)
+
+
+def counts(units: Tensor, size: int) -> Tensor:
+    """How often each of 0..size-1 occurs: (..., n) -> (..., size), int64."""
+    if units.dim() == 1:
+        return torch.bincount(units, minlength=size)
+    found = torch.zeros(*units.shape[:-1], size, dtype=torch.int64, device=units.device)
+    return found.scatter_add_(-1, units.long(), torch.ones_like(units, dtype=torch.int64))
 
 
 def rows_of(crow: Tensor, nnz: int) -> Tensor:
-    """The row of each entry of a CSR structure: (nnz,), int64."""
-    rows = torch.arange(crow.shape[0] - 1, device=crow.device)
-    return rows.repeat_interleave(crow.diff(), output_size=nnz)
+    """The row of each entry of a CSR structure: (..., nnz), int64."""
+    lead, rows = crow.shape[:-1], crow.shape[-1] - 1
+    every = torch.arange(rows, device=crow.device).expand(*lead, rows).reshape(-1)
+    return every.repeat_interleave(crow.diff().reshape(-1), output_size=math.prod(lead) * nnz).view(*lead, nnz)
 
 
 def check_structure(crow: Tensor, col: Tensor, columns: int) -> None:
@@ -72,9 +87,9 @@ def check_structure(crow: Tensor, col: Tensor, columns: int) -> None:
     """
     if crow.dtype != col.dtype or col.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"crow and col must be both int32 or both int64, however: {crow.dtype} and {col.dtype}")
-    crow, nnz = crow.long(), col.shape[0]  # differences of int32 could overflow
-    if int(crow[0]) != 0 or int(crow[-1]) != nnz or bool((crow.diff() < 0).any()):
-        raise ValueError(f"crow must rise from 0 to nnz={nnz}, however: it goes from {int(crow[0])} to {int(crow[-1])}")
+    crow, nnz = crow.long(), col.shape[-1]  # differences of int32 could overflow
+    if bool((crow[..., 0] != 0).any() | (crow[..., -1] != nnz).any() | (crow.diff() < 0).any()):
+        raise ValueError(f"crow must rise from 0 to nnz={nnz}, however: it goes from {crow.min()} to {crow.max()}")
     if bool(((col < 0) | (col >= columns)).any()):
         raise ValueError(f"col must lie in 0..{columns - 1}, however: {int(col.min())}..{int(col.max())}")
     if bool(((rows_of(crow, nnz) * columns + col).diff() <= 0).any()):
@@ -126,12 +141,21 @@ def largest(cells: Tensor, entries: Tensor, size: int, own: Tensor) -> Tensor:
     Where fewer than ``size`` entries differ from zero, the rest is taken evenly from the cells in ``own``.
     """
     norm = torch.linalg.vector_norm(entries, dim=0) if entries.dim() == 2 else entries.abs()
-    surplus = cells.shape[0] - size
-    if surplus > 0:
-        least = norm.kthvalue(surplus + 1).values
-        kept = norm > least
-        kept[(norm == least).nonzero().squeeze(1)[: size - int(kept.sum())]] = True
-        return cells[kept]
+    missing = size - cells.shape[0]
+    if missing <= 0:
+        return cells[top(norm, size)]
     spare = own[~among(own, cells)[0]]
-    evenly = torch.arange(-surplus, device=cells.device) * spare.shape[0] // max(1, -surplus)
+    evenly = torch.arange(missing, device=cells.device) * spare.shape[0] // missing
     return torch.cat([cells, spare[evenly]])
+
+
+def top(score: Tensor, size: int) -> Tensor:
+    """Which are the ``size`` largest of the scores, (n,) -> (n,) bool; of equal ones those of lower index."""
+    if size >= score.shape[0]:
+        return torch.ones_like(score, dtype=torch.bool)
+    if size <= 0:
+        return torch.zeros_like(score, dtype=torch.bool)
+    least = score.kthvalue(score.shape[0] - size + 1).values
+    chosen = score > least
+    chosen[(score == least).nonzero().squeeze(1)[: size - int(chosen.sum())]] = True
+    return chosen

@@ -1,0 +1,40 @@
+"""One being of a sparse population, looked at alone."""
+
+import torch
+from torch import Tensor, nn
+
+from linnet.beings import Being
+from linnet.linear import LinearMap
+
+__all__ = ["SparseBeing"]
+
+
+class SparseBeing(Being):
+    """A :class:`Being` whose product is the sparse one.
+
+    Args:
+        population: the map to look into.
+        index: which being.
+        single: a map of the same kind and sizes without beings, whose own tensors are never looked at.
+    """
+
+    def __init__(self, population: LinearMap, index: int, single: nn.Module) -> None:
+        super().__init__(population, index)
+        self._single = (single,)  # inside a tuple it is not registered as a child
+
+    @property
+    def weight(self) -> Tensor:
+        single: LinearMap = self._single[0]  # type: ignore[assignment]
+        with torch.nn.utils.stateless._reparametrize_module(single, self._own()):
+            return single.weight
+
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.func.functional_call(self._single[0], self._own(), (input,))
+
+    def _own(self) -> dict[str, Tensor]:
+        """The tensors of this being; what has no axis of beings is shared."""
+        population = self._source[0]
+        own = {name: parameter[self.index] for name, parameter in population.named_parameters()}
+        for name, buffer in population.named_buffers():
+            own[name] = buffer[self.index] if population.apart and buffer.dim() else buffer
+        return own

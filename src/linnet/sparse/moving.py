@@ -1,0 +1,150 @@
+"""One rewiring: the connections of a layer move, and weights, gradients and optimizer state go with them."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from linnet.sparse.gradient import Gradient
+from linnet.sparse.rules import Connections, Rule
+from linnet.sparse.structure import among
+
+if TYPE_CHECKING:
+    from linnet.sparse.layer import SparseLinear
+
+__all__ = ["Move", "chosen_cells", "move_connections"]
+
+
+@dataclass(frozen=True, eq=False)
+class Move:
+    """What one rewiring did to one layer.
+
+    Attributes:
+        layer: the layer.
+        step: at which optimizer step, counted from 1.
+        dropped: connections that are no longer there, over all beings.
+        grown: connections that were not there before, over all beings.
+        source: for each connection the place it had before in the order of ``values``, -1 for a new one,
+            ([beings,] nnz).
+    """
+
+    layer: "SparseLinear"
+    step: int
+    dropped: int
+    grown: int
+    source: Tensor
+
+    def carried(self, tensor: Tensor) -> Tensor:
+        """A tensor in the old order of ``values`` (an average of the weights, say) -> in the new one, 0 where new."""
+        source = self.source.to(tensor.device)
+        return torch.where(source >= 0, tensor.gather(-1, source.clamp_min(0)), 0)
+
+
+def chosen_cells(layer: "SparseLinear", rule: Rule, step: int, gradient: Gradient) -> Tensor:
+    """The cells that a rule wants connected, ([beings,] nnz); nothing is changed."""
+    maps, total = layer.beings or 1, layer.in_features * layer.out_features
+    cells, values = (tensor.reshape(maps, -1) for tensor in (layer.cells(), layer.values.detach()))
+    seeds = layer.seed.reshape(maps).tolist()
+    wanted = []
+    for being in range(maps):
+        now = Connections(
+            cells[being],
+            values[being],
+            total,
+            first=layer.first_nnz,
+            generator=torch.Generator("cpu").manual_seed((seeds[being] + step) % 2**63),
+            steepest=partial(gradient.steepest, being, cells.shape[1]),
+            slope=partial(gradient.slope, being),
+        )
+        wanted.append(_checked(rule, rule.move(now, step), now))
+    if len({found.shape for found in wanted}) > 1:
+        raise ValueError(f"{rule} must give all beings as many connections, however: {[len(f) for f in wanted]}")
+    return torch.stack(wanted).view(*layer.leading, -1)
+
+
+def _checked(rule: Rule, found: Tensor, now: Connections) -> Tensor:
+    rising = bool((found.diff() > 0).all()) and found.numel() and int(found[0]) >= 0 and int(found[-1]) < now.total
+    if not rising or (rule.keeps_count and found.shape != now.cells.shape):
+        raise ValueError(
+            f"{rule} must give {now.cells.shape[0] if rule.keeps_count else 'some'} rising cells in "
+            f"0..{now.total - 1}, however: {found.shape[0]} cells that are not"
+        )
+    return found
+
+
+def move_connections(layer: "SparseLinear", cells: Tensor, step: int, state: dict[str, Any]) -> Move:
+    """Connect the cells, ([beings,] nnz), rising: ``values``, its gradient and the state that belongs to it follow.
+
+    Everything is computed before anything is changed.
+
+    Args:
+        layer: the layer; its Parameter stays the same object.
+        cells: to be connected from now on.
+        step: for the report.
+        state: of ``values`` in its optimizer: what has its shape belongs to single connections.
+
+    Raises:
+        ValueError: the state has tensors of another shape.
+    """
+    old = layer.cells()
+    pairs = zip(cells.reshape(-1, cells.shape[-1]), old.reshape(-1, old.shape[-1]), strict=True)
+    places = [torch.where(*_place(wanted, own)) for wanted, own in pairs]
+    source = torch.stack(places).view(cells.shape)
+    stayed = int((source >= 0).sum())
+    move = Move(layer, step, old.numel() - stayed, cells.numel() - stayed, source)
+    shape = layer.values.shape
+    found = {name: _of_connections(name, value, shape) for name, value in state.items()}
+    carried = {name: move.carried(value) for name, value in state.items() if found[name]}
+    values = move.carried(layer.values.detach())
+    grad = None if layer.values.grad is None else move.carried(layer.values.grad)
+    layer.reconnect(cells)
+    with torch.no_grad():
+        _replaced(layer.values, values)
+        if grad is not None:
+            if grad.shape == shape:
+                layer.values.grad.copy_(grad)  # type: ignore[union-attr]
+            else:
+                layer.values.grad = grad
+        for name, tensor in carried.items():
+            _replaced(state[name], tensor)
+    return move
+
+
+def _place(wanted: Tensor, own: Tensor) -> tuple[Tensor, Tensor, Any]:
+    found, place = among(wanted, own)
+    return found, place, torch.full_like(place, -1)
+
+
+def _replaced(tensor: Tensor, content: Tensor) -> None:
+    if tensor.shape == content.shape:
+        tensor.copy_(content)
+    else:
+        tensor.data = content  # the same object, of another length
+
+
+def _of_connections(name: str, value: Any, shape: torch.Size) -> bool:
+    """Whether state belongs to single connections; what is neither that nor a scalar cannot follow a rewiring."""
+    if isinstance(value, Tensor) and value.shape == shape:
+        return True
+    if isinstance(value, list | tuple | dict) or (isinstance(value, Tensor) and value.numel() > 1):
+        what = f"{name}, {tuple(value.shape)}" if isinstance(value, Tensor) else f"{name}, a {type(value).__name__}"
+        raise ValueError(
+            f"The optimizer of a layer whose connections move must keep state for each of them, {tuple(shape)}, "
+            f"or scalars, however: it keeps {what}"
+        )
+    return False
+
+
+def check_same(cells: Tensor, group: Any) -> None:
+    """Raise RuntimeError unless all processes of the group have the same cells: they compare a hash."""
+    flat = cells.reshape(-1)
+    digest = (flat ^ (flat >> 7)) * (torch.arange(1, flat.numel() + 1, device=flat.device) * 0x1E3779B97F4A7C15)
+    low = digest.sum().reshape(1)
+    high = low.clone()
+    dist.all_reduce(low, op=dist.ReduceOp.MIN, group=group)
+    dist.all_reduce(high, op=dist.ReduceOp.MAX, group=group)
+    if bool(low != high):
+        raise RuntimeError("All processes must have the same connections, however: they differ after a rewiring")

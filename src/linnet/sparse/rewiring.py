@@ -1,0 +1,160 @@
+"""Connections that move while a model is trained: explicit control, and what it tells of each rewiring."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from linnet.beings import check_positive
+from linnet.sparse.hooks import attend
+from linnet.sparse.layer import SparseLinear
+from linnet.sparse.moving import Move
+from linnet.sparse.rules import Rule
+
+__all__ = ["Rewiring", "Update"]
+
+
+@dataclass(frozen=True)
+class Update:
+    """One rewiring of one layer.
+
+    Attributes:
+        layer: its name in the model.
+        step: at which optimizer step, counted from 1.
+        dropped, grown: how many connections are no longer there, and how many are new, over all beings.
+        nnz: how many there are now, in one map.
+        explored: the exploration rate, the share of all places that have been connected at some time.
+    """
+
+    layer: str
+    step: int
+    dropped: int
+    grown: int
+    nnz: int
+    explored: float
+
+
+class Rewiring:
+    """The connections of every sparse layer in ``model`` move by ``rule`` while ``optimizer`` steps.
+
+    Nothing has to be called in the training loop. ``SparseLinear(dynamic=rule)`` does the same for one layer and any
+    optimizer; this has statistics besides, and can end.
+
+    Counters and seeds are buffers of the layers: make the ``Rewiring`` before ``load_state_dict``. The statistics have
+    a :meth:`state_dict` of their own.
+
+    Args:
+        model: a sparse layer, or a module that contains some; it may be wrapped in DistributedDataParallel.
+        optimizer: that which owns their ``values``.
+        rule: how they move; None: each layer keeps the rule that it has.
+        total_steps: of the training; a rule without an end ends after three quarters of them.
+        on_move: called with a :class:`Move` after each rewiring, to carry along what else belongs to connections.
+
+    Attributes:
+        updates: one :class:`Update` for each rewiring of each layer.
+
+    Raises:
+        ValueError: there is no sparse layer, one has no rule, or one is not owned by the optimizer.
+
+    Example:
+        >>> from linnet import RigL, SparseLinear
+        >>> layer = SparseLinear(20, 10, sparsity=0.8)
+        >>> optimizer = torch.optim.Adam(layer.parameters())
+        >>> rewiring = Rewiring(layer, optimizer, RigL(every=2), total_steps=8)
+        >>> for _ in range(8):
+        ...     optimizer.zero_grad()
+        ...     layer(torch.randn(4, 20)).square().sum().backward()
+        ...     optimizer.step()
+        >>> [(update.step, update.nnz) for update in rewiring.updates]
+        [(2, 40), (4, 40)]
+
+    Reference:
+        S. Liu, L. Yin, D. C. Mocanu, M. Pechenizkiy, Do we actually need dense over-parameterization? In-time
+        over-parameterization in sparse training, 2021, arXiv 2102.02887 (the exploration rate).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        rule: Rule | None = None,
+        *,
+        total_steps: int | None = None,
+        on_move: Callable[[Move], None] | None = None,
+    ) -> None:
+        root = model.module if isinstance(model, DistributedDataParallel) else model
+        self.layers = {name: module for name, module in root.named_modules() if isinstance(module, SparseLinear)}
+        if not self.layers:
+            raise ValueError(f"Rewiring needs a model with sparse layers, however: {type(root).__name__} has none")
+        if total_steps is not None:
+            check_positive(total_steps=total_steps)
+        owned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        rules: dict[str, Rule] = {}
+        for name, layer in self.layers.items():
+            own = layer.rule if rule is None else rule
+            if own is None:
+                raise ValueError(f"Each layer must have a rule where none is given for all, however: {name!r} has none")
+            if id(layer.values) not in owned:
+                raise ValueError(f"The optimizer must own the values of every layer, however: not those of {name!r}")
+            layer.check_rule(own)
+            rules[name] = own if total_steps is None else own.ending(total_steps)
+        self.updates: list[Update] = []
+        self._on_move = on_move
+        self._explored: dict[str, Tensor] = {}
+        self._given = rule is not None
+        for name, layer in self.layers.items():
+            layer.set_rule(rules[name])
+            attendant = attend(layer)
+            if model is not root:
+                attendant.gradient.group = model.process_group
+            self._explored[name] = _numbered(layer)
+            attendant.listeners.append(self._record)
+
+    def remove(self) -> None:
+        """The connections stay where they are from now on; layers with a rule of their own go on without statistics."""
+        for layer in self.layers.values():
+            listeners = attend(layer).listeners
+            if self._record in listeners:
+                listeners.remove(self._record)
+            if self._given:
+                layer.set_rule(None)
+
+    def exploration(self) -> dict[str, float]:
+        """The exploration rate of each layer: the share of its places that have been connected at some time."""
+        return {
+            name: self._explored[name].numel() / (layer.in_features * layer.out_features * (layer.beings or 1))
+            for name, layer in self.layers.items()
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The statistics; what decides the training is in the state_dict of the model."""
+        return {"explored": dict(self._explored), "updates": [vars(update).copy() for update in self.updates]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the statistics of :meth:`state_dict`."""
+        if sorted(state["explored"]) != sorted(self.layers):
+            raise ValueError(
+                f"The statistics must be of the layers {sorted(self.layers)}, however: {sorted(state['explored'])}"
+            )
+        self._explored = {name: state["explored"][name].to(layer.col.device) for name, layer in self.layers.items()}
+        self.updates = [Update(**update) for update in state["updates"]]
+
+    def _record(self, move: Move) -> None:
+        name = next(name for name, layer in self.layers.items() if layer is move.layer)
+        self._explored[name] = torch.cat([self._explored[name].to(move.source.device), _numbered(move.layer)]).unique()
+        self.updates.append(Update(name, move.step, move.dropped, move.grown, move.layer.nnz, self.exploration()[name]))
+        if self._on_move is not None:
+            self._on_move(move)
+
+
+def _numbered(layer: SparseLinear) -> Tensor:
+    """The connected cells of all beings, each with a number of its own, rising."""
+    cells = layer.cells()
+    if cells.dim() == 2:
+        total = layer.in_features * layer.out_features
+        cells = cells + total * torch.arange(cells.shape[0], device=cells.device).unsqueeze(1)
+    return cells.flatten()
