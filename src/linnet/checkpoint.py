@@ -174,7 +174,7 @@ def load(
                 check_generators(generators)
         _check_model(model, into, path)
         if optimizer is not None:
-            _check_optimizer(description, optimizer, path)
+            _check_optimizer(description, optimizer, into, path)
         with _undone_on_error(into, optimizer, path):
             into.load_state_dict(model)
             if optimizer is not None:
@@ -346,15 +346,31 @@ def _loads_itself(model: nn.Module, key: str) -> bool:
 
 
 def _check_optimizer(
-    description: dict[str, Any], optimizer: torch.optim.Optimizer, path: str | os.PathLike[str]
+    description: dict[str, Any], optimizer: torch.optim.Optimizer, model: nn.Module, path: str | os.PathLike[str]
 ) -> None:
     rule = f"The optimizer must fit the checkpoint {os.fspath(path)!r}, however: "
     if description["optimizer"] is None:
         raise ValueError(f"{rule}the file holds none")
     if description["optimizer_class"] != _class_name(optimizer):
         raise ValueError(f"{rule}{description['optimizer_class']} in the file, {_class_name(optimizer)} given")
-    if description["optimizer_shapes"] != _optimizer_shapes(optimizer):
+    if not _same_shapes(description["optimizer_shapes"], optimizer, model):
         raise ValueError(f"{rule}its parameter groups hold other parameters")
+
+
+def _same_shapes(saved: Any, optimizer: torch.optim.Optimizer, model: nn.Module) -> bool:
+    """Whether the groups hold parameters of the saved shapes.
+
+    A module that loads itself decides on those of its own, which it may change: those of a pruned sparse layer, say.
+    """
+    free = {id(parameter) for key, parameter in model.named_parameters() if _loads_itself(model, key)}
+    try:
+        return all(
+            id(parameter) in free or shape == list(parameter.shape)
+            for group, shapes in zip(optimizer.param_groups, saved, strict=True)
+            for parameter, shape in zip(group["params"], shapes, strict=True)
+        )
+    except (TypeError, ValueError):  # other numbers of them
+        return False
 
 
 @contextmanager

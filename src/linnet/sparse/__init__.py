@@ -2,6 +2,7 @@
 
 from linnet.sparse.layer import SparseLinear as SparseLinear
 from linnet.sparse.moving import Move as Move
+from linnet.sparse.parallel import share_wiring as share_wiring
 from linnet.sparse.rewiring import Rewiring as Rewiring
 from linnet.sparse.rewiring import Update as Update
 from linnet.sparse.rules import GSE as GSE
@@ -24,4 +25,5 @@ __all__ = [
     "Uniform",
     "Update",
     "Wiring",
+    "share_wiring",
 ]

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from linnet.sparse.gradient import Gradient
@@ -141,6 +141,11 @@ def _advance(optimizer: Optimizer, layers: list["SparseLinear"]) -> None:
     found_inf = getattr(optimizer, "found_inf", None)  # GradScaler tells fused optimizers to skip the step by this
     if found_inf is not None and bool(found_inf):
         return
+    if isinstance(optimizer, LBFGS):
+        raise ValueError(
+            "The optimizer of a layer whose connections move must keep its state for each connection, "
+            "however: LBFGS keeps that of all parameters together"
+        )
     replaced = False
     for layer in layers:
         rule = layer.rule

@@ -138,11 +138,16 @@ def _of_connections(name: str, value: Any, shape: torch.Size) -> bool:
     return False
 
 
+def digest(cells: Tensor) -> Tensor:
+    """A hash of cells in their order, (1,) int64."""
+    flat = cells.reshape(-1)
+    factor = torch.arange(1, flat.numel() + 1, device=flat.device) * 0x1E3779B97F4A7C15
+    return ((flat ^ (flat >> 7)) * factor).sum().reshape(1)
+
+
 def check_same(cells: Tensor, group: Any) -> None:
     """Raise RuntimeError unless all processes of the group have the same cells: they compare a hash."""
-    flat = cells.reshape(-1)
-    digest = (flat ^ (flat >> 7)) * (torch.arange(1, flat.numel() + 1, device=flat.device) * 0x1E3779B97F4A7C15)
-    low = digest.sum().reshape(1)
+    low = digest(cells)
     high = low.clone()
     dist.all_reduce(low, op=dist.ReduceOp.MIN, group=group)
     dist.all_reduce(high, op=dist.ReduceOp.MAX, group=group)
