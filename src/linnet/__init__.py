@@ -71,16 +71,24 @@ from linnet.maps import relu_straight_through as relu_straight_through
 from linnet.recurrent import RNN as RNN
 from linnet.recurrent import RNNCell as RNNCell
 from linnet.sparse import GSE as GSE
+from linnet.sparse import NM as NM
 from linnet.sparse import SET as SET
+from linnet.sparse import ActivationSparsity as ActivationSparsity
+from linnet.sparse import Blocks as Blocks
+from linnet.sparse import ConstantFanIn as ConstantFanIn
+from linnet.sparse import ErdosRenyi as ErdosRenyi
 from linnet.sparse import GradualMagnitude as GradualMagnitude
+from linnet.sparse import KWinners as KWinners
 from linnet.sparse import Move as Move
 from linnet.sparse import Rewiring as Rewiring
 from linnet.sparse import RigL as RigL
 from linnet.sparse import Rule as Rule
+from linnet.sparse import SmallWorld as SmallWorld
 from linnet.sparse import SparseLinear as SparseLinear
 from linnet.sparse import Uniform as Uniform
 from linnet.sparse import Update as Update
 from linnet.sparse import Wiring as Wiring
+from linnet.sparsify import sparsify as sparsify
 from linnet.wide import WideDeep as WideDeep
 from linnet.wide import WideLinear as WideLinear
 from linnet.wide import per_being as per_being
@@ -91,24 +99,30 @@ __all__ = [
     "DNI",
     "GSE",
     "MLP",
+    "NM",
     "RNN",
     "SET",
+    "ActivationSparsity",
     "Being",
     "BlockDiagonalLinear",
+    "Blocks",
     "BoundedNormLinear",
     "ButterflyLinear",
     "CirculantLinear",
+    "ConstantFanIn",
     "Constrained",
     "ContractiveLinear",
     "DampedSkewSymmetricLinear",
     "DiagonallyDominantLinear",
     "DoublyStochasticLinear",
+    "ErdosRenyi",
     "GershgorinLinear",
     "GradualMagnitude",
     "HamiltonianLinear",
     "HurwitzLinear",
     "IdentityInitLinear",
     "IdentityLinear",
+    "KWinners",
     "KroneckerLinear",
     "L0Linear",
     "LassoLinear",
@@ -136,6 +150,7 @@ __all__ = [
     "SchurDecompositionLinear",
     "SchurStableLinear",
     "SkewSymmetricLinear",
+    "SmallWorld",
     "SoftPowerBoundLinear",
     "SparseLinear",
     "SpectralLinear",
@@ -169,6 +184,7 @@ __all__ = [
     "relu_straight_through",
     "replace",
     "save",
+    "sparsify",
     "to_onnx",
     "tolerance",
     "violation",

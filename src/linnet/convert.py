@@ -16,8 +16,13 @@ from linnet.catalogue import find_layer
 from linnet.constrain import Constrained, release
 from linnet.linear import Linear, LinearMap
 from linnet.recurrent import hooked
+from linnet.sparse.export import GatherScatter
+from linnet.sparse.layer import SparseLinear
 
-__all__ = ["Replacement", "bake", "replace", "to_onnx"]
+__all__ = ["Replacement", "bake", "linear_layers", "replace", "swap", "to_onnx"]
+
+LARGEST_DENSE = 2**24
+"""Entries up to which a sparse matrix is dense in an ONNX file."""
 
 Where = str | Callable[[str, nn.Module], bool]
 
@@ -69,13 +74,29 @@ def replace(
     cls = find_layer(layer) if isinstance(layer, str) else layer
     if not (isinstance(cls, type) and issubclass(cls, LinearMap)):
         raise TypeError(f"layer must be a LinearMap class or a name of the catalogue, however: {layer!r}")
-    matches = _matches(model, where)
+    matches = linear_layers(model, where)
     if not matches:
         raise ValueError(f"where must match at least one nn.Linear of the model, however: {where!r} matches none")
+    return swap(model, matches, lambda name, old: (cls, options, from_weights))
+
+
+def swap(
+    model: nn.Module,
+    matches: dict[nn.Module, str],
+    choose: Callable[[str, nn.Module], tuple[type[LinearMap], dict[str, Any], bool]],
+) -> list[Replacement]:
+    """Swap layers of ``model``, in place, each for what ``choose(name, layer)`` says: all of them or none.
+
+    Args:
+        model: the model to change.
+        matches: what :func:`linear_layers` found.
+        choose: the class, its options, and whether it takes over the weights.
+    """
     _refuse_ties(model, matches)
     readers = _read_elsewhere(model)
     swaps: dict[nn.Module, Replacement] = {}
     for old, name in matches.items():
+        cls, options, from_weights = choose(name, old)
         try:
             new, moved = _converted(cls, old, from_weights, options)
         except (ValueError, TypeError) as error:
@@ -83,7 +104,7 @@ def replace(
         if old in readers and new.weight.layout != torch.strided:
             raise ValueError(
                 f"{name} cannot become {cls.__name__}: nn.MultiheadAttention reads its weight and needs a dense one "
-                "(leave it out with where=)"
+                "(leave it out)"
             )
         swaps[old] = Replacement(name, new, moved)
     for parent, child, old in list(_children(model)):
@@ -128,8 +149,9 @@ def to_onnx(
 ) -> None:
     """Write ``model``, in eval mode and with every matrix baked to a constant, as an ONNX file.
 
-    Exporters see neither custom operators nor LAPACK; baked, every layer is a matrix product. Needs the ``export``
-    extra.
+    Exporters see neither custom operators nor LAPACK; baked, every layer is a matrix product. A sparse layer is dense
+    in the file, unless it would have more than 2²⁴ entries: then its connections are stored, inputs are gathered and
+    products scattered. Needs the ``export`` extra.
 
     Args:
         model: the model; it is left as it was.
@@ -139,6 +161,8 @@ def to_onnx(
     """
 
     def constant(name: str, module: nn.Module) -> nn.Module:
+        if isinstance(module, SparseLinear) and module.in_features * module.out_features > LARGEST_DENSE:
+            return GatherScatter(module)
         if isinstance(module, LinearMap) and module.beings is not None:
             return Linear.from_linears(module.to_linears())
         return module.to_linear()  # type: ignore[operator]
@@ -186,7 +210,7 @@ def _read_elsewhere(model: nn.Module) -> set[nn.Module]:
     return {module.out_proj for module in model.modules() if isinstance(module, nn.MultiheadAttention)}
 
 
-def _matches(model: nn.Module, where: Where) -> dict[nn.Module, str]:
+def linear_layers(model: nn.Module, where: Where) -> dict[nn.Module, str]:
     """Every single linear layer that ``where`` accepts under any of its names, with the first such name."""
     found: dict[nn.Module, str] = {}
     for name, module in model.named_modules(remove_duplicate=False):

@@ -1,6 +1,9 @@
 """Maps with few connections: where these start and how they move, and products whose cost is theirs alone."""
 
 from linnet.sparse.layer import SparseLinear as SparseLinear
+from linnet.sparse.metrics import SmallWorldness as SmallWorldness
+from linnet.sparse.metrics import degrees as degrees
+from linnet.sparse.metrics import small_world as small_world
 from linnet.sparse.moving import Move as Move
 from linnet.sparse.parallel import share_wiring as share_wiring
 from linnet.sparse.rewiring import Rewiring as Rewiring
@@ -10,20 +13,37 @@ from linnet.sparse.rules import SET as SET
 from linnet.sparse.rules import GradualMagnitude as GradualMagnitude
 from linnet.sparse.rules import RigL as RigL
 from linnet.sparse.rules import Rule as Rule
+from linnet.sparse.smallworld import SmallWorld as SmallWorld
+from linnet.sparse.winners import ActivationSparsity as ActivationSparsity
+from linnet.sparse.winners import KWinners as KWinners
+from linnet.sparse.wiring import NM as NM
+from linnet.sparse.wiring import Blocks as Blocks
+from linnet.sparse.wiring import ConstantFanIn as ConstantFanIn
+from linnet.sparse.wiring import ErdosRenyi as ErdosRenyi
 from linnet.sparse.wiring import Uniform as Uniform
 from linnet.sparse.wiring import Wiring as Wiring
 
 __all__ = [
     "GSE",
+    "NM",
     "SET",
+    "ActivationSparsity",
+    "Blocks",
+    "ConstantFanIn",
+    "ErdosRenyi",
     "GradualMagnitude",
+    "KWinners",
     "Move",
     "Rewiring",
     "RigL",
     "Rule",
+    "SmallWorld",
+    "SmallWorldness",
     "SparseLinear",
     "Uniform",
     "Update",
     "Wiring",
+    "degrees",
     "share_wiring",
+    "small_world",
 ]

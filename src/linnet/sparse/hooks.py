@@ -22,7 +22,7 @@ from linnet.sparse.moving import Move, check_same, chosen_cells, move_connection
 from linnet.sparse.rules import Rule
 
 if TYPE_CHECKING:
-    from linnet.sparse.layer import SparseLinear
+    from linnet.sparse.wired import Wired
 
 __all__ = ["attend", "dismiss"]
 
@@ -32,7 +32,7 @@ _HOOKS: list[Any] = []
 class _Attendant:
     """What is kept beside a layer with a rule, and is no state: it can be lost and begun anew."""
 
-    def __init__(self, layer: "SparseLinear") -> None:
+    def __init__(self, layer: "Wired") -> None:
         self.layer = ref(layer, lambda _: self.watch(False))
         self.gradient = Gradient(layer.out_features, layer.in_features, layer.max_size)
         self.key: int | None = None  # under which the backward passes are watched
@@ -64,11 +64,11 @@ class _Attendant:
             WATCHED[key] = self
 
 
-_ATTENDANTS: "WeakKeyDictionary[SparseLinear, _Attendant]" = WeakKeyDictionary()
+_ATTENDANTS: "WeakKeyDictionary[Wired, _Attendant]" = WeakKeyDictionary()
 _SET_ASIDE: "WeakKeyDictionary[Optimizer, list[tuple[Tensor, Tensor]]]" = WeakKeyDictionary()
 
 
-def attend(layer: "SparseLinear") -> _Attendant:
+def attend(layer: "Wired") -> _Attendant:
     """From now on the connections of ``layer`` move by its rule; called again whenever it may have changed places."""
     attendant = _ATTENDANTS.get(layer)
     if attendant is None:
@@ -86,7 +86,7 @@ def attend(layer: "SparseLinear") -> _Attendant:
     return attendant
 
 
-def dismiss(layer: "SparseLinear") -> None:
+def dismiss(layer: "Wired") -> None:
     """The connections of ``layer`` stay where they are."""
     attendant = _ATTENDANTS.pop(layer, None)
     if attendant is not None:
@@ -121,11 +121,11 @@ def _after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, A
         parameter.grad = grad
 
 
-def _owned(optimizer: Optimizer) -> list["SparseLinear"]:
+def _owned(optimizer: Optimizer) -> list["Wired"]:
     """The layers with a rule whose ``values`` this optimizer steps, in its order, which is that of every process."""
     if not _ATTENDANTS:
         return []
-    by_values: dict[int, list[SparseLinear]] = {}
+    by_values: dict[int, list[Wired]] = {}
     for layer in list(_ATTENDANTS):
         by_values.setdefault(id(layer.values), []).append(layer)
     listed = [by_values.get(id(parameter), []) for group in optimizer.param_groups for parameter in group["params"]]
@@ -137,7 +137,7 @@ def _owned(optimizer: Optimizer) -> list["SparseLinear"]:
     return [layer for layers in listed for layer in layers]
 
 
-def _advance(optimizer: Optimizer, layers: list["SparseLinear"]) -> None:
+def _advance(optimizer: Optimizer, layers: list["Wired"]) -> None:
     found_inf = getattr(optimizer, "found_inf", None)  # GradScaler tells fused optimizers to skip the step by this
     if found_inf is not None and bool(found_inf):
         return
@@ -166,7 +166,7 @@ def _advance(optimizer: Optimizer, layers: list["SparseLinear"]) -> None:
             parameter.grad = None
 
 
-def _rewire(layer: "SparseLinear", rule: Rule, step: int, attendant: _Attendant, state: dict[str, Any]) -> None:
+def _rewire(layer: "Wired", rule: Rule, step: int, attendant: _Attendant, state: dict[str, Any]) -> None:
     group = attendant.gradient.group
     if group is not None and not rule.keeps_count:
         raise ValueError(f"Distributed data parallel training needs as many connections always, however: {rule}")

@@ -43,7 +43,8 @@ def csr(crow: Tensor, col: Tensor, values: Tensor, columns: int) -> Tensor:
             empty = torch.zeros(1, dtype=torch.int64, device="cpu")
             torch.sparse_csr_tensor(empty, empty[:0], empty[:0], (0, 0), check_invariants=False)
             _warned = True
-    return torch.sparse_csr_tensor(crow, col, values, (crow.shape[0] - 1, columns), check_invariants=False)
+    size = (*crow.shape[:-1], crow.shape[-1] - 1, columns)
+    return torch.sparse_csr_tensor(crow, col, values, size, check_invariants=False)
 
 
 def blocks(values: Tensor, crow: Tensor, col: Tensor, columns: int) -> Iterator[tuple[slice, Tensor]]:

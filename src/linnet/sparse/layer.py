@@ -1,53 +1,43 @@
 """The sparse layer: memory and work grow with the connections, not with the size of the matrix."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import EllipsisType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linnet.beings import Being, dense, indices
 from linnet.frozen import held
 from linnet.fused import eager
-from linnet.linear import LinearMap
 from linnet.sparse.being import SparseBeing
 from linnet.sparse.given import compressed
-from linnet.sparse.hooks import attend, dismiss
+from linnet.sparse.hooks import attend
 from linnet.sparse.kernels import csr, product
 from linnet.sparse.rules import RigL, Rule
+from linnet.sparse.smallworld import SmallWorld
 from linnet.sparse.structure import (
     among,
     check_structure,
-    counts,
     entries_at,
     index_dtype,
     largest,
     nonzeros,
     rows_of,
-    transpose,
 )
+from linnet.sparse.wired import BUFFERS, Wired
 from linnet.sparse.wiring import Uniform, Wiring, count
-from linnet.sparse.wiring import Uniform as SmallWorld
 
 __all__ = ["SparseLinear"]
 
-
-BUFFERS = ("crow", "col", "ccol", "row", "perm")  # W in CSR form, and its transpose, which follows from it
-MOVING = ("step", "seed")  # further buffers of a layer whose connections move
-SCHEDULE = {"deltaT": 6000, "Tend": 150_000, "alpha": 0.1}
+SCHEDULE: dict[str, Any] = {"deltaT": 6000, "Tend": 150_000, "alpha": 0.1}
 DENSE_COPY = 2**22
 """Entries of W up to which a frozen layer may keep a dense copy."""
 DENSE_ROWS = 4
 """Samples up to which it is used."""
 
 
-class StateError(ValueError, RuntimeError):
-    """A state_dict that does not fit: a ValueError as every mistake of a user, a RuntimeError as torch has it."""
-
-
-class SparseLinear(LinearMap):
+class SparseLinear(Wired):
     """y = x A + b where A has nnz entries and is zero elsewhere.
 
     Memory and work are O(nnz) throughout; ``weight`` is a sparse tensor, and what needs a dense one (``to_dense``,
@@ -108,15 +98,7 @@ class SparseLinear(LinearMap):
     promise = "A = 0 outside nnz connections"
     decays = ("values",)
 
-    crow: Tensor
-    col: Tensor
-    step: Tensor
-    seed: Tensor
-    rule: Rule | None = None
-    """How the connections move; None: they stay."""
-
     generator: ClassVar[None] = None  # it draws in the constructor, and is no option of the layer
-    _seen: tuple[Tensor, int, int] | None = None  # `step`, its version and its value
     _turn: int = 0  # which map is being drawn
 
     def __init__(
@@ -147,17 +129,13 @@ class SparseLinear(LinearMap):
             raise ValueError(
                 f"Either connectivity or small_world may be given, however: both, connectivity={connectivity!r:.60}"
             )
-        drawn = connectivity is None or (callable(connectivity) and not isinstance(connectivity, type))
-        self._drawn = drawn
-        self._wiring: Wiring | None = (
-            connectivity if drawn and not small_world else SmallWorld() if small_world else None
-        )
-        structure = None if drawn else compressed(connectivity, *self._size, self.beings)
+        self._drawn = connectivity is None or (callable(connectivity) and not isinstance(connectivity, type))
+        self._wiring: Wiring = Uniform()
+        if small_world or (self._drawn and connectivity is not None):
+            self._wiring = SmallWorld() if small_world else connectivity
+        structure = None if self._drawn else compressed(connectivity, *self._size, self.beings)
         apart = self._set_apart(rule, structure is not None and structure[1].dim() == 2)
-        own_count = getattr(self._wiring, "nnz", None)
-        nnz = None if own_count is None else own_count(*self._size)
-        if structure is not None:
-            nnz = structure[1].shape[-1]
+        nnz = self._own_count() if structure is None else structure[1].shape[-1]
         self.sparsity = sparsity if nnz is None else 1 - nnz / (self.out_features * self.in_features)
         nnz = count(sparsity, *self._size) if nnz is None else nnz
         self.values = nn.Parameter(torch.empty(*self.leading, nnz, device=device, dtype=dtype))
@@ -194,6 +172,11 @@ class SparseLinear(LinearMap):
             raise ValueError(f"Beings may share a wiring only if it stays and is one for all, however: {why}")
         return self.beings is not None and (rule is not None or each if self.shared is None else not self.shared)
 
+    def _own_count(self) -> int | None:
+        """How many connections a wiring makes that decides on that itself."""
+        own = getattr(self._wiring, "nnz", None)
+        return None if own is None else own(*self._size)
+
     def _seeds(self, generator: torch.Generator) -> int | list[int]:
         drawn = torch.randint(2**62, (self.beings or 1,), generator=generator, device=generator.device).tolist()
         return drawn if self.beings is not None else drawn[0]
@@ -209,65 +192,11 @@ class SparseLinear(LinearMap):
     # ------------------------------------------------------------------ the wiring
 
     @property
-    def nnz(self) -> int:
-        """The number of connections of one map."""
-        return self.col.shape[-1]
-
-    @property
-    def first_nnz(self) -> int:
-        """The number of connections of one map when the layer was made; only pruning makes it fewer."""
-        return round((1 - self.sparsity) * self.in_features * self.out_features)
-
-    @property
-    def indices(self) -> Tensor:
-        """The connections as (output, input) pairs, ([beings,] 2, nnz), in the order of ``values``."""
-        return torch.stack([rows_of(self.crow, self.nnz), self.col.long()], dim=-2)
-
-    @property
     def connectivity(self) -> Any:
         """As the constructor takes it: the wiring that draws the connections (or None), or the connections given."""
         if not self._drawn:
             return self.indices
-        return None if self.small_world else self._wiring
-
-    @property
-    def apart(self) -> bool:
-        """Whether each being has a wiring of its own."""
-        return self.col.dim() == 2
-
-    @property
-    def _size(self) -> tuple[int, int]:
-        return self.out_features, self.in_features
-
-    def cells(self) -> Tensor:
-        """The connections as row · in + column, rising: ([beings,] nnz)."""
-        return rows_of(self.crow, self.nnz) * self.in_features + self.col
-
-    def reconnect(self, cells: Tensor) -> None:
-        """Put the connections at the cells, which rise, ([beings,] nnz); the values stay where they are."""
-        crow = F.pad(counts(cells // self.in_features, self.out_features).cumsum(-1), (1, 0))
-        if cells.shape[-1] == self.nnz:
-            self._connect(..., crow, cells % self.in_features)
-        else:
-            self.crow, self.col = crow.to(self.crow), (cells % self.in_features).to(self.col)
-        self._transpose()
-
-    def _connect(self, which: int | EllipsisType, crow: Tensor, col: Tensor) -> None:
-        """Write a wiring into the buffers, that of one being or all; what follows from it must be rebuilt then."""
-        self.crow[which].copy_(crow)
-        self.col[which].copy_(col)
-
-    def _transpose(self) -> None:
-        """Rebuild what follows from ``crow`` and ``col``, in place unless they have moved or changed in size."""
-        rebuilt = transpose(self.crow, self.col, self.in_features)
-        for name, tensor in zip(BUFFERS[2:], rebuilt, strict=True):
-            buffer = self.get_buffer(name)
-            if (buffer.device, buffer.dtype, buffer.shape) == (tensor.device, tensor.dtype, tensor.shape):
-                buffer.copy_(tensor)
-            else:
-                setattr(self, name, tensor)
-        if self.rule is not None:
-            attend(self)
+        return None if self.small_world or self._wiring == Uniform() else self._wiring
 
     def reset_parameters(self, *, seeds: int | Sequence[int] | None = None) -> None:
         if not self._drawn and not self.values.is_meta:
@@ -292,7 +221,7 @@ class SparseLinear(LinearMap):
             # A wiring is drawn on the CPU, from a seed. Every map draws one: its values do not depend on its place.
             seed = _seed(generator, values.device)
             if own is not ... or self._turn == 0:  # the first map brings the wiring that all share
-                self._connect(own, *self._wired(torch.Generator("cpu").manual_seed(seed)))
+                self._connect(own, *self._placed(torch.Generator("cpu").manual_seed(seed)))
         if self.rule is not None:
             self.seed[which] = _seed(generator, values.device)
         fan_in = self.crow[own].diff()
@@ -301,55 +230,11 @@ class SparseLinear(LinearMap):
         values.uniform_(-1, 1, generator=generator).mul_(bound)
         self._turn += 1
 
-    def _wired(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        wiring = Uniform() if self._wiring is None else self._wiring
-        crow, col = compressed(wiring(*self._size, self.nnz, generator), *self._size)
+    def _placed(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        crow, col = compressed(self._wiring(*self._size, self.nnz, generator), *self._size)
         if col.shape != self.col.shape[-1:]:
-            raise ValueError(f"{wiring!r} must place nnz={self.nnz} connections, however: {tuple(col.shape)}")
+            raise ValueError(f"{self._wiring!r} must place nnz={self.nnz} connections, however: {tuple(col.shape)}")
         return crow, col
-
-    # ------------------------------------------------------------------ how it moves
-
-    def set_rule(self, rule: Rule | None) -> None:
-        """From now on the connections move by ``rule``; None: they stay. A layer that had no rule is at step 0."""
-        self.check_rule(rule)
-        drawn = self.rule is None and not self.values.is_meta
-        self._follow(rule)
-        if rule is not None and drawn:
-            self.seed.random_(2**62)
-
-    def _follow(self, rule: Rule | None) -> None:
-        self.dynamic, self.rule = False if rule is None else rule, rule
-        dismiss(self)
-        for name, shape in zip(MOVING, ((), self.leading), strict=True):
-            if rule is None:
-                self._buffers.pop(name, None)
-            elif name not in self._buffers:
-                self.register_buffer(name, torch.zeros(shape, dtype=torch.int64, device=self.values.device))
-        if rule is not None:
-            attend(self)
-
-    def check_rule(self, rule: Rule | None) -> None:
-        """Raise unless the connections of this layer can move by the rule."""
-        if rule is not None and not isinstance(rule, Rule):
-            raise TypeError(f"A rule must be one such as RigL(), however: {rule!r}")
-        if rule is not None and self.beings is not None and not self.apart:
-            raise ValueError(f"Connections may move only where each being has its own (shared=False), however: {self}")
-
-    @property
-    def steps(self) -> int:
-        """The optimizer steps counted so far: ``step``, read from its device only if somebody wrote to it."""
-        seen = self._seen
-        if seen is None or seen[0] is not self.step or seen[1] != self.step._version:
-            seen = self._seen = (self.step, self.step._version, int(self.step))
-        return seen[2]
-
-    def count_step(self) -> int:
-        """One more optimizer step: ``step`` + 1."""
-        steps = self.steps + 1
-        self.step.fill_(steps)
-        self._seen = (self.step, self.step._version, steps)
-        return steps
 
     # ------------------------------------------------------------------ the matrix
 
@@ -480,9 +365,10 @@ class SparseLinear(LinearMap):
     # ------------------------------------------------------------------ populations and state
 
     def extra_repr(self) -> str:
-        wiring = SmallWorld() if self.small_world else Uniform() if self._wiring is None else self._wiring
         parts = [f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"]
-        parts += [f"sparsity={self.sparsity:.6g}, nnz={self.nnz}, connectivity={wiring if self._drawn else 'given'}"]
+        parts += [
+            f"sparsity={self.sparsity:.6g}, nnz={self.nnz}, connectivity={self._wiring if self._drawn else 'given'}"
+        ]
         parts += [] if self.rule is None else [f"dynamic={self.rule}"]
         parts += [f"deltaT={self.deltaT}"] if self.deltaT != SCHEDULE["deltaT"] else []
         parts += [] if self.shared is None else [f"shared={self.shared}"]
@@ -491,7 +377,7 @@ class SparseLinear(LinearMap):
 
     def options(self) -> dict[str, Any]:
         options = super().options()
-        del options["generator"]
+        options.pop("generator", None)
         return options
 
     def clone_being(self, source: int | Sequence[int] | Tensor, destination: int | Sequence[int] | Tensor) -> None:
@@ -506,65 +392,6 @@ class SparseLinear(LinearMap):
         size = (self.in_features, self.out_features, self.bias is not None)
         single = SparseLinear(*size, connectivity=torch.zeros(2, 1, dtype=torch.int64), device="meta")
         return SparseBeing(self, super().get_single(index).index, single)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        if self.rule is not None:
-            attend(self)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        before = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
-        super()._apply(fn, recurse)
-        for name, old in before.items():
-            new = self.get_buffer(name)
-            if new.dtype != old.dtype:  # .type(torch.float64) would take the indices along
-                setattr(self, name, old.to(new.device))
-            elif old.is_meta and not new.is_meta:
-                new.zero_()  # no connections: what to_empty leaves could point anywhere
-        if self.rule is not None:
-            attend(self)
-        return self
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        try:
-            self._check_loaded(state_dict)  # inside a larger model it is one of the errors that torch lists
-        except ValueError as error:
-            raise StateError(str(error)) from None
-        return super().load_state_dict(state_dict, *args, **kwargs)
-
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        errors: list[str] = args[-1]
-        own = {name: state_dict[prefix + name] for name in ("values", "crow", "col") if prefix + name in state_dict}
-        try:
-            self._check_loaded(own)
-        except ValueError as error:  # nothing is loaded: values, crow and col make sense together only
-            errors.append(f"{prefix or type(self).__name__}: {error}")
-            return
-        if "values" in own and own["values"].shape != self.values.shape:  # pruning left fewer of them
-            self._resize(own["values"].shape[-1])
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        if "crow" in own:
-            self._transpose()
-
-    def _resize(self, nnz: int) -> None:
-        self.values.data = self.values.new_empty(*self.leading, nnz)
-        self.values.grad = None
-        self.col = self.col.new_empty(*self.col.shape[:-1], nnz)
-
-    def _check_loaded(self, state: Mapping[str, Any]) -> None:
-        loaded = {name: state[name] for name in ("values", "crow", "col") if name in state}
-        shapes = {name: tuple(tensor.shape) for name, tensor in loaded.items()}
-        expected = {name: tuple(getattr(self, name).shape) for name in loaded}
-        if self.rule is not None and not self.rule.keeps_count and len(loaded) == 3:  # pruned further, or less far
-            expected |= {name: (*expected[name][:-1], *shapes[name][-1:]) for name in ("values", "col")}
-        if shapes != expected or (
-            "col" in shapes and "values" in shapes and shapes["col"][-1:] != shapes["values"][-1:]
-        ):
-            raise ValueError(f"A state must have as many connections as the layer, {expected}, however: {shapes}")
-        if ("crow" in loaded) != ("col" in loaded):
-            raise ValueError(f"crow and col must be loaded together, however: {sorted(loaded)}")
-        if "crow" in loaded and not any(tensor.is_meta for tensor in loaded.values()):
-            check_structure(loaded["crow"], loaded["col"], self.in_features)
 
 
 def _seed(generator: torch.Generator | None, device: torch.device) -> int:

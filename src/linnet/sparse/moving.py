@@ -13,7 +13,7 @@ from linnet.sparse.rules import Connections, Rule
 from linnet.sparse.structure import among
 
 if TYPE_CHECKING:
-    from linnet.sparse.layer import SparseLinear
+    from linnet.sparse.wired import Wired
 
 __all__ = ["Move", "chosen_cells", "move_connections"]
 
@@ -31,7 +31,7 @@ class Move:
             ([beings,] nnz).
     """
 
-    layer: "SparseLinear"
+    layer: "Wired"
     step: int
     dropped: int
     grown: int
@@ -43,7 +43,7 @@ class Move:
         return torch.where(source >= 0, tensor.gather(-1, source.clamp_min(0)), 0)
 
 
-def chosen_cells(layer: "SparseLinear", rule: Rule, step: int, gradient: Gradient) -> Tensor:
+def chosen_cells(layer: "Wired", rule: Rule, step: int, gradient: Gradient) -> Tensor:
     """The cells that a rule wants connected, ([beings,] nnz); nothing is changed."""
     maps, total = layer.beings or 1, layer.in_features * layer.out_features
     cells, values = (tensor.reshape(maps, -1) for tensor in (layer.cells(), layer.values.detach()))
@@ -75,7 +75,7 @@ def _checked(rule: Rule, found: Tensor, now: Connections) -> Tensor:
     return found
 
 
-def move_connections(layer: "SparseLinear", cells: Tensor, step: int, state: dict[str, Any]) -> Move:
+def move_connections(layer: "Wired", cells: Tensor, step: int, state: dict[str, Any]) -> Move:
     """Connect the cells, ([beings,] nnz), rising: ``values``, its gradient and the state that belongs to it follow.
 
     Everything is computed before anything is changed.

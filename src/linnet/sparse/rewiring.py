@@ -14,6 +14,7 @@ from linnet.sparse.hooks import attend
 from linnet.sparse.layer import SparseLinear
 from linnet.sparse.moving import Move
 from linnet.sparse.rules import Rule
+from linnet.sparse.wired import Wired
 
 __all__ = ["Rewiring", "Update"]
 
@@ -151,7 +152,7 @@ class Rewiring:
             self._on_move(move)
 
 
-def _numbered(layer: SparseLinear) -> Tensor:
+def _numbered(layer: Wired) -> Tensor:
     """The connected cells of all beings, each with a number of its own, rising."""
     cells = layer.cells()
     if cells.dim() == 2:

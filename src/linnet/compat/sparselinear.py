@@ -1,0 +1,117 @@
+"""The API of sparselinear, name for name: change ``import sparselinear`` to ``import linnet.compat.sparselinear``.
+
+Where the package's code and its documentation disagree, the documentation holds here (docs/compat-sparselinear.md).
+"""
+
+from typing import Any, Self
+
+from torch import nn
+
+import linnet.sparse.layer
+import linnet.sparse.winners
+from linnet.sparse.layer import SCHEDULE
+
+__all__ = ["ActivationSparsity", "SparseLinear"]
+
+
+class SparseLinear(linnet.sparse.layer.SparseLinear):
+    """y = x A + b with A sparse: sparselinear's layer.
+
+    Args:
+        in_features: size of each input sample.
+        out_features: size of each output sample.
+        bias: whether an additive bias is learned.
+        sparsity: the share of absent connections.
+        connectivity: (2, nnz) LongTensor of (output, input) pairs; everything else that linnet's layer takes too.
+        small_world: whether connections are distance-dependent.
+        dynamic: whether connections move as in RigL.
+        deltaT: steps from one rewiring to the next.
+        Tend: the step from which on nothing moves.
+        alpha: the share of connections that moves at first.
+        max_size: the largest number of entries of dL/dW that may exist at a time.
+
+    Shape:
+        - input: (*, in_features)
+        - output: (*, out_features)
+        - weights: (nnz,), the Parameter; ``weight`` is the sparse matrix (out_features, in_features)
+        - indices: (2, nnz), rows (outputs) and columns (inputs)
+
+    Raises:
+        ValueError: as linnet's layer.
+
+    Example:
+        >>> import torch
+        >>> m = SparseLinear(20, 30)
+        >>> m(torch.randn(128, 20)).size()
+        torch.Size([128, 30])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        sparsity: float = 0.9,
+        connectivity: Any = None,
+        small_world: bool = False,
+        dynamic: bool = False,
+        deltaT: int = 6000,
+        Tend: int = 150000,
+        alpha: float = 0.1,
+        max_size: float = 1e8,
+    ) -> None:
+        moves = dynamic is True  # sparselinear takes a schedule for a layer that stays as it is, and leaves it unused
+        super().__init__(
+            in_features,
+            out_features,
+            bias,
+            sparsity=sparsity,
+            connectivity=connectivity,
+            small_world=small_world,
+            dynamic=dynamic,
+            deltaT=deltaT if moves else SCHEDULE["deltaT"],
+            Tend=Tend if moves else SCHEDULE["Tend"],
+            alpha=alpha if moves else SCHEDULE["alpha"],
+            max_size=max_size,
+        )
+        self.deltaT, self.Tend, self.alpha = deltaT, Tend, alpha
+
+    @property
+    def weights(self) -> nn.Parameter:
+        """The weights of the connections, (nnz,): the Parameter itself."""
+        return self.values
+
+    @classmethod
+    def _empty(cls, in_features: int, out_features: int, bias: bool, **options: Any) -> Self:
+        placed = {name: options.pop(name) for name in ("device", "dtype") if name in options}
+        return cls(in_features, out_features, bias, **options).to(**placed)
+
+
+class ActivationSparsity(linnet.sparse.winners.ActivationSparsity):
+    """The largest boosted activations of each sample, the rest 0: sparselinear's module.
+
+    Args:
+        alpha: the rate at which the duty cycle follows the batches. A lone integer above 1, as in the package's own
+            example, is the number of units.
+        beta: how strongly units that seldom win are preferred.
+        act_sparsity: the share of units that do not win.
+
+    Shape:
+        - input: (*, units)
+        - output: (*, units)
+
+    Raises:
+        ValueError: as linnet's module.
+
+    Example:
+        >>> import torch
+        >>> x = ActivationSparsity(10)
+        >>> x(torch.randn(3, 10)).count_nonzero(-1)
+        tensor([3, 3, 3])
+    """
+
+    def __init__(self, alpha: float = 0.1, beta: float = 1.5, act_sparsity: float = 0.65) -> None:
+        units = alpha if type(alpha) is int and alpha > 1 else None
+        super().__init__(0.1 if units else alpha, beta, act_sparsity)
+        if units:
+            self.size_for(units)

@@ -1,0 +1,204 @@
+"""What kind of graph the connections make: degrees, clustering, path length, and how small a world it is."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from linnet.beings import check_positive
+from linnet.sparse.structure import among
+
+__all__ = ["SmallWorldness", "degrees", "small_world"]
+
+
+@dataclass(frozen=True)
+class SmallWorldness:
+    """How small a world a wiring is, beside random graphs with the same degrees.
+
+    Attributes:
+        clustering: the share of paths of three connections whose ends are connected too.
+        path_length: mean length of the shortest paths between units that are connected by any.
+        random_clustering, random_path_length: the same for the random graphs, in the mean.
+        sigma: (clustering / random_clustering) / (path_length / random_path_length); a small world has σ > 1.
+        paths: how many paths of three connections were looked at; 0: all.
+        sources: from how many units paths were followed; 0: from all.
+        graphs: how many random graphs there were.
+    """
+
+    clustering: float
+    path_length: float
+    random_clustering: float
+    random_path_length: float
+    sigma: float
+    paths: int
+    sources: int
+    graphs: int
+
+
+def degrees(layer: Any) -> tuple[Tensor, Tensor]:
+    """The number of connections of each output, ([beings,] out), and of each input, ([beings,] in).
+
+    Args:
+        layer: a sparse layer.
+
+    Example:
+        >>> from linnet import SparseLinear
+        >>> [tuple(part.shape) for part in degrees(SparseLinear(20, 10, sparsity=0.5))]
+        [(10,), (20,)]
+    """
+    return layer.crow.diff().long(), layer.ccol.diff().long()
+
+
+def small_world(
+    layer: Any,
+    *,
+    paths: int = 100_000,
+    sources: int = 50,
+    graphs: int = 3,
+    generator: torch.Generator | None = None,
+) -> SmallWorldness:
+    """Clustering, path length and σ of the connections of a layer, seen as a bipartite graph of inputs and outputs.
+
+    The clustering of a bipartite graph is that of Robins and Alexander, 4 C₄ / L₃: it counts cycles of four connections
+    against paths of three. It is exact where there are at most ``paths`` of these, else the share among as many random
+    ones. Shortest paths are followed from ``sources`` random units, or from all if there are not more.
+
+    Args:
+        layer: a sparse layer with one wiring.
+        paths: paths of three connections to look at.
+        sources: units to start from.
+        graphs: random graphs to compare with.
+        generator: draws samples and random graphs.
+
+    Raises:
+        ValueError: the layer is a population with several wirings, or a number is no positive integer.
+
+    Example:
+        >>> from linnet import SparseLinear
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> layer = SparseLinear(200, 200, sparsity=0.95, small_world=True, generator=generator)
+        >>> found = small_world(layer, generator=generator)
+        >>> found.sigma > 1.5
+        True
+
+    Reference:
+        G. Robins, M. Alexander, Small worlds among interlocking directors: network structure and distance in bipartite
+        graphs, 2004; M. D. Humphries, K. Gurney, Network 'small-world-ness', 2008.
+    """
+    if layer.indices.dim() == 3:
+        raise ValueError(f"small_world takes one wiring, however: {len(layer.indices)} of a population")
+    check_positive(paths=paths, sources=sources, graphs=graphs)
+    row, col = layer.indices.cpu()
+    size = (layer.out_features, layer.in_features)
+
+    def measured(row: Tensor, col: Tensor) -> tuple[float, float]:
+        return _clustering(row, col, *size, paths, generator), _path_length(row, col, *size, sources, generator)
+
+    clustering, path_length = measured(row, col)
+    others = [measured(*_shuffled(row, col, layer.in_features, generator)) for _ in range(graphs)]
+    random_clustering, random_path_length = (sum(values) / graphs for values in zip(*others, strict=True))
+    comparable = random_clustering > 0 and path_length > 0
+    return SmallWorldness(
+        clustering=clustering,
+        path_length=path_length,
+        random_clustering=random_clustering,
+        random_path_length=random_path_length,
+        sigma=clustering / random_clustering / (path_length / random_path_length) if comparable else float("nan"),
+        paths=0 if _threepaths(row, col, *size)[1] <= paths else paths,
+        sources=0 if sum(size) <= sources else sources,
+        graphs=graphs,
+    )
+
+
+def _threepaths(row: Tensor, col: Tensor, out_features: int, in_features: int) -> tuple[Tensor, int]:
+    """How many paths of three have each connection as their middle, and how many there are in all."""
+    ends = (torch.bincount(row, minlength=out_features)[row] - 1) * (
+        torch.bincount(col, minlength=in_features)[col] - 1
+    )
+    return ends, int(ends.sum())
+
+
+def _clustering(
+    row: Tensor, col: Tensor, out_features: int, in_features: int, paths: int, generator: torch.Generator | None
+) -> float:
+    """The share of paths j' - i - j - i' whose ends j' and i' are connected."""
+    ends, total = _threepaths(row, col, out_features, in_features)
+    if not total:
+        return 0.0
+    cells, order = (row * in_features + col).sort()
+    row, col, ends = row[order], col[order], ends[order]
+    by_col = (col * out_features + row).sort()
+    crow = F.pad(torch.bincount(row, minlength=out_features).cumsum(0), (1, 0))
+    ccol = F.pad(torch.bincount(col, minlength=in_features).cumsum(0), (1, 0))
+    stop = ends.cumsum(0)
+    # A path is a number: its middle connection, then one of the other inputs of i, then one of the other outputs of j.
+    if total <= paths:
+        number = torch.arange(total)
+    else:
+        number = (torch.rand(paths, generator=generator, dtype=torch.float64) * total).long()
+    middle = torch.searchsorted(stop, number, right=True)
+    rest = number - (stop[middle] - ends[middle])
+    i, j = row[middle], col[middle]
+    fan_out = ccol[j + 1] - ccol[j] - 1
+    first, second = rest // fan_out, rest % fan_out
+    at = crow[i] + first
+    at = at + (at >= middle).long()  # skip the middle connection among those of i
+    back = torch.empty_like(order)
+    back[by_col.indices] = torch.arange(order.shape[0])  # where a connection is among those of its input
+    at_col = ccol[j] + second
+    at_col = at_col + (at_col >= back[middle]).long()
+    other_input, other_output = col[at], row[by_col.indices[at_col]]
+    closed, _ = among(other_output * in_features + other_input, cells)
+    return float(closed.double().mean())
+
+
+def _path_length(
+    row: Tensor, col: Tensor, out_features: int, in_features: int, sources: int, generator: torch.Generator | None
+) -> float:
+    """Mean distance from some units to all that can be reached from them, by breadth-first search."""
+    units = out_features + in_features
+    a, b = torch.cat([row, col + out_features]), torch.cat([col + out_features, row])  # both directions
+    a, order = a.sort(stable=True)
+    b = b[order]
+    start = F.pad(torch.bincount(a, minlength=units).cumsum(0), (1, 0))
+    first = torch.arange(units) if units <= sources else torch.randperm(units, generator=generator)[:sources]
+    steps = pairs = 0
+    for source in first.tolist():
+        seen = torch.zeros(units, dtype=torch.bool)
+        front = torch.tensor([source])
+        seen[source] = True
+        distance = 0
+        while front.numel():
+            distance += 1
+            length = start[front + 1] - start[front]
+            which = torch.arange(front.shape[0]).repeat_interleave(length)
+            inside = torch.arange(int(length.sum())) - (length.cumsum(0) - length)[which]
+            reached = torch.zeros_like(seen)
+            reached[b[start[front][which] + inside]] = True
+            reached &= ~seen
+            seen |= reached
+            front = reached.nonzero().squeeze(1)
+            steps, pairs = steps + distance * front.shape[0], pairs + front.shape[0]
+    return steps / pairs if pairs else 0.0
+
+
+def _shuffled(row: Tensor, col: Tensor, in_features: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """A random graph with the same degrees: inputs are dealt out anew, pairs that occur twice swap with random others.
+
+    Where the graph is so dense that swaps do not end, those that are left are taken out.
+    """
+    col = col[torch.randperm(col.shape[0], generator=generator)]
+    for _ in range(200):
+        cells = row * in_features + col
+        order = cells.sort(stable=True).indices
+        twice = order[1:][cells[order].diff() == 0]
+        if not twice.numel():
+            return row, col
+        others = torch.randperm(col.shape[0], generator=generator)
+        partner = others[~torch.isin(others, twice)][: twice.shape[0]]
+        twice = twice[: partner.shape[0]]
+        col[twice], col[partner] = col[partner], col[twice]
+    cells = (row * in_features + col).unique()
+    return cells // in_features, cells % in_features
