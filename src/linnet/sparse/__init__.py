@@ -1,4 +1,7 @@
-"""Maps with few connections: where these start and how they move, and products whose cost is theirs alone."""
+"""Maps with few connections: where these start and how they move, and products whose cost is theirs alone.
+
+What ``__all__`` lists is linnet's too; the rest is for this name space: ``linnet.sparse.small_world``.
+"""
 
 from linnet.sparse.layer import SparseLinear as SparseLinear
 from linnet.sparse.metrics import SmallWorldness as SmallWorldness
@@ -38,12 +41,8 @@ __all__ = [
     "RigL",
     "Rule",
     "SmallWorld",
-    "SmallWorldness",
     "SparseLinear",
     "Uniform",
     "Update",
     "Wiring",
-    "degrees",
-    "share_wiring",
-    "small_world",
 ]

@@ -25,13 +25,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["WATCHED", "product", "sparse_mm", "sparse_mm_t", "sparse_sampled_mm"]
+__all__ = ["WATCHED", "affine", "product", "sparse_mm", "sparse_mm_t", "sparse_sampled_mm"]
 
 TILE = 2**16  # numbers that stay in the second-level cache, and entries below which a product is mostly overhead
 WATCHED: dict[int, Callable[[Tensor, Tensor], None]] = {}
 """Who wants to see g and x wherever a backward pass computes the gradient of `values`, by the address of `col`."""
+KEPT = 2**20
+"""Numbers that a thread keeps, three times, as memory for its products."""
 _lock = threading.Lock()
 _warned = False
+
+
+def watched(col: Tensor, g: Tensor, x: Tensor) -> None:
+    """Show g and x, (maps, batch, ·), to whoever watches the layer that these connections belong to."""
+    if WATCHED and (watcher := WATCHED.get(col.data_ptr())) is not None:
+        watcher(g, x)
 
 
 def csr(crow: Tensor, col: Tensor, values: Tensor, columns: int) -> Tensor:
@@ -65,44 +73,146 @@ def blocks(values: Tensor, crow: Tensor, col: Tensor, columns: int) -> Iterator[
         yield some, csr(own_crow.flatten(), own_col.flatten(), values[some].flatten(), count * columns)
 
 
-def parts(x: Tensor, step: int) -> Sequence[Tensor]:
-    """(maps, batch, n) -> pieces of at most ``step`` samples."""
-    return x.split(step, 1) if x.shape[1] > step else (x,)
+def samples_at_a_time(nnz: int, units: int) -> int:
+    """How many columns a product takes at a time: few, so that they stay in the cache, but worth the call."""
+    return max(min(32, 2**22 // units), min(2**21 // max(nnz, 1), 2**22 // units), 8) // 8 * 8
 
 
-def columnwise(x: Tensor) -> Tensor:
-    """(maps, batch, n) -> (maps · n, batch), contiguous."""
-    return x.mT.contiguous().flatten(0, 1)
+class Workspace(threading.local):
+    """Memory that a thread keeps between products: fresh memory costs more than what is computed in it."""
+
+    def __init__(self) -> None:
+        self.kept: dict[tuple[int, torch.dtype], Tensor] = {}
+
+    def take(self, slot: int, size: int, like: Tensor) -> Tensor:
+        """At least ``size`` numbers; at most as many as are kept for good are."""
+        if size > KEPT or like.device.type != "cpu":
+            return like.new_empty(size)
+        space = self.kept.get((slot, like.dtype))
+        if space is None or space.shape[0] < size:
+            space = self.kept[slot, like.dtype] = like.new_empty(size)
+        return space
+
+
+_workspace = Workspace()
+
+
+class Columns:
+    """Samples as columns, some at a time, in memory that is used again and again.
+
+    Args:
+        parts: the samples of each map, (batch, n).
+        step: how many samples at a time.
+        slot: which memory of the workspace.
+    """
+
+    def __init__(self, parts: Sequence[Tensor], step: int, slot: int) -> None:
+        self.parts = parts
+        self.batch, self.n = parts[0].shape
+        self.rows = len(parts) * self.n
+        self.space = _workspace.take(slot, self.rows * min(step, self.batch + 7), parts[0])
+
+    def empty(self, width: int) -> Tensor:
+        """(maps · n, width), contiguous."""
+        return self.space[: self.rows * width].view(self.rows, width)
+
+    def pairs(self, start: int, columns: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each map its columns, (n, count), and the samples from ``start`` on that they hold, (count, n)."""
+        width = columns.shape[1]
+        count = min(width, self.batch - start)
+        for i, part in enumerate(self.parts):
+            own = columns if len(self.parts) == 1 else columns[i * self.n : (i + 1) * self.n]
+            yield (
+                own if count == width else own[:, :count],
+                part if count == self.batch else part[start : start + count],
+            )
+
+    def read(self, start: int, width: int) -> Tensor:
+        """The samples from ``start`` on, (maps · n, width); beyond the last one zeros."""
+        columns = self.empty(width)
+        if start + width > self.batch:
+            columns.zero_()
+        for own, part in self.pairs(start, columns):
+            own.copy_(part.T)  # two axes to two axes: for that torch has a fast transpose
+        return columns
+
+    def write(self, start: int, columns: Tensor) -> None:
+        """(maps · n, width) -> the samples from ``start`` on."""
+        for own, part in self.pairs(start, columns):
+            part.copy_(own.T)
+
+
+def widths(batch: int, step: int) -> Iterator[tuple[int, int]]:
+    """Pieces of a batch, where each starts and its width: multiples of 8, for which torch's products are fast."""
+    eights = batch // 8
+    pieces = -(-8 * eights // step)
+    for i in range(pieces):
+        start, end = 8 * (i * eights // pieces), 8 * ((i + 1) * eights // pieces)
+        yield start, end - start
+    if batch % 8:
+        yield 8 * eights, 8
+
+
+def apply(matrix: Tensor, x: Sequence[Tensor], y: Sequence[Tensor]) -> None:
+    """y = x Wᵀ for each map on the diagonal of a CSR matrix: (batch, columns), written to (batch, rows)."""
+    batch = x[0].shape[0]
+    if batch == 1:
+        found = torch.mv(matrix, x[0][0] if len(x) == 1 else torch.cat(list(x), 1)[0])
+        for part, own in zip(y, found.split(y[0].shape[1]), strict=True):
+            part[0] = own
+        return
+    step = samples_at_a_time(matrix.col_indices().shape[0], max(matrix.shape))
+    inputs, outputs = Columns(x, step, 0), Columns(y, step, 1)
+    for start, width in widths(batch, step):
+        result = outputs.empty(width)
+        torch.addmm(result, matrix, inputs.read(start, width), beta=0, out=result)
+        outputs.write(start, result)
+
+
+def add_sampled(matrix: Tensor, g: Sequence[Tensor], x: Sequence[Tensor]) -> None:
+    """Add gᵀ x to the entries of a CSR matrix, at its places: (batch, rows), (batch, columns) of each map."""
+    batch = g[0].shape[0]
+    step = 2 * samples_at_a_time(matrix.col_indices().shape[0], max(matrix.shape))
+    left, right = Columns(g, step, 0), Columns(x, step, 1)
+    for start, width in widths(batch, step) if batch > 1 else [(0, 1)]:
+        torch.sparse.sampled_addmm(matrix, left.read(start, width), right.read(start, width).T, out=matrix)
 
 
 def multiply(values: Tensor, x: Tensor, crow: Tensor, col: Tensor) -> Tensor:
     """x Wᵀ for W in CSR form: (maps, nnz), (maps, batch, columns) -> (maps, batch, rows)."""
-    maps, batch, columns = x.shape
-    y = x.new_empty(maps, batch, crow.shape[-1] - 1)
-    for some, matrix in blocks(values.contiguous(), crow, col, columns):
-        step = max(32, TILE // matrix.shape[1])  # samples at a time: their tile of x stays in the cache
-        for x_part, y_part in zip(parts(x[some], step), parts(y[some], step), strict=True):
-            right = columnwise(x_part)
-            if right.shape[1] == 1:
-                result = torch.mv(matrix, right[:, 0])
-            else:
-                result = right.new_empty(matrix.shape[0], right.shape[1])
-                torch.addmm(result, matrix, right, beta=0, out=result)
-            y_part.copy_(result.view(y_part.mT.shape).mT)
+    y = x.new_empty(*x.shape[:2], crow.shape[-1] - 1)
+    for some, matrix in blocks(values.contiguous(), crow, col, x.shape[2]):
+        apply(matrix, x[some].unbind(0), y[some].unbind(0))
     return y
 
 
 def sample(g: Tensor, x: Tensor, crow: Tensor, col: Tensor) -> Tensor:
     """gᵀ x at the places of a CSR structure: (maps, batch, rows), (maps, batch, columns) -> (maps, nnz)."""
     entries = x.new_zeros(x.shape[0], col.shape[-1])
-    for some, matrix in blocks(entries, crow, col, x.shape[2]):
-        step = max(64, 2 * TILE // max(matrix.shape))
-        for g_part, x_part in zip(parts(g[some], step), parts(x[some], step), strict=True):
-            batch = x_part.shape[1]
-            spare = -batch % 8 if batch > 1 and x.dtype == torch.float32 else 0  # torch is slow on a rest of 2 to 7
-            left, right = (columnwise(F.pad(t, (0, 0, 0, spare)) if spare else t) for t in (g_part, x_part))
-            torch.sparse.sampled_addmm(matrix, left, right.mT, out=matrix)  # adds to `entries`
+    for some, matrix in blocks(entries, crow, col, x.shape[2]):  # they lie on the storage of `entries`
+        add_sampled(matrix, g[some].unbind(0), x[some].unbind(0))
     return entries
+
+
+def both_gradients(
+    values: Tensor, g: Tensor, x: Tensor, crow: Tensor, col: Tensor, ccol: Tensor, row: Tensor, perm: Tensor
+) -> tuple[Tensor, Tensor]:
+    """g W and gᵀ x at the non-zeros for one map, (nnz,), (batch, out), (batch, in) -> (batch, in), (nnz,).
+
+    :func:`apply` with the transpose and :func:`add_sampled`, which share the columns of g.
+    """
+    transposed = csr(ccol, row, values.index_select(0, perm), crow.shape[0] - 1)
+    entries = torch.zeros_like(values)
+    matrix = csr(crow, col, entries, x.shape[1])
+    h = torch.empty_like(x, memory_format=torch.contiguous_format)
+    step = samples_at_a_time(values.shape[0], max(matrix.shape))
+    left, right, products = (Columns((t,), step, slot) for slot, t in enumerate((g, x, h)))
+    for start, width in widths(x.shape[0], step):
+        gradient, product = left.read(start, width), products.empty(width)
+        torch.addmm(product, transposed, gradient, beta=0, out=product)
+        products.write(start, product)
+        torch.sparse.sampled_addmm(matrix, gradient, right.read(start, width).T, out=matrix)
+    return h, entries
 
 
 # ---------------------------------------------------------------------- the operators
@@ -128,8 +238,7 @@ def sparse_sampled_mm(
     g: Tensor, x: Tensor, crow: Tensor, col: Tensor, ccol: Tensor, row: Tensor, perm: Tensor
 ) -> Tensor:
     """v = gᵀ x at the non-zeros: (maps, batch, out), (maps, batch, in) -> (maps, nnz)."""
-    if WATCHED and (watcher := WATCHED.get(col.data_ptr())) is not None:
-        watcher(g, x)
+    watched(col, g, x)
     return sample(g, x, crow, col)
 
 
@@ -193,6 +302,60 @@ product_t: Operator = _differentiable(
 product_sampled: Operator = _differentiable(
     sparse_sampled_mm, lambda x, v, *s: product(v, x, *s), lambda g, v, *s: product_t(v, g, *s)
 )
+
+
+# ---------------------------------------------------------------------- one map, in eager mode
+
+
+def affine_without_gradient(x: Tensor, values: Tensor, bias: Tensor | None, structure: Sequence[Tensor]) -> Tensor:
+    crow, col = structure[:2]
+    if x.shape[0] == 1:
+        y = torch.mv(csr(crow, col, values, x.shape[1]), x[0]).unsqueeze_(0)
+    else:
+        y = x.new_empty(x.shape[0], crow.shape[0] - 1)
+        if x.shape[0]:
+            apply(csr(crow, col, values, x.shape[1]), (x,), (y,))
+    return y if bias is None else y.add_(bias)
+
+
+class _Affine(torch.autograd.Function):
+    """y = x Wᵀ + b for one map: the operators above without their dispatch, and one backward for all gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, *structure: Tensor) -> Tensor:
+        ctx.save_for_backward(x, values, *structure)
+        return affine_without_gradient(x, values, bias, structure)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, values, *structure = ctx.saved_tensors
+        of_x, of_values, of_bias = ctx.needs_input_grad[:3]
+        h = v = None
+        if torch.is_grad_enabled():  # gradients of gradients
+            h = product_t(values[None], g[None], *structure)[0] if of_x else None
+            v = product_sampled(g[None], x[None], *structure)[0] if of_values else None
+        else:
+            if of_values:
+                watched(structure[1], g[None], x[None])
+            if of_x and of_values and x.shape[0] > 1:
+                h, v = both_gradients(values, g, x, *structure)
+            else:
+                crow, col, ccol, row, perm = structure
+                if of_x:
+                    h = multiply(values.index_select(0, perm)[None], g[None], ccol, row)[0]
+                if of_values:
+                    v = sample(g[None], x[None], crow, col)[0]
+        return (h, v, g.sum(0) if of_bias else None, *[None] * len(structure))
+
+
+def affine(x: Tensor, values: Tensor, bias: Tensor | None, structure: Sequence[Tensor]) -> Tensor:
+    """y = x Wᵀ + b for one map, (batch, in), (nnz,), (out,) -> (batch, out): the fast path of eager mode.
+
+    :func:`product` is its reference.
+    """
+    if torch.is_grad_enabled():
+        return _Affine.apply(x, values, bias, *structure)
+    return affine_without_gradient(x, values, bias, structure)
 
 
 # ---------------------------------------------------------------------- vmap

@@ -13,7 +13,7 @@ from linnet.fused import eager
 from linnet.sparse.being import SparseBeing
 from linnet.sparse.given import compressed
 from linnet.sparse.hooks import attend
-from linnet.sparse.kernels import csr, product
+from linnet.sparse.kernels import affine, csr, product
 from linnet.sparse.rules import RigL, Rule
 from linnet.sparse.smallworld import SmallWorld
 from linnet.sparse.structure import (
@@ -266,7 +266,25 @@ class SparseLinear(Wired):
                 attend(self)
         elif (kept := held(self)) is not None and self._may_be_dense() and _rows(input) <= DENSE_ROWS:
             return kept.product(input)
+        if self._is_plain(input):
+            x = input if input.dim() == 2 else input.reshape(-1, self.in_features)  # (batch, in)
+            y = affine(x, self.values, self.bias, [self._buffers[name] for name in BUFFERS])  # type: ignore[misc]
+            return y if input.dim() == 2 else y.view(*input.shape[:-1], self.out_features)
         return self._matrix_free(input, self._product).contiguous()
+
+    def _is_plain(self, input: Tensor) -> bool:
+        """Whether nothing is at work that the fast path of one map does not know: its result is then the same."""
+        return (
+            self.beings is None
+            and input.dim() > 0
+            and input.shape[-1] == self.in_features
+            and type(input) is Tensor
+            and input.dtype == self.values.dtype
+            and input.dtype in (torch.float32, torch.float64)
+            and not input.is_meta
+            and eager()
+            and not torch.is_autocast_enabled(input.device.type)
+        )
 
     def _product(self, x: Tensor, values: Tensor) -> Tensor:
         structure = [getattr(self, name) for name in BUFFERS]
