@@ -178,3 +178,34 @@ def test_gradients_are_cleared_before_each_step(bench):
 def test_numbers_have_about_three_digits(bench):
     shown = [bench.clock.number(value) for value in (0.0716, 0.9512, 4.567, 23.41, 351.4, 12345.6)]
     assert shown == ["0.072", "0.95", "4.57", "23.4", "351", "12346"]
+
+
+def test_the_sparse_benchmark_runs_and_judges(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    before = set(sys.modules)
+    import sparse
+    import sparse_page
+
+    monkeypatch.setitem(sparse_page.TARGETS, (16, 8), (0.0, 1e9, 0.0, 1e9))
+    monkeypatch.setattr(sparse, "MEMORY", {(64, 128, 4): 1})
+    out, data = tmp_path / "page.md", tmp_path / "times.json"
+    sparse.main(f"--sizes 16x8 8x1 --rounds 2 --out {out} --json {data}".split())
+    assert capsys.readouterr().out == ""
+    page = out.read_text()
+    targets = cells(page, "Targets")
+    assert [row[3] == "met" for row in targets] == [True, False, True, False]
+    times = {(case["section"], case["name"]): case for case in json.loads(data.read_text())["cases"]}
+    rows = {row[0]: row for row in cells(page, "16 x 16, batch 8: forward and backward")}
+    for i, sparsity in enumerate(sparse_page.SPARSITIES):
+        case = times["16 8", f"linnet SparseLinear {sparsity}"]
+        found = min(case["base_seconds"]) / min(case["seconds"])
+        assert float(rows["**linnet SparseLinear**"][i + 1]) == pytest.approx(found, rel=0.02)
+    assert rows["dense times mask"][1] != "–" and len(rows) == 6
+    assert [row[0] for row in cells(page, "8 x 8, batch 1: forward")][-1] == "linnet SparseLinear, inside `frozen`"
+    assert cells(page, "Memory")[0][0] == "64 x 64, 128 connections, batch 4"
+    for wrong in ("--sizes 16", "--rounds 0"):
+        with pytest.raises(SystemExit):
+            sparse.main(wrong.split())
+    for name in set(sys.modules) - before:
+        if name in ("sparse", "sparse_page", "sparse_peers", "interleaved", "peers"):
+            del sys.modules[name]

@@ -9,6 +9,10 @@ from linnet.sparse.metrics import degrees as degrees
 from linnet.sparse.metrics import small_world as small_world
 from linnet.sparse.moving import Move as Move
 from linnet.sparse.parallel import share_wiring as share_wiring
+from linnet.sparse.plots import Snapshots as Snapshots
+from linnet.sparse.plots import plot_connectivity as plot_connectivity
+from linnet.sparse.plots import plot_degrees as plot_degrees
+from linnet.sparse.plots import plot_growth as plot_growth
 from linnet.sparse.rewiring import Rewiring as Rewiring
 from linnet.sparse.rewiring import Update as Update
 from linnet.sparse.rules import GSE as GSE

@@ -172,7 +172,7 @@ def apply(matrix: Tensor, x: Sequence[Tensor], y: Sequence[Tensor]) -> None:
 def add_sampled(matrix: Tensor, g: Sequence[Tensor], x: Sequence[Tensor]) -> None:
     """Add gᵀ x to the entries of a CSR matrix, at its places: (batch, rows), (batch, columns) of each map."""
     batch = g[0].shape[0]
-    step = 2 * samples_at_a_time(matrix.col_indices().shape[0], max(matrix.shape))
+    step = samples_at_a_time(matrix.col_indices().shape[0], max(matrix.shape))
     left, right = Columns(g, step, 0), Columns(x, step, 1)
     for start, width in widths(batch, step) if batch > 1 else [(0, 1)]:
         torch.sparse.sampled_addmm(matrix, left.read(start, width), right.read(start, width).T, out=matrix)
