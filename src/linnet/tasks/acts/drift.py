@@ -151,8 +151,8 @@ def perform(data: Data, progress: Callable[[float], None]) -> Act:
         linnet=f"{said('RigL')} right, {100 * shares[-1].mean():.0f} % of the connections end on the digit",
         holds=bool((shares[-1] > shares[0]).all() and better),
         note=(
-            f"{pixels:.0f} % of the pixels show the digit, {100 * shares[0].mean():.0f} % of the connections begin there; "
-            f"connections that stay reach {said('static')}"
+            f"{pixels:.0f} % of the pixels show the digit, and {100 * shares[0].mean():.0f} % of the connections begin "
+            f"there; connections that stay reach {said('static')}"
         ),
         draw=draw,
         numbers=numbers,
