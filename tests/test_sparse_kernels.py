@@ -105,8 +105,18 @@ def test_the_pieces_of_a_batch(batch: int, step: int) -> None:
 @pytest.mark.parametrize("nnz", [1, 10**3, 10**5, 10**7, 10**9])
 @pytest.mark.parametrize("units", [1, 10**3, 10**5, 10**6, 10**8])
 def test_samples_at_a_time(nnz: int, units: int) -> None:
-    step = samples_at_a_time(nnz, units)
-    assert step % 8 == 0 and step >= 8 and (step == 8 or step * units <= 2**22)
+    for best in ((32, 16), (64, 256)):
+        step = samples_at_a_time(nnz, units, best)
+        assert step % 8 == 0 and step >= 8 and (step == 8 or step * units <= 2**22)
+
+
+def test_the_operators_compute_half_precision_in_single_under_autocast() -> None:
+    layer = SparseLinear(20, 30, sparsity=0.8)
+    x = torch.randn(1, 9, 20)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = product(layer.values[None].bfloat16(), x.bfloat16(), *pieces(layer))
+    assert y.dtype == torch.float32
+    torch.testing.assert_close(y, product(layer.values[None].bfloat16().float(), x.bfloat16().float(), *pieces(layer)))
 
 
 def test_results_do_not_depend_on_what_ran_before() -> None:
@@ -122,6 +132,19 @@ def test_results_do_not_depend_on_what_ran_before() -> None:
             assert torch.equal(layer(x), first)
     finally:
         torch.set_num_threads(before)
+
+
+def test_memory_that_is_kept_serves_every_mode() -> None:
+    kernels._workspace.kept.clear()
+    layer = SparseLinear(30, 20, sparsity=0.5)
+    x = torch.randn(9, 30)
+    with torch.inference_mode():
+        inferred = layer(x)
+    y = layer(x)
+    assert torch.equal(y, inferred)
+    y.sum().backward()
+    with torch.inference_mode():
+        assert torch.equal(layer(x), y)
 
 
 def test_whoever_watches_sees_inputs_and_gradients() -> None:

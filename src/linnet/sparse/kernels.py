@@ -73,9 +73,13 @@ def blocks(values: Tensor, crow: Tensor, col: Tensor, columns: int) -> Iterator[
         yield some, csr(own_crow.flatten(), own_col.flatten(), values[some].flatten(), count * columns)
 
 
-def samples_at_a_time(nnz: int, units: int) -> int:
-    """How many columns a product takes at a time: few, so that they stay in the cache, but worth the call."""
-    return max(min(32, 2**22 // units), min(2**21 // max(nnz, 1), 2**22 // units), 8) // 8 * 8
+def samples_at_a_time(nnz: int, units: int, best: tuple[int, int]) -> int:
+    """How many columns a product takes at a time: ``best`` up to 2048 units and beyond, if that is worth the call.
+
+    ``best`` was measured: few columns stay in the cache. Above 2²² numbers it is fewer, so that memory stays small.
+    """
+    wanted = max(best[units > 2048], 2**21 // max(nnz, 1))
+    return max(min(wanted, 2**22 // units) // 8 * 8, 8)
 
 
 class Workspace(threading.local):
@@ -90,7 +94,8 @@ class Workspace(threading.local):
             return like.new_empty(size)
         space = self.kept.get((slot, like.dtype))
         if space is None or space.shape[0] < size:
-            space = self.kept[slot, like.dtype] = like.new_empty(size)
+            with torch.inference_mode(False):  # what is made inside could not be written to outside
+                space = self.kept[slot, like.dtype] = torch.empty(size, dtype=like.dtype, device="cpu")
         return space
 
 
@@ -156,12 +161,14 @@ def widths(batch: int, step: int) -> Iterator[tuple[int, int]]:
 def apply(matrix: Tensor, x: Sequence[Tensor], y: Sequence[Tensor]) -> None:
     """y = x Wᵀ for each map on the diagonal of a CSR matrix: (batch, columns), written to (batch, rows)."""
     batch = x[0].shape[0]
+    if batch == 0:
+        return
     if batch == 1:
         found = torch.mv(matrix, x[0][0] if len(x) == 1 else torch.cat(list(x), 1)[0])
         for part, own in zip(y, found.split(y[0].shape[1]), strict=True):
             part[0] = own
         return
-    step = samples_at_a_time(matrix.col_indices().shape[0], max(matrix.shape))
+    step = samples_at_a_time(matrix.col_indices().shape[0], max(matrix.shape), best=(32, 16))
     inputs, outputs = Columns(x, step, 0), Columns(y, step, 1)
     for start, width in widths(batch, step):
         result = outputs.empty(width)
@@ -172,7 +179,7 @@ def apply(matrix: Tensor, x: Sequence[Tensor], y: Sequence[Tensor]) -> None:
 def add_sampled(matrix: Tensor, g: Sequence[Tensor], x: Sequence[Tensor]) -> None:
     """Add gᵀ x to the entries of a CSR matrix, at its places: (batch, rows), (batch, columns) of each map."""
     batch = g[0].shape[0]
-    step = samples_at_a_time(matrix.col_indices().shape[0], max(matrix.shape))
+    step = samples_at_a_time(matrix.col_indices().shape[0], max(matrix.shape), best=(64, 256))
     left, right = Columns(g, step, 0), Columns(x, step, 1)
     for start, width in widths(batch, step) if batch > 1 else [(0, 1)]:
         torch.sparse.sampled_addmm(matrix, left.read(start, width), right.read(start, width).T, out=matrix)
@@ -192,27 +199,6 @@ def sample(g: Tensor, x: Tensor, crow: Tensor, col: Tensor) -> Tensor:
     for some, matrix in blocks(entries, crow, col, x.shape[2]):  # they lie on the storage of `entries`
         add_sampled(matrix, g[some].unbind(0), x[some].unbind(0))
     return entries
-
-
-def both_gradients(
-    values: Tensor, g: Tensor, x: Tensor, crow: Tensor, col: Tensor, ccol: Tensor, row: Tensor, perm: Tensor
-) -> tuple[Tensor, Tensor]:
-    """g W and gᵀ x at the non-zeros for one map, (nnz,), (batch, out), (batch, in) -> (batch, in), (nnz,).
-
-    :func:`apply` with the transpose and :func:`add_sampled`, which share the columns of g.
-    """
-    transposed = csr(ccol, row, values.index_select(0, perm), crow.shape[0] - 1)
-    entries = torch.zeros_like(values)
-    matrix = csr(crow, col, entries, x.shape[1])
-    h = torch.empty_like(x, memory_format=torch.contiguous_format)
-    step = samples_at_a_time(values.shape[0], max(matrix.shape))
-    left, right, products = (Columns((t,), step, slot) for slot, t in enumerate((g, x, h)))
-    for start, width in widths(x.shape[0], step):
-        gradient, product = left.read(start, width), products.empty(width)
-        torch.addmm(product, transposed, gradient, beta=0, out=product)
-        products.write(start, product)
-        torch.sparse.sampled_addmm(matrix, gradient, right.read(start, width).T, out=matrix)
-    return h, entries
 
 
 # ---------------------------------------------------------------------- the operators
@@ -255,6 +241,11 @@ def _(values: Tensor, g: Tensor, crow: Tensor, col: Tensor, ccol: Tensor, *struc
 @sparse_sampled_mm.register_fake
 def _(g: Tensor, x: Tensor, crow: Tensor, col: Tensor, *structure: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], col.shape[-1])
+
+
+for operator in (sparse_mm, sparse_mm_t, sparse_sampled_mm):  # as the layer does: half precision is computed in float32
+    for device in ("cpu", "cuda"):
+        operator.register_autocast(device, torch.float32)
 
 
 # ---------------------------------------------------------------------- derivatives
@@ -313,8 +304,7 @@ def affine_without_gradient(x: Tensor, values: Tensor, bias: Tensor | None, stru
         y = torch.mv(csr(crow, col, values, x.shape[1]), x[0]).unsqueeze_(0)
     else:
         y = x.new_empty(x.shape[0], crow.shape[0] - 1)
-        if x.shape[0]:
-            apply(csr(crow, col, values, x.shape[1]), (x,), (y,))
+        apply(csr(crow, col, values, x.shape[1]), (x,), (y,))
     return y if bias is None else y.add_(bias)
 
 
@@ -335,16 +325,14 @@ class _Affine(torch.autograd.Function):
             h = product_t(values[None], g[None], *structure)[0] if of_x else None
             v = product_sampled(g[None], x[None], *structure)[0] if of_values else None
         else:
+            crow, col, ccol, row, perm = structure
+            if of_x:
+                h = torch.empty_like(x, memory_format=torch.contiguous_format)
+                apply(csr(ccol, row, values.index_select(0, perm), g.shape[1]), (g,), (h,))
             if of_values:
-                watched(structure[1], g[None], x[None])
-            if of_x and of_values and x.shape[0] > 1:
-                h, v = both_gradients(values, g, x, *structure)
-            else:
-                crow, col, ccol, row, perm = structure
-                if of_x:
-                    h = multiply(values.index_select(0, perm)[None], g[None], ccol, row)[0]
-                if of_values:
-                    v = sample(g[None], x[None], crow, col)[0]
+                watched(col, g[None], x[None])
+                v = torch.zeros_like(values)
+                add_sampled(csr(crow, col, v, x.shape[1]), (g,), (x,))  # into the storage of v
         return (h, v, g.sum(0) if of_bias else None, *[None] * len(structure))
 
 
