@@ -548,6 +548,22 @@ def test_a_compiled_model_moves_the_same_connections() -> None:
     torch.compiler.reset()
 
 
+@pytest.mark.parametrize("rule", [RIGL, GSE(every=2), SET(every=2), GradualMagnitude(every=2, until=7, sparsity=0.9)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(rule: Rule, dtype: torch.dtype) -> None:
+    layer = SparseLinear(N, M, sparsity=0.7, dynamic=rule, dtype=dtype)
+    before = layer.cells()
+    train(layer, torch.optim.SGD(layer.parameters(), lr=1e-3), 6)
+    assert layer.values.dtype == dtype and torch.isfinite(layer.values).all()
+    assert layer.cells().shape != before.shape or not torch.equal(layer.cells(), before)
+    single = SparseLinear(N, M, sparsity=0.7, dynamic=RigL(every=1))
+    cells = single.cells()
+    with torch.autocast("cpu", torch.bfloat16):
+        single(torch.randn(4, N)).square().sum().backward()
+    torch.optim.SGD(single.parameters(), lr=1e-3).step()
+    assert not torch.equal(single.cells(), cells)
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_activation_checkpointing(reentrant: bool) -> None:
     plain, other = twin()

@@ -18,7 +18,6 @@ from linnet.sparse.rules import RigL, Rule
 from linnet.sparse.smallworld import SmallWorld
 from linnet.sparse.structure import (
     among,
-    check_structure,
     entries_at,
     index_dtype,
     largest,
@@ -99,7 +98,6 @@ class SparseLinear(Wired):
     decays = ("values",)
 
     generator: ClassVar[None] = None  # it draws in the constructor, and is no option of the layer
-    _turn: int = 0  # which map is being drawn
 
     def __init__(
         self,
@@ -125,6 +123,8 @@ class SparseLinear(Wired):
         self.small_world, self.deltaT, self.Tend, self.alpha = small_world, deltaT, Tend, alpha
         self.max_size, self.shared = _whole(max_size), shared
         rule = self._rule_from(dynamic)
+        if not isinstance(small_world, bool):
+            raise TypeError(f"small_world must be True or False, however: {small_world!r}")
         if small_world and connectivity is not None:
             raise ValueError(
                 f"Either connectivity or small_world may be given, however: both, connectivity={connectivity!r:.60}"
@@ -172,11 +172,6 @@ class SparseLinear(Wired):
             raise ValueError(f"Beings may share a wiring only if it stays and is one for all, however: {why}")
         return self.beings is not None and (rule is not None or each if self.shared is None else not self.shared)
 
-    def _own_count(self) -> int | None:
-        """How many connections a wiring makes that decides on that itself."""
-        own = getattr(self._wiring, "nnz", None)
-        return None if own is None else own(*self._size)
-
     def _seeds(self, generator: torch.Generator) -> int | list[int]:
         drawn = torch.randint(2**62, (self.beings or 1,), generator=generator, device=generator.device).tolist()
         return drawn if self.beings is not None else drawn[0]
@@ -188,53 +183,6 @@ class SparseLinear(Wired):
             {"sparsity": 0.8, "dynamic": True, "deltaT": 2},
             {"sparsity": 0.6, "connectivity": Uniform()},
         ]
-
-    # ------------------------------------------------------------------ the wiring
-
-    @property
-    def connectivity(self) -> Any:
-        """As the constructor takes it: the wiring that draws the connections (or None), or the connections given."""
-        if not self._drawn:
-            return self.indices
-        return None if self.small_world or self._wiring == Uniform() else self._wiring
-
-    def reset_parameters(self, *, seeds: int | Sequence[int] | None = None) -> None:
-        if not self._drawn and not self.values.is_meta:
-            try:
-                check_structure(self.crow, self.col, self.in_features)
-            except ValueError as error:
-                raise ValueError(
-                    "Connections that the user gave and to_empty destroyed must be restored with load_state_dict, "
-                    f"reset_parameters cannot draw them, however: {error}"
-                ) from error
-        self._turn = 0
-        if self.rule is not None and not self.values.is_meta:
-            self.step.zero_()
-        super().reset_parameters(seeds=seeds)
-        if not self.values.is_meta:
-            self._transpose()
-
-    def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
-        values, which = raw["values"], ... if self.beings is None else self._turn
-        own = which if self.apart else ...
-        if self._drawn:
-            # A wiring is drawn on the CPU, from a seed. Every map draws one: its values do not depend on its place.
-            seed = _seed(generator, values.device)
-            if own is not ... or self._turn == 0:  # the first map brings the wiring that all share
-                self._connect(own, *self._placed(torch.Generator("cpu").manual_seed(seed)))
-        if self.rule is not None:
-            self.seed[which] = _seed(generator, values.device)
-        fan_in = self.crow[own].diff()
-        bound = fan_in.to(torch.promote_types(values.dtype, torch.float32)).rsqrt()  # (out,)
-        bound = bound.to(values.dtype).repeat_interleave(fan_in, output_size=self.nnz)  # (nnz,)
-        values.uniform_(-1, 1, generator=generator).mul_(bound)
-        self._turn += 1
-
-    def _placed(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        crow, col = compressed(self._wiring(*self._size, self.nnz, generator), *self._size)
-        if col.shape != self.col.shape[-1:]:
-            raise ValueError(f"{self._wiring!r} must place nnz={self.nnz} connections, however: {tuple(col.shape)}")
-        return crow, col
 
     # ------------------------------------------------------------------ the matrix
 
@@ -410,10 +358,6 @@ class SparseLinear(Wired):
         size = (self.in_features, self.out_features, self.bias is not None)
         single = SparseLinear(*size, connectivity=torch.zeros(2, 1, dtype=torch.int64), device="meta")
         return SparseBeing(self, super().get_single(index).index, single)
-
-
-def _seed(generator: torch.Generator | None, device: torch.device) -> int:
-    return int(torch.randint(2**62, (), generator=generator, device=device))
 
 
 def _whole(max_size: Any) -> int:

@@ -46,7 +46,8 @@ class Move:
 def chosen_cells(layer: "Wired", rule: Rule, step: int, gradient: Gradient) -> Tensor:
     """The cells that a rule wants connected, ([beings,] nnz); nothing is changed."""
     maps, total = layer.beings or 1, layer.in_features * layer.out_features
-    cells, values = (tensor.reshape(maps, -1) for tensor in (layer.cells(), layer.values.detach()))
+    single = torch.promote_types(layer.values.dtype, torch.float32)
+    cells, values = (tensor.reshape(maps, -1) for tensor in (layer.cells(), layer.values.detach().to(single)))
     seeds = layer.seed.reshape(maps).tolist()
     wanted = []
     for being in range(maps):

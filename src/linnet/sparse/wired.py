@@ -1,7 +1,7 @@
 """The connections of a sparse map: where they are, how they move, how they are saved."""
 
 from abc import ABC
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import EllipsisType
 from typing import Any, Self
 
@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linnet.linear import LinearMap
+from linnet.sparse.given import compressed
 from linnet.sparse.hooks import attend, dismiss
 from linnet.sparse.rules import Rule
 from linnet.sparse.structure import check_structure, counts, rows_of, transpose
+from linnet.sparse.wiring import Uniform, Wiring
 
 __all__ = ["BUFFERS", "StateError", "Wired"]
 
@@ -45,6 +47,10 @@ class Wired(LinearMap, ABC):
     rule: Rule | None = None
     """How the connections move; None: they stay."""
 
+    small_world: bool
+    _wiring: Wiring  # which draws them
+    _drawn: bool  # or they are the user's
+    _turn: int = 0  # which map is being drawn
     _seen: tuple[Tensor, int, int] | None = None  # `step`, its version and its value
 
     # ------------------------------------------------------------------ where they are
@@ -102,6 +108,58 @@ class Wired(LinearMap, ABC):
                 setattr(self, name, tensor)
         if self.rule is not None:
             attend(self)
+
+    # ------------------------------------------------------------------ how they are drawn
+
+    @property
+    def connectivity(self) -> Any:
+        """As the constructor takes it: the wiring that draws the connections (or None), or the connections given."""
+        if not self._drawn:
+            return self.indices
+        return None if self.small_world or self._wiring == Uniform() else self._wiring
+
+    def reset_parameters(self, *, seeds: int | Sequence[int] | None = None) -> None:
+        if not self._drawn and not self.values.is_meta:
+            try:
+                check_structure(self.crow, self.col, self.in_features)
+            except ValueError as error:
+                raise ValueError(
+                    "Connections that the user gave and to_empty destroyed must be restored with load_state_dict, "
+                    f"reset_parameters cannot draw them, however: {error}"
+                ) from error
+        self._turn = 0
+        if self.rule is not None and not self.values.is_meta:
+            self.step.zero_()
+        super().reset_parameters(seeds=seeds)
+        if not self.values.is_meta:
+            self._transpose()
+
+    def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
+        values, which = raw["values"], ... if self.beings is None else self._turn
+        own = which if self.apart else ...
+        if self._drawn:
+            # A wiring is drawn on the CPU, from a seed. Every map draws one: its values do not depend on its place.
+            seed = _seed(generator, values.device)
+            if own is not ... or self._turn == 0:  # the first map brings the wiring that all share
+                self._connect(own, *self._placed(torch.Generator("cpu").manual_seed(seed)))
+        if self.rule is not None:
+            self.seed[which] = _seed(generator, values.device)
+        fan_in = self.crow[own].diff()
+        bound = fan_in.to(torch.promote_types(values.dtype, torch.float32)).rsqrt()  # (out,)
+        bound = bound.to(values.dtype).repeat_interleave(fan_in, output_size=self.nnz)  # (nnz,)
+        values.uniform_(-1, 1, generator=generator).mul_(bound)
+        self._turn += 1
+
+    def _placed(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        crow, col = compressed(self._wiring(*self._size, self.nnz, generator), *self._size)
+        if col.shape != self.col.shape[-1:]:
+            raise ValueError(f"{self._wiring!r} must place nnz={self.nnz} connections, however: {tuple(col.shape)}")
+        return crow, col
+
+    def _own_count(self) -> int | None:
+        """How many connections a wiring makes that decides on that itself."""
+        own = getattr(self._wiring, "nnz", None)
+        return None if own is None else own(*self._size)
 
     # ------------------------------------------------------------------ how they move
 
@@ -206,3 +264,7 @@ class Wired(LinearMap, ABC):
             raise ValueError(f"crow and col must be loaded together, however: {sorted(loaded)}")
         if "crow" in loaded and not any(tensor.is_meta for tensor in loaded.values()):
             check_structure(loaded["crow"], loaded["col"], self.in_features)
+
+
+def _seed(generator: torch.Generator | None, device: torch.device) -> int:
+    return int(torch.randint(2**62, (), generator=generator, device=device))
