@@ -30,10 +30,8 @@ from linnet.sparse.wiring import Uniform, Wiring, count
 __all__ = ["SparseLinear"]
 
 SCHEDULE: dict[str, Any] = {"deltaT": 6000, "Tend": 150_000, "alpha": 0.1}
-DENSE_COPY = 2**22
+DENSE_COPY = 2**25
 """Entries of W up to which a frozen layer may keep a dense copy."""
-DENSE_ROWS = 4
-"""Samples up to which it is used."""
 
 
 class SparseLinear(Wired):
@@ -203,16 +201,18 @@ class SparseLinear(Wired):
         weight = super()._realized(raw)
         return dense(weight) if self._may_be_dense() else weight
 
-    def _may_be_dense(self) -> bool:
-        """Whether :func:`linnet.frozen` keeps a dense copy: small and not very sparse, it is faster for few samples."""
+    def _may_be_dense(self, samples: int = 1) -> bool:
+        """Whether a dense copy, which :func:`linnet.frozen` keeps, is faster: above a density that was measured."""
         size = self.in_features * self.out_features
-        return 10 * self.nnz > size and size * (self.beings or 1) <= DENSE_COPY
+        small = size <= 2**21  # beyond that the dense copy leaves the cache
+        least = 0.1 if small and samples <= 4 else 0.25 if small else 0.35
+        return self.nnz > least * size and size * (self.beings or 1) <= DENSE_COPY
 
     def forward(self, input: Tensor) -> Tensor:
         if torch.is_grad_enabled():
             if self.rule is not None and eager():
                 attend(self)
-        elif (kept := held(self)) is not None and self._may_be_dense() and _rows(input) <= DENSE_ROWS:
+        elif (kept := held(self)) is not None and self._may_be_dense(_samples(input)):
             return kept.product(input)
         if self._is_plain(input):
             x = input if input.dim() == 2 else input.reshape(-1, self.in_features)  # (batch, in)
@@ -366,5 +366,5 @@ def _whole(max_size: Any) -> int:
     return int(max_size)
 
 
-def _rows(input: Tensor) -> int:
+def _samples(input: Tensor) -> int:
     return input.numel() // max(1, input.shape[-1]) if input.dim() else 0
