@@ -164,3 +164,17 @@ def test_bake_then_load_into_an_ordinary_model():
     plain.load_state_dict(bake(copy.deepcopy(model)).state_dict())
     x = torch.randn(3, 4)
     torch.testing.assert_close(plain(x), model(x))
+
+
+def test_an_encoder_with_sparse_layers_leaves_torchs_fused_path():
+    """In eval mode without gradient the encoder hands the weights of its layers to one fused, dense operation."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 2).eval()
+    replace(encoder, "sparse", where="*linear*", sparsity=0.5)
+    x, padding = torch.randn(2, 5, 8), torch.zeros(2, 5, dtype=torch.bool)
+    padding[1, 3:] = True
+    expected, masked = encoder(x), encoder(x, src_key_padding_mask=padding)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(x), expected)
+        found = encoder(x, src_key_padding_mask=padding)
+    torch.testing.assert_close(found[~padding], masked[~padding])

@@ -790,6 +790,8 @@ def test_rewiring_refuses_what_cannot_work() -> None:
         (lambda: Rewiring(nn.Linear(2, 2), optimizer, RigL()), "needs a model with sparse layers"),
         (lambda: Rewiring(SparseLinear(N, M), optimizer, RigL()), "must own the values"),
         (lambda: Rewiring(layer, optimizer), "must have a rule"),
+        (lambda: Rewiring(layer, optimizer, GradualMagnitude()), "must have an end"),
+        (lambda: SparseLinear(N, M, dynamic=GradualMagnitude()), "must have an end"),
         (lambda: Rewiring(layer, optimizer, RigL(), total_steps=0), "total_steps must be a positive integer"),
         (lambda: Rewiring(shared, torch.optim.SGD(shared.parameters(), lr=0.1), RigL()), "shared=False"),
     ):

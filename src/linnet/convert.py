@@ -110,7 +110,18 @@ def swap(
     for parent, child, old in list(_children(model)):
         if old in swaps:
             setattr(parent, child, swaps[old].layer)
+            if swaps[old].layer.weight.layout != torch.strided:
+                _leave_fused_path(model, parent)
     return list(swaps.values())
+
+
+def _leave_fused_path(model: nn.Module, parent: nn.Module) -> None:
+    """Keep torch's encoder from handing a sparse weight to its fused operation of eval mode, which takes dense ones."""
+    if isinstance(parent, nn.TransformerEncoderLayer):
+        parent.activation_relu_or_gelu = 0  # of the conditions for the fused path the one that is a mere flag
+        for encoder in model.modules():
+            if isinstance(encoder, nn.TransformerEncoder) and any(parent is layer for layer in encoder.layers):
+                encoder.use_nested_tensor = False
 
 
 def bake(model: nn.Module) -> nn.Module:

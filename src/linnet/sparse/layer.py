@@ -144,6 +144,7 @@ class SparseLinear(Wired):
         if structure is not None and not self.values.is_meta:
             self._connect(..., *structure)
             self._transpose()
+        self.check_rule(rule)
         self._follow(rule)
         self.dynamic = dynamic
         self.reset_parameters(seeds=None if generator is None else self._seeds(generator))

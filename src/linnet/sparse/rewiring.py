@@ -101,8 +101,8 @@ class Rewiring:
                 raise ValueError(f"Each layer must have a rule where none is given for all, however: {name!r} has none")
             if id(layer.values) not in owned:
                 raise ValueError(f"The optimizer must own the values of every layer, however: not those of {name!r}")
-            layer.check_rule(own)
-            rules[name] = own if total_steps is None else own.ending(total_steps)
+            rules[name] = own if total_steps is None or not isinstance(own, Rule) else own.ending(total_steps)
+            layer.check_rule(rules[name])
         self.updates: list[Update] = []
         self._on_move = on_move
         self._explored: dict[str, Tensor] = {}

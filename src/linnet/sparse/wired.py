@@ -186,6 +186,8 @@ class Wired(LinearMap, ABC):
         """Raise unless the connections of this layer can move by the rule."""
         if rule is not None and not isinstance(rule, Rule):
             raise TypeError(f"A rule must be one such as RigL(), however: {rule!r}")
+        if rule is not None:
+            rule.due(1)  # one that must have an end, and has none, says so
         if rule is not None and self.beings is not None and not self.apart:
             raise ValueError(f"Connections may move only where each being has its own (shared=False), however: {self}")
 
