@@ -106,9 +106,12 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
-@pytest.mark.parametrize("variant", [{}, {"foreach": True}, {"fused": True}], ids=["plain", "foreach", "fused"])
+@pytest.mark.parametrize(
+    ("weight_decay", "variant"),
+    [(0.0, {}), (0.1, {}), (0.1, {"foreach": True}), (0.1, {"fused": True})],
+    ids=["no decay", "decay", "foreach", "fused"],
+)
 @pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_rigl_is_that_of_the_paper_connection_by_connection(name: str, weight_decay: float, variant: dict) -> None:
     every, updates, lr = 3, 50, 0.01
     until = every * updates + 1
@@ -190,13 +193,13 @@ def test_set_drops_the_weakest_of_each_sign() -> None:
 
 def test_set_grows_everywhere_evenly() -> None:
     counts, cells = np.zeros(30), [3, 9, 20, 29]
-    for seed in range(3000):
+    for seed in range(1500):
         now = connections([0.1, 5, 5, 5], cells, 30, generator=torch.Generator().manual_seed(seed))
         found = SET(zeta=0.3).move(now, 1)
         counts[found] += 1
-    assert (counts[[9, 20, 29]] == 3000).all()
+    assert (counts[[9, 20, 29]] == 1500).all()
     free = np.delete(counts, [9, 20, 29])
-    assert free.sum() == 3000 and free.min() > 60 and free.max() < 165  # 111 on average
+    assert free.sum() == 1500 and free.min() > 22 and free.max() < 95  # 56 on average
 
 
 def test_cells_elsewhere() -> None:
@@ -655,8 +658,10 @@ def check_invariants(layer: SparseLinear, optimizer: torch.optim.Optimizer, valu
         torch.testing.assert_close(layer(x).double(), expected_y, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("beings", [None, 2])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("seed", "beings"),
+    [(0, None), (1, 2), *(pytest.param(*p, marks=pytest.mark.slow) for p in ((2, None), (0, 2), (2, 2)))],
+)
 def test_two_hundred_random_operations(seed: int, beings: int | None) -> None:
     choose = np.random.default_rng(seed)
     rules = [RigL(every=1, alpha=0.5), RigL(every=3), SET(every=2), GSE(every=2, alpha=0.4)]

@@ -95,12 +95,12 @@ def test_places_in_groups(groups: list[tuple[int, float]], seed: int) -> None:
 def test_places_in_groups_are_even() -> None:
     size, wanted = torch.tensor([5, 4, 6]), torch.tensor([1, 3, 3])
     counts = np.zeros(15)
-    for seed in range(2000):
+    for seed in range(1000):
         group, place = draw_in_groups(size, wanted, seeded(seed))
         counts[torch.tensor([0, 5, 9])[group] + place] += 1
     for low, high, k in ((0, 5, 1), (5, 9, 3), (9, 15, 3)):
         n = high - low
-        expected = 2000 * k / n
+        expected = 1000 * k / n
         statistic = ((counts[low:high] - expected) ** 2).sum() / (expected * (1 - k / n)) * (n - 1) / n
         assert scipy.stats.chi2.sf(statistic, n - 1) > 1e-4
 
@@ -156,7 +156,7 @@ def test_n_of_every_m_inputs(n: int, m: int) -> None:
 @pytest.mark.parametrize("ring", [False, True])
 @pytest.mark.parametrize("exponent", [None, 1.0])
 def test_the_probability_of_a_small_world_connection_falls_with_distance(ring: bool, exponent: float | None) -> None:
-    n, nnz, rounds = 60, 500, 300
+    n, nnz, rounds = 60, 500, 150
     i, j = np.meshgrid(np.arange(n), np.arange(n), indexing="ij")
     d = np.abs(i - j)
     d = np.minimum(d, n - d) if ring else d
