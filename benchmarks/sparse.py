@@ -7,7 +7,6 @@
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -71,8 +70,7 @@ def frozen_cases(n: int, sparsities: Sequence[float]) -> tuple[nn.ModuleList, li
 def memory_of(n: int, connections: int, batch: int) -> Memory:
     """Built, one forward and backward, one step of Adam; in this process, which must do nothing else."""
     torch.set_num_threads(1)
-    unit = 1024 if sys.platform == "darwin" else 1  # getrusage counts bytes there, kilobytes elsewhere
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak()
     start = time.perf_counter()
     layer = linnet.SparseLinear(n, n, sparsity=1 - connections / n**2)
     seconds = time.perf_counter() - start
@@ -80,8 +78,15 @@ def memory_of(n: int, connections: int, batch: int) -> Memory:
     x, grad = torch.randn(batch, n), torch.randn(batch, n)
     layer(x).backward(grad)
     optimizer.step()
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    return Memory(n, connections, batch, grown / 1024 / unit, seconds)
+    return Memory(n, connections, batch, peak() - before, seconds)
+
+
+def peak() -> float:
+    """The highest resident memory of this process so far, in megabytes; getrusage would count its parent's too."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        raise OSError("The memory is read from /proc, which this system does not have (use --no-memory)")
+    return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) / 1024
 
 
 def measured_memory(n: int, connections: int, batch: int) -> Memory:
@@ -116,6 +121,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cases: list[Case] = []
     for n, batch in grid:
         start = time.perf_counter()
+        alone = speed_cases(peers(False), n, batch, options.sparsity, reasons)
+        measure(alone, options.rounds, options.budget)
+        for case in alone:
+            case.section = f"alone {n} {batch}"
+        cases += alone
         found = speed_cases(peers(not options.no_peers), n, batch, options.sparsity, reasons)
         torch.set_num_threads(1)  # whatever the import of a peer has done
         measure(found, options.rounds, options.budget)

@@ -13,25 +13,27 @@ times. They take, leading axes and all,
 * the structure, one for all or with an axis of maps in front one for each: W in CSR form, crow (out + 1) and col
   (nnz), and Wᵀ in CSR form, ccol (in + 1), row (nnz), and perm (nnz), the place in `values` of each of its entries.
 
-What runs is the CSR product of torch, which is fast only on matrices with the batch along the last axis.
+What runs is torch's sum of weighted rows (``embedding_bag``: FBGEMM, on x86 in float32) or its CSR product (MKL), and
+its sampled product; all are fast only with the batch along the last axis, see :mod:`linnet.sparse.columns`.
 """
 
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from linnet.sparse.columns import KEPT, Columns, samples_at_a_time, widths, workspace
 
 __all__ = ["WATCHED", "affine", "product", "sparse_mm", "sparse_mm_t", "sparse_sampled_mm"]
 
 TILE = 2**16  # numbers that stay in the second-level cache, and entries below which a product is mostly overhead
 WATCHED: dict[int, Callable[[Tensor, Tensor], None]] = {}
 """Who wants to see g and x wherever a backward pass computes the gradient of `values`, by the address of `col`."""
-KEPT = 2**20
-"""Numbers that a thread keeps, three times, as memory for its products."""
+_AVX = torch.backends.cpu.get_cpu_capability().startswith("AVX")
 _lock = threading.Lock()
 _warned = False
 
@@ -55,8 +57,48 @@ def csr(crow: Tensor, col: Tensor, values: Tensor, columns: int) -> Tensor:
     return torch.sparse_csr_tensor(crow, col, values, size, check_invariants=False)
 
 
-def blocks(values: Tensor, crow: Tensor, col: Tensor, columns: int) -> Iterator[tuple[slice, Tensor]]:
-    """The maps as block-diagonal CSR matrices on the storage of ``values``: each with the slice of maps that it holds.
+class Matrix(NamedTuple):
+    """A matrix in CSR form, without axes of maps."""
+
+    crow: Tensor
+    col: Tensor
+    values: Tensor
+    columns: int
+
+    def csr(self) -> Tensor:
+        return csr(*self)
+
+    def units(self) -> int:
+        return max(self.columns, self.crow.shape[0] - 1)
+
+    def step(self) -> int:
+        """How many samples a product takes at a time; measured."""
+        best = (64 if self.columns <= 2048 else 32) if quick(self.values) else (32 if self.units() <= 2048 else 16)
+        return samples_at_a_time(self.values.shape[0], self.units(), best)
+
+
+def quick(values: Tensor) -> bool:
+    """Whether ``embedding_bag`` is fast: where FBGEMM, which torch has on x86, adds up rows in registers."""
+    return values.dtype == torch.float32 and values.device.type == "cpu" and _AVX
+
+
+def times(matrix: Matrix, width: int) -> Callable[[Tensor], Tensor]:
+    """The product with a matrix from the left: (columns, width) -> (rows, width)."""
+    if width > 8 and quick(matrix.values):  # row i of the result: the rows of `right` that it is connected to, weighted
+        crow, col, values, _ = matrix
+        return lambda right: torch.embedding_bag(right, col, crow, False, 0, False, values, True)[0]
+    left, rows = matrix.csr(), matrix.crow.shape[0] - 1
+    space = workspace.take(1, rows * width, matrix.values)
+
+    def product(right: Tensor) -> Tensor:
+        result = space[: rows * right.shape[1]].view(rows, right.shape[1])
+        return torch.addmm(result, left, right, beta=0, out=result)
+
+    return product
+
+
+def blocks(values: Tensor, crow: Tensor, col: Tensor, columns: int) -> Iterator[tuple[slice, Matrix]]:
+    """The maps as block-diagonal matrices on the storage of ``values``: each with the slice of maps that it holds.
 
     One matrix for as many maps as together make a product worth its overhead; large maps stay alone.
     """
@@ -70,119 +112,46 @@ def blocks(values: Tensor, crow: Tensor, col: Tensor, columns: int) -> Iterator[
             block = torch.arange(count, device=col.device, dtype=col.dtype).unsqueeze(1)  # (count, 1)
             own_crow = F.pad((own_crow[..., 1:] + nnz * block).flatten(), (1, 0))
             own_col = own_col + columns * block
-        yield some, csr(own_crow.flatten(), own_col.flatten(), values[some].flatten(), count * columns)
+        yield some, Matrix(own_crow.flatten(), own_col.flatten(), values[some].flatten(), count * columns)
 
 
-def samples_at_a_time(nnz: int, units: int, best: tuple[int, int]) -> int:
-    """How many columns a product takes at a time: ``best`` up to 2048 units and beyond, if that is worth the call.
-
-    ``best`` was measured: few columns stay in the cache. Above 2²² numbers it is fewer, so that memory stays small.
-    """
-    wanted = max(best[units > 2048], 2**21 // max(nnz, 1))
-    return max(min(wanted, 2**22 // units) // 8 * 8, 8)
-
-
-class Workspace(threading.local):
-    """Memory that a thread keeps between products: fresh memory costs more than what is computed in it."""
-
-    def __init__(self) -> None:
-        self.kept: dict[tuple[int, torch.dtype], Tensor] = {}
-
-    def take(self, slot: int, size: int, like: Tensor) -> Tensor:
-        """At least ``size`` numbers; at most as many as are kept for good are."""
-        if size > KEPT or like.device.type != "cpu":
-            return like.new_empty(size)
-        space = self.kept.get((slot, like.dtype))
-        if space is None or space.shape[0] < size:
-            with torch.inference_mode(False):  # what is made inside could not be written to outside
-                space = self.kept[slot, like.dtype] = torch.empty(size, dtype=like.dtype, device="cpu")
-        return space
-
-
-_workspace = Workspace()
-
-
-class Columns:
-    """Samples as columns, some at a time, in memory that is used again and again.
-
-    Args:
-        parts: the samples of each map, (batch, n).
-        step: how many samples at a time.
-        slot: which memory of the workspace.
-    """
-
-    def __init__(self, parts: Sequence[Tensor], step: int, slot: int) -> None:
-        self.parts = parts
-        self.batch, self.n = parts[0].shape
-        self.rows = len(parts) * self.n
-        self.space = _workspace.take(slot, self.rows * min(step, self.batch + 7), parts[0])
-
-    def empty(self, width: int) -> Tensor:
-        """(maps · n, width), contiguous."""
-        return self.space[: self.rows * width].view(self.rows, width)
-
-    def pairs(self, start: int, columns: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each map its columns, (n, count), and the samples from ``start`` on that they hold, (count, n)."""
-        width = columns.shape[1]
-        count = min(width, self.batch - start)
-        for i, part in enumerate(self.parts):
-            own = columns if len(self.parts) == 1 else columns[i * self.n : (i + 1) * self.n]
-            yield (
-                own if count == width else own[:, :count],
-                part if count == self.batch else part[start : start + count],
-            )
-
-    def read(self, start: int, width: int) -> Tensor:
-        """The samples from ``start`` on, (maps · n, width); beyond the last one zeros."""
-        columns = self.empty(width)
-        if start + width > self.batch:
-            columns.zero_()
-        for own, part in self.pairs(start, columns):
-            own.copy_(part.T)  # two axes to two axes: for that torch has a fast transpose
-        return columns
-
-    def write(self, start: int, columns: Tensor) -> None:
-        """(maps · n, width) -> the samples from ``start`` on."""
-        for own, part in self.pairs(start, columns):
-            part.copy_(own.T)
-
-
-def widths(batch: int, step: int) -> Iterator[tuple[int, int]]:
-    """Pieces of a batch, where each starts and its width: multiples of 8, for which torch's products are fast."""
-    eights = batch // 8
-    pieces = -(-8 * eights // step)
-    for i in range(pieces):
-        start, end = 8 * (i * eights // pieces), 8 * ((i + 1) * eights // pieces)
-        yield start, end - start
-    if batch % 8:
-        yield 8 * eights, 8
-
-
-def apply(matrix: Tensor, x: Sequence[Tensor], y: Sequence[Tensor]) -> None:
-    """y = x Wᵀ for each map on the diagonal of a CSR matrix: (batch, columns), written to (batch, rows)."""
+def apply(matrix: Matrix, x: Sequence[Tensor], y: Sequence[Tensor], kept: Tensor | None = None) -> None:
+    """y = x Wᵀ for each map on the diagonal of W: (batch, columns), written to (batch, rows)."""
     batch = x[0].shape[0]
     if batch == 0:
         return
     if batch == 1:
-        found = torch.mv(matrix, x[0][0] if len(x) == 1 else torch.cat(list(x), 1)[0])
+        found = torch.mv(matrix.csr(), x[0][0] if len(x) == 1 else torch.cat(list(x), 1)[0])
         for part, own in zip(y, found.split(y[0].shape[1]), strict=True):
             part[0] = own
         return
-    step = samples_at_a_time(matrix.col_indices().shape[0], max(matrix.shape), best=(32, 16))
-    inputs, outputs = Columns(x, step, 0), Columns(y, step, 1)
+    step = matrix.step()
+    inputs, outputs = Columns(x, step, 0, kept), Columns(y, step, 1)
+    product = times(matrix, min(step, batch + 7))
     for start, width in widths(batch, step):
-        result = outputs.empty(width)
-        torch.addmm(result, matrix, inputs.read(start, width), beta=0, out=result)
-        outputs.write(start, result)
+        outputs.write(start, product(inputs.read(start, width)))
 
 
-def add_sampled(matrix: Tensor, g: Sequence[Tensor], x: Sequence[Tensor]) -> None:
-    """Add gᵀ x to the entries of a CSR matrix, at its places: (batch, rows), (batch, columns) of each map."""
+def add_sampled(matrix: Matrix, g: Sequence[Tensor], x: Sequence[Tensor]) -> None:
+    """Add gᵀ x to the entries of a matrix, at its places: (batch, rows), (batch, columns) of each map."""
     batch = g[0].shape[0]
-    step = samples_at_a_time(matrix.col_indices().shape[0], max(matrix.shape), best=(64, 256))
-    left, right = Columns(g, step, 0), Columns(x, step, 1)
+    step = samples_at_a_time(matrix.values.shape[0], matrix.units(), 64)
+    left, right, entries = Columns(g, step, 0), Columns(x, step, 1), matrix.csr()
     for start, width in widths(batch, step) if batch > 1 else [(0, 1)]:
-        torch.sparse.sampled_addmm(matrix, left.read(start, width), right.read(start, width).T, out=matrix)
+        torch.sparse.sampled_addmm(entries, left.read(start, width), right.read(start, width).T, out=entries)
+
+
+def apply_and_add_sampled(
+    transposed: Matrix, matrix: Matrix, g: Tensor, x: Tensor, h: Tensor, kept: Tensor | None
+) -> None:
+    """:func:`apply` for h = g W and :func:`add_sampled` for gᵀ x, one map, which share g as columns."""
+    step = matrix.step()
+    left, right, result = Columns((g,), step, 0), Columns((x,), step, 2, kept, kept is not None), Columns((h,), step, 1)
+    product, entries = times(transposed, min(step, g.shape[0] + 7)), matrix.csr()
+    for start, width in widths(g.shape[0], step):
+        columns = left.read(start, width)
+        result.write(start, product(columns))
+        torch.sparse.sampled_addmm(entries, columns, right.read(start, width).T, out=entries)
 
 
 def multiply(values: Tensor, x: Tensor, crow: Tensor, col: Tensor) -> Tensor:
@@ -298,13 +267,16 @@ product_sampled: Operator = _differentiable(
 # ---------------------------------------------------------------------- one map, in eager mode
 
 
-def affine_without_gradient(x: Tensor, values: Tensor, bias: Tensor | None, structure: Sequence[Tensor]) -> Tensor:
+def affine_without_gradient(
+    x: Tensor, values: Tensor, bias: Tensor | None, structure: Sequence[Tensor], kept: Tensor | None = None
+) -> Tensor:
     crow, col = structure[:2]
+    matrix = Matrix(crow, col, values, x.shape[1])
     if x.shape[0] == 1:
-        y = torch.mv(csr(crow, col, values, x.shape[1]), x[0]).unsqueeze_(0)
+        y = torch.mv(matrix.csr(), x[0]).unsqueeze_(0)
     else:
         y = x.new_empty(x.shape[0], crow.shape[0] - 1)
-        apply(csr(crow, col, values, x.shape[1]), (x,), (y,))
+        apply(matrix, (x,), (y,), kept)
     return y if bias is None else y.add_(bias)
 
 
@@ -313,12 +285,13 @@ class _Affine(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, *structure: Tensor) -> Tensor:
-        ctx.save_for_backward(x, values, *structure)
-        return affine_without_gradient(x, values, bias, structure)
+        kept = Columns.keep(x) if ctx.needs_input_grad[1] and 1 < x.shape[0] and x.numel() <= KEPT else None
+        ctx.save_for_backward(x, values, kept, *structure)
+        return affine_without_gradient(x, values, bias, structure, kept)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, values, *structure = ctx.saved_tensors
+        x, values, kept, *structure = ctx.saved_tensors
         of_x, of_values, of_bias = ctx.needs_input_grad[:3]
         h = v = None
         if torch.is_grad_enabled():  # gradients of gradients
@@ -326,13 +299,21 @@ class _Affine(torch.autograd.Function):
             v = product_sampled(g[None], x[None], *structure)[0] if of_values else None
         else:
             crow, col, ccol, row, perm = structure
+            transposed = matrix = None
             if of_x:
                 h = torch.empty_like(x, memory_format=torch.contiguous_format)
-                apply(csr(ccol, row, values.index_select(0, perm), g.shape[1]), (g,), (h,))
+                transposed = Matrix(ccol, row, values.index_select(0, perm), g.shape[1])
             if of_values:
                 watched(col, g[None], x[None])
                 v = torch.zeros_like(values)
-                add_sampled(csr(crow, col, v, x.shape[1]), (g,), (x,))  # into the storage of v
+                matrix = Matrix(crow, col, v, x.shape[1])  # on the storage of v
+            if transposed is not None and h is not None and matrix is not None and g.shape[0] > 1:
+                apply_and_add_sampled(transposed, matrix, g, x, h, kept)
+            else:
+                if transposed is not None and h is not None:
+                    apply(transposed, (g,), (h,))
+                if matrix is not None:
+                    add_sampled(matrix, (g,), (x,))
         return (h, v, g.sum(0) if of_bias else None, *[None] * len(structure))
 
 
