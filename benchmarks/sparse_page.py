@@ -25,15 +25,16 @@ BUILD_SECONDS = 2.0
 WHY = """\
 Where the time goes, measured on the machine named above:
 
-* **The products.** torch's CSR product (MKL) runs at 14 to 23 GFLOP/s on this core and `sampled_addmm` at 10 to 19; a
-  dense product runs at 80 to 90. At 1024 and batch 256 the three products alone allow 1.1 / 2.1 / 3.8 / 10 times the
-  speed of nn.Linear, and no other operation of torch is faster. They read and write their output tile once for every
-  connection; a kernel that keeps it in registers would be two to three times as fast.
-* **Transposes.** These products want samples along the last axis: five transposed copies a step (x twice, y, g, dx),
+* **The products.** y and dL/dx are sums of weighted rows, for which torch has FBGEMM's `embedding_bag`: it adds them up
+  in registers, at 29 to 44 GFLOP/s on this core, where torch's CSR product (MKL) has 14 to 19 and a dense product 80 to
+  90. The sampled product for dL/dW, `sampled_addmm`, runs at 10 to 19: below a sparsity of 0.95 it is now the largest
+  part of a step. A kernel for it that keeps its tiles in registers is the next thing to build.
+* **Transposes.** These products want samples along the last axis: four or five transposed copies a step (x, y, g, dx),
   0.7 µs a sample for 1024 units from the cache, twice that from memory; at a sparsity of 0.99 some 40 % of a step.
 * **Calls.** A step makes about forty calls into torch, 0.3 ms here: at 1024, batch 32 and 0.99 that is half of it.
 * **The transposed values.** dL/dx needs them in the order of the transpose, a random gather: at 4096 and a sparsity of
   0.8 it takes 15 ms, whatever the batch.
+* **One sample** is a CSR product with a vector (MKL) and about 60 µs of calls.
 
 Tried without success: the whole batch at once (its columns leave the cache: slower at 0.8 to 0.95), 16 columns at a
 time (twice the calls), column-major operands (MKL is five to eight times slower).
