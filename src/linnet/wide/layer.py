@@ -3,13 +3,13 @@
 import copy
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from linnet.beings import check_input, check_positive
+from linnet.beings import check_input, check_positive, indices
 from linnet.linear import Linear
 
 __all__ = ["WideDeep", "WideLinear"]
@@ -128,10 +128,98 @@ class EachBeing(nn.Module):
 
         return torch.vmap(one, in_dims=(0, -2), out_dims=-2, randomness="different")(state, input)
 
+    def one(self, index: int, input: Tensor) -> Tensor:
+        """Apply the function of one being, (*, features) -> (*, features); its buffers are updated in place."""
+        if not isinstance(self.function, nn.Module):
+            return self.function(input)
+        state = (*self.function.named_parameters(), *self.function.named_buffers())
+        rows = {name: tensor[index] for name, tensor in state}
+        return torch.func.functional_call(self.function, rows, (input,))
+
+    def to_module(self, index: int) -> nn.Module:
+        """The function of one being as an independent module."""
+        if not isinstance(self.function, nn.Module):
+            return Apply(self.function)
+        single = copy.deepcopy(self.function)
+        for module in single.modules():
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    row = parameter.detach()[index].clone()
+                    module._parameters[name] = nn.Parameter(row, parameter.requires_grad)
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[name] = buffer[index].clone()
+        return single
+
+    def state(self) -> dict[str, Tensor]:
+        """The tensors of the function by the member's own names, each with an axis of beings in front."""
+        return self.function.state_dict() if isinstance(self.function, nn.Module) else {}
+
     def clone_being(self, source: Tensor, destination: Tensor) -> None:
         with torch.no_grad():
             for tensor in (*self.parameters(), *self.buffers()):
-                tensor[destination] = tensor[source]
+                src, dst = source.to(tensor.device), destination.to(tensor.device)
+                tensor.index_copy_(0, dst, tensor.index_select(0, src))
+
+
+class Apply(nn.Module):
+    """A function as a module, for a place in nn.Sequential.
+
+    Shape:
+        - input, output: as the function has them
+
+    Example:
+        >>> Apply(torch.relu)
+        Apply(relu)
+    """
+
+    def __init__(self, function: Activation) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.function(input)
+
+    def extra_repr(self) -> str:
+        return getattr(self.function, "__name__", repr(self.function))
+
+
+class DeepBeing(nn.Module):
+    """One network of a :class:`WideDeep` as a single network: a live view that owns nothing.
+
+    Backward through it fills row ``index`` of the population's gradients and no other; ``parameters()`` is empty, and
+    it can be attached anywhere. To train one network alone use :meth:`to_module`.
+
+    Args:
+        population: the networks to look into.
+        index: which of them.
+
+    Shape:
+        - input: (*, input_size)
+        - output: (*, output_size)
+    """
+
+    def __init__(self, population: "WideDeep", index: int) -> None:
+        super().__init__()
+        self._source = (population,)  # inside a tuple the population is not registered as a child
+        self.index = index
+
+    def forward(self, input: Tensor) -> Tensor:
+        population = self._source[0]
+        check_input(input, population.input_size, None)
+        for layer, activation in population.stages():
+            input = activation.one(self.index, layer.get_single(self.index)(input))
+        return input
+
+    def to_module(self) -> nn.Sequential:
+        """This network as an independent stack of nn.Linear and activations."""
+        parts: list[nn.Module] = []
+        for layer, activation in self._source[0].stages():
+            parts += [layer.get_single(self.index).to_linear(), activation.to_module(self.index)]
+        return nn.Sequential(*parts).train(self._source[0].training)
+
+    def extra_repr(self) -> str:
+        return f"index={self.index}, beings={self._source[0].beings}"
 
 
 class WideDeep(nn.Module):
@@ -168,6 +256,8 @@ class WideDeep(nn.Module):
         J. Figueira, widelinears, 2021 (the interface).
     """
 
+    layer_class: ClassVar[type[WideLinear]] = WideLinear
+
     def __init__(
         self,
         beings: int,
@@ -187,7 +277,8 @@ class WideDeep(nn.Module):
         )
         sizes = [self.input_size] + [self.hidden_size] * (self.depth - 1) + [self.output_size]
         self.linears = nn.ModuleList(
-            WideLinear(self.beings, i, o, device=device, dtype=dtype) for i, o in itertools.pairwise(sizes)
+            self.layer_class._empty(i, o, True, beings=self.beings, device=device, dtype=dtype)
+            for i, o in itertools.pairwise(sizes)
         )
         for name, function in (("non_linear", non_linear), ("final_nl", final_nl)):
             if function is not None and (isinstance(function, type) or not callable(function)):
@@ -199,17 +290,86 @@ class WideDeep(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         check_input(input, self.input_size, self.beings)
-        for layer, activation in zip(self.linears, self.activations, strict=True):
+        for layer, activation in self.stages():
             input = activation(layer(input))
         return input
 
+    def stages(self) -> list[tuple[WideLinear, EachBeing]]:
+        """Each wide layer and the activation behind it, from input to output."""
+        return list(zip(self.linears, self.activations, strict=True))  # type: ignore[arg-type]
+
+    def reset_parameters(self, *, seeds: Sequence[int] | None = None) -> None:
+        """Redraw every layer in place; activations stay as they are.
+
+        Args:
+            seeds: None draws from torch's default generator. One int for each being draws being i as the layers of
+                an ordinary stack of nn.Linear after ``torch.manual_seed(seeds[i])``.
+        """
+        if seeds is None:
+            for layer in self.linears:
+                layer.reset_parameters()  # type: ignore[operator]
+            return
+        if len(seeds) != self.beings:
+            raise ValueError(f"seeds must hold one int for each being ({self.beings}), however: {len(seeds)}")
+        if self.stages()[0][0].weight.is_meta:
+            return
+        with torch.no_grad():
+            for i, seed in enumerate(seeds):
+                generator = torch.Generator(self.stages()[0][0].weight.device).manual_seed(seed)
+                for layer, _ in self.stages():
+                    layer._draw({"weight": layer.weight[i]}, generator)
+                    bound = layer.in_features**-0.5
+                    rows = layer.get_single(i)  # views
+                    if rows.bias is not None:
+                        rows.bias.uniform_(-bound, bound, generator=generator)
+
     def clone_being(self, source: int | Sequence[int] | Tensor, destination: int | Sequence[int] | Tensor) -> None:
-        """Overwrite network ``destination`` with network ``source``; lists of indices are copied all at once."""
+        """Overwrite network ``destination`` with network ``source``; lists of indices are copied all at once.
+
+        Writes in place under autograd's eyes, as :meth:`linnet.LinearMap.clone_being` does.
+        """
         for layer in self.linears:
             layer.clone_being(source, destination)  # type: ignore[operator]
-        rows = [torch.as_tensor(index, dtype=torch.long).reshape(-1) for index in (source, destination)]
+        rows = [indices(index, self.beings) for index in (source, destination)]
         for activation in self.activations:
             activation.clone_being(*rows)  # type: ignore[operator]
+
+    def get_single(self, index: int) -> DeepBeing:
+        """Network ``index`` as a single network: a live view, see :class:`DeepBeing`."""
+        return DeepBeing(self, int(indices(index, self.beings)))
+
+    def to_modules(self) -> list[nn.Sequential]:
+        """One independent nn.Sequential of nn.Linear and activations for each being."""
+        return [self.get_single(i).to_module() for i in range(self.beings)]
+
+    def assign_being(self, index: int, module: nn.Sequential) -> None:
+        """Overwrite network ``index`` with an ordinary one, as :meth:`to_modules` gives them: all of it or nothing.
+
+        Raises:
+            ValueError: the module has other layers.
+        """
+        being = int(indices(index, self.beings))
+        parts = list(module)
+        wanted = [(layer.out_features, layer.in_features) for layer in self.linears]
+        given = [tuple(part.weight.shape) if isinstance(part, nn.Linear) else None for part in parts[::2]]
+        if len(parts) != 2 * self.depth or given != wanted or any(part.bias is None for part in parts[::2]):
+            raise ValueError(
+                f"A being must be {self.depth} nn.Linear with a bias, of weights {wanted}, each with its activation "
+                f"behind it, however: {module}"
+            )
+        for activation, part in zip(self.activations, parts[1::2], strict=True):
+            own = {name: tuple(tensor.shape[1:]) for name, tensor in activation.state().items()}  # type: ignore[operator]
+            its = {name: tuple(tensor.shape) for name, tensor in part.state_dict().items()}
+            if own != its:
+                raise ValueError(f"An activation of a being must have the tensors {own}, however: {its} in {part}")
+        with torch.no_grad():
+            for (layer, activation), line, part in zip(self.stages(), parts[::2], parts[1::2], strict=True):
+                rows = layer.get_single(being)  # views
+                for own_row, its_row in zip((rows.weight, rows.bias), line.parameters(), strict=True):
+                    if own_row is not None:
+                        own_row.copy_(its_row)
+                for name, tensor in activation.state().items():
+                    tensor[being] = part.state_dict()[name].to(tensor)
 
     def extra_repr(self) -> str:
         return (

@@ -1,0 +1,138 @@
+"""The API of widelinears, name for name: change ``from widelinears`` to ``from linnet.compat.widelinears``.
+
+Where the package's code and its documentation disagree, the documentation holds here (docs/compat-widelinears.md).
+"""
+
+from collections.abc import Callable
+from typing import Any, Self
+
+from torch import Tensor
+
+import linnet.wide.layer
+from linnet.beings import Being, indices
+
+__all__ = ["LinearWidePointer", "WideDeep", "WideLinear"]
+
+
+class LinearWidePointer(Being):
+    """y = x Wᵀ + b of one being: a live view of a :class:`WideLinear` that behaves as a single nn.Linear.
+
+    Args:
+        hive: the population.
+        being: which of it.
+
+    Shape:
+        - input: (*, input_size)
+        - output: (*, output_size)
+
+    Raises:
+        ValueError: there is no such being.
+
+    Example:
+        >>> LinearWidePointer(WideLinear(100, 3, 4), 7)
+        LinearWidePointer(in_features=3, out_features=4, bias=True)
+    """
+
+    def __init__(self, hive: "WideLinear", being: int) -> None:
+        super().__init__(hive, int(indices(being, hive._population())))
+
+    @property
+    def hive(self) -> "WideLinear":
+        return self._source[0]  # type: ignore[return-value]
+
+    @property
+    def being(self) -> int:
+        return self.index
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+class WideLinear(linnet.wide.layer.WideLinear):
+    """A family of parallel linear maps: widelinears' layer.
+
+    Args:
+        beings: number of parallel linear layers.
+        input_size: size of input of each.
+        output_size: size of output of each.
+
+    Shape:
+        - input: (input_size,), given to all; (*, 1, input_size), shared by all; (*, beings, input_size)
+        - output: (*, beings, output_size)
+
+    Raises:
+        ValueError: as linnet's layer.
+
+    Example:
+        >>> import torch
+        >>> WideLinear(100, 3, 4)(torch.randn(3)).shape
+        torch.Size([100, 4])
+    """
+
+    def __init__(self, beings: int, input_size: int, output_size: int) -> None:
+        super().__init__(beings, input_size, output_size)
+
+    @property
+    def input_size(self) -> int:
+        return self.in_features
+
+    @property
+    def output_size(self) -> int:
+        return self.out_features
+
+    def get_single(self, being: int) -> LinearWidePointer:
+        """Being ``being`` as a single linear map."""
+        return LinearWidePointer(self, being)
+
+    @classmethod
+    def _empty(cls, in_features: int, out_features: int, bias: bool, **options: Any) -> Self:
+        placed = {name: options.pop(name) for name in ("device", "dtype") if name in options}
+        if not bias:
+            raise ValueError("widelinears' layer has a bias, however: bias=False (linnet.WideLinear takes it)")
+        return cls(options.pop("beings"), in_features, out_features, **options).to(**placed)
+
+    def extra_repr(self) -> str:
+        return (
+            f"beings={self.beings}, in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}"
+        )
+
+
+class WideDeep(linnet.wide.layer.WideDeep):
+    """A family of parallel deep networks: widelinears' module.
+
+    Args:
+        beings: number of parallel networks.
+        input_size: size of input of each.
+        hidden_size: size of each hidden layer.
+        depth: number of linear layers; 1: a single one from input to output, as widelinears documents it.
+        output_size: size of output of each.
+        non_linear: after every layer but the last; None is ReLU.
+        final_nl: at the output; None is the sigmoid.
+
+    Shape:
+        - input: (input_size,), given to all; (*, 1, input_size), shared by all; (*, beings, input_size)
+        - output: (*, beings, output_size)
+
+    Raises:
+        ValueError: as linnet's module.
+
+    Example:
+        >>> import torch
+        >>> WideDeep(100, 5, 3, 2, 4)(torch.randn(100, 5)).shape
+        torch.Size([100, 4])
+    """
+
+    layer_class = WideLinear
+
+    def __init__(
+        self,
+        beings: int,
+        input_size: int,
+        hidden_size: int,
+        depth: int,
+        output_size: int,
+        non_linear: Callable[[Tensor], Tensor] | None = None,
+        final_nl: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        super().__init__(beings, input_size, hidden_size, depth, output_size, non_linear, final_nl)
