@@ -363,9 +363,10 @@ def test_b15_nn_identity_is_how_to_have_no_final_activation(kind):
 
 
 @both
-def test_b16_networks_leave_and_come_back(kind):
-    nets, others = (wide_deep(kind, 3, 5, 7, 3, 2, nn.PReLU(7)) for _ in range(2))
-    x = torch.randn(6, 3, 5)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_b16_networks_leave_and_come_back(kind, dtype):
+    nets, others = (wide_deep(kind, 3, 5, 7, 3, 2, nn.PReLU(7)).to(dtype) for _ in range(2))
+    x = torch.randn(6, 3, 5, dtype=dtype)
     nets(x).square().sum().backward()
     torch.optim.SGD(nets.parameters(), lr=0.1).step()
     members = nets.to_modules()

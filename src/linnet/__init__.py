@@ -89,8 +89,13 @@ from linnet.sparse import Uniform as Uniform
 from linnet.sparse import Update as Update
 from linnet.sparse import Wiring as Wiring
 from linnet.sparsify import sparsify as sparsify
+from linnet.wide import WideAdam as WideAdam
+from linnet.wide import WideAdamW as WideAdamW
 from linnet.wide import WideDeep as WideDeep
 from linnet.wide import WideLinear as WideLinear
+from linnet.wide import WideOptimizer as WideOptimizer
+from linnet.wide import WideSGD as WideSGD
+from linnet.wide import clip_beings_ as clip_beings_
 from linnet.wide import per_being as per_being
 
 __version__ = "0.1.0"
@@ -166,11 +171,16 @@ __all__ = [
     "TrivialNullSpaceLinear",
     "Uniform",
     "Update",
+    "WideAdam",
+    "WideAdamW",
     "WideDeep",
     "WideLinear",
+    "WideOptimizer",
+    "WideSGD",
     "Wiring",
     "bake",
     "catalogue",
+    "clip_beings_",
     "constrain",
     "find_layer",
     "frozen",

@@ -364,10 +364,9 @@ class WideDeep(nn.Module):
                 raise ValueError(f"An activation of a being must have the tensors {own}, however: {its} in {part}")
         with torch.no_grad():
             for (layer, activation), line, part in zip(self.stages(), parts[::2], parts[1::2], strict=True):
-                rows = layer.get_single(being)  # views
-                for own_row, its_row in zip((rows.weight, rows.bias), line.parameters(), strict=True):
-                    if own_row is not None:
-                        own_row.copy_(its_row)
+                for own_rows, its_row in zip((layer.weight, layer.bias), line.parameters(), strict=True):
+                    if own_rows is not None:
+                        own_rows[being].copy_(its_row)
                 for name, tensor in activation.state().items():
                     tensor[being] = part.state_dict()[name].to(tensor)
 

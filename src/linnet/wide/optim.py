@@ -1,0 +1,376 @@
+"""Optimizers of populations: every being with hyper-parameters of its own, as separate torch optimizers would have.
+
+All parameters have the axis of beings in front. A hyper-parameter is a number for all or a tensor with one for each
+being; in ``param_groups`` it is a (beings,) float64 tensor, which ``state_dict`` holds too. A schedule is arithmetic on
+it, ``group["lr"] *= 0.99``: torch's schedulers set one number for a whole group and refuse such a tensor.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from linnet.beings import check_positive, indices
+
+__all__ = ["WideAdam", "WideAdamW", "WideOptimizer", "WideSGD", "clip_beings_"]
+
+Hyper = float | Tensor
+
+
+def clip_beings_(parameters: Iterable[nn.Parameter], max_norm: Hyper) -> Tensor:
+    """g_i ← g_i · min(1, max_norm_i / (‖g_i‖₂ + 10⁻⁶)): clip the gradient of each being by its own norm, in place.
+
+    ``torch.nn.utils.clip_grad_norm_`` takes one norm of all beings together: one that diverges stops the others.
+
+    Args:
+        parameters: parameters with the axis of beings in front; those without a gradient are left out.
+        max_norm: a number, or one for each being.
+
+    Shape:
+        - result: (beings,), the norms before clipping
+
+    Raises:
+        ValueError: the parameters have different numbers of beings.
+
+    Example:
+        >>> from linnet import Linear
+        >>> layer = Linear(3, 2, beings=4)
+        >>> layer(torch.ones(3)).sum().backward()
+        >>> clip_beings_(layer.parameters(), 1.0)
+        tensor([2.8284, 2.8284, 2.8284, 2.8284])
+    """
+    learned = [p for p in parameters if p.grad is not None]
+    if len({len(p) for p in learned}) > 1:
+        raise ValueError(
+            f"All parameters must have the same number of beings, however: {[tuple(p.shape) for p in learned]}"
+        )
+    if not learned:
+        return torch.zeros(0)
+    with torch.no_grad():
+        norms = _norms([p.grad for p in learned if p.grad is not None])
+        for p in learned:
+            if p.grad is not None:
+                p.grad.mul_(_beside(_clip(norms, torch.as_tensor(max_norm).to(norms)), p.grad))
+    return norms
+
+
+def _norms(gradients: list[Tensor]) -> Tensor:
+    """‖g_i‖₂ of each being over all its parameters, (beings,)."""
+    each = [torch.linalg.vector_norm(g.flatten(1), dim=1) if g.dim() > 1 else g.abs() for g in gradients]
+    return torch.linalg.vector_norm(torch.stack(each), dim=0)
+
+
+def _clip(norms: Tensor, max_norm: Tensor) -> Tensor:
+    return (max_norm / (norms + 1e-6)).clamp(max=1.0)
+
+
+def _beside(rows: Tensor, tensor: Tensor) -> Tensor:
+    """(beings,) -> (beings, 1, ...), to go with ``tensor``."""
+    return rows.to(tensor.dtype).view(-1, *[1] * (tensor.dim() - 1))
+
+
+class WideOptimizer(torch.optim.Optimizer, ABC):
+    """The part that all optimizers of populations share: hyper-parameters by being, clipping, quarantine.
+
+    Args:
+        params: parameters or groups of them, each with the axis of beings in front.
+        beings: how many.
+        max_norm: clip the gradient of each being, over all its parameters, to this norm; infinite does not.
+        quarantine: leave a being whose gradient is not finite as it is, from then on; see :attr:`alive`.
+        hyper: the hyper-parameters of the optimizer.
+
+    Raises:
+        ValueError: a parameter has another number of beings, or a hyper-parameter is neither a number nor (beings,), or
+            out of its range.
+    """
+
+    intervals: ClassVar[dict[str, tuple[float, float]]] = {}
+    """Each hyper-parameter of the class, and the interval [low, high) in which it must lie."""
+
+    def __init__(self, params: Any, beings: int, *, max_norm: Hyper, quarantine: bool, **hyper: Any) -> None:
+        self.beings = check_positive(beings=beings)[0]
+        if not isinstance(quarantine, bool):
+            raise TypeError(f"quarantine must be True or False, however: {quarantine!r}")
+        options = {name: value for name, value in hyper.items() if name not in self.intervals}
+        given = {name: value for name, value in hyper.items() if name in self.intervals}
+        super().__init__(params, {**options, **given, "max_norm": max_norm, "quarantine": quarantine, "alive": True})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            for p in group["params"]:
+                if p.dim() < 1 or len(p) != self.beings:
+                    raise ValueError(
+                        f"Every parameter must have the axis of beings={self.beings} in front, "
+                        f"however: {tuple(p.shape)}"
+                    )
+            for name, (low, high) in {**self.intervals, "max_norm": (0.0, math.inf)}.items():
+                group[name] = self._rows(name, group[name], low, high, group["params"][0].device)
+            group["alive"] = torch.ones(self.beings, dtype=torch.bool, device=group["params"][0].device)
+        except ValueError:
+            self.param_groups.pop()
+            raise
+
+    def _rows(self, name: str, value: Hyper, low: float, high: float, device: torch.device) -> Tensor:
+        rows = torch.as_tensor(value, dtype=torch.float64).detach()
+        if rows.shape not in ((), (self.beings,)):
+            raise ValueError(f"{name} must be a number or have shape ({self.beings},), however: {tuple(rows.shape)}")
+        if not bool(((rows >= low) & ((rows < high) | (rows == high) & (high == math.inf))).all()):
+            raise ValueError(f"{name} must lie in [{low:g}, {high:g}), however: {rows.tolist()}")
+        return rows.expand(self.beings).clone().to(device)
+
+    @property
+    def alive(self) -> Tensor:
+        """Which beings are trained, (beings,) bool; the others are in quarantine."""
+        return torch.stack([group["alive"] for group in self.param_groups]).all(0)
+
+    def release(self, beings: Any) -> None:
+        """End the quarantine of beings, whose parameters have been mended."""
+        for group in self.param_groups:
+            group["alive"][indices(beings, self.beings).to(group["alive"].device)] = True
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of every being that is alive and whose parameters have gradients."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        learned = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if not learned:
+            return loss
+        if any(p.grad.is_sparse for _, p in learned):
+            raise ValueError("The gradients of a population must be dense, however: one is sparse")
+        norms = None
+        if any(group["quarantine"] or not _is_infinite(group["max_norm"]) for group in self.param_groups):
+            norms = _norms([p.grad for _, p in learned])
+        for group in self.param_groups:
+            if group["quarantine"] and norms is not None:
+                group["alive"] &= norms.isfinite()
+        alive = self.alive
+        out = None if bool(alive.all()) else (~alive).nonzero().squeeze(1)
+        for group, p in learned:
+            state = self.state[p]
+            if not state:
+                state.update(self._fresh(group, p))
+            tensors = [p, *(value for value in state.values() if isinstance(value, Tensor))]
+            kept = [] if out is None else [tensor.index_select(0, out) for tensor in tensors]
+            gradient = p.grad
+            if norms is not None and not _is_infinite(group["max_norm"]):
+                gradient = gradient * _beside(_clip(norms, group["max_norm"].to(norms)), gradient)
+            self._update(group, p, gradient, state)
+            if out is not None:
+                for tensor, rows in zip(tensors, kept, strict=True):
+                    tensor.index_copy_(0, out, rows)
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        steps = {key: value["step"] for key, value in state_dict["state"].items() if "step" in value}
+        super().load_state_dict(state_dict)  # casts what is floating to the dtype of the parameter
+        every = [p for group in self.param_groups for p in group["params"]]
+        for key, step in steps.items():
+            self.state[every[key]]["step"] = step.clone().to(every[key].device)
+
+    @abstractmethod
+    def _fresh(self, group: dict[str, Any], p: Tensor) -> dict[str, Tensor]:
+        """The state of a parameter before its first step; every tensor has the axis of beings in front."""
+
+    @abstractmethod
+    def _update(self, group: dict[str, Any], p: Tensor, gradient: Tensor, state: dict[str, Tensor]) -> None:
+        """One step of one parameter, in place; the gradient is not changed."""
+
+
+def _is_infinite(max_norm: Tensor) -> bool:
+    return bool(max_norm.isinf().all())
+
+
+class WideSGD(WideOptimizer):
+    """v ← μ v + g + λ θ, θ ← θ − η v, with η, μ, λ of each being: torch.optim.SGD.
+
+    Args:
+        params: parameters or groups of them, each with the axis of beings in front.
+        beings: how many.
+        lr: learning rate η.
+        momentum: μ.
+        weight_decay: λ.
+        nesterov: whether the step is g + μ v.
+        max_norm: clip the gradient of each being to this norm.
+        quarantine: leave a being whose gradient is not finite as it is, from then on.
+
+    Shape:
+        - lr, momentum, weight_decay, max_norm: a number or (beings,)
+
+    Raises:
+        ValueError: as :class:`WideOptimizer`.
+
+    Example:
+        >>> from linnet import Linear
+        >>> layer = Linear(3, 2, beings=4)
+        >>> optimizer = WideSGD(layer.parameters(), beings=4, lr=torch.tensor([0.1, 0.2, 0.4, 0.8]))
+        >>> layer(torch.ones(3)).sum().backward(), optimizer.step()
+        (None, None)
+    """
+
+    intervals: ClassVar = {"lr": (0.0, math.inf), "momentum": (0.0, math.inf), "weight_decay": (0.0, math.inf)}
+
+    def __init__(
+        self,
+        params: Any,
+        beings: int,
+        lr: Hyper = 1e-3,
+        momentum: Hyper = 0.0,
+        weight_decay: Hyper = 0.0,
+        nesterov: bool = False,
+        *,
+        max_norm: Hyper = math.inf,
+        quarantine: bool = False,
+    ) -> None:
+        hyper: dict[str, Any] = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
+        super().__init__(params, beings, max_norm=max_norm, quarantine=quarantine, **hyper)
+
+    def _fresh(self, group: dict[str, Any], p: Tensor) -> dict[str, Tensor]:
+        return {"momentum_buffer": torch.zeros_like(p)} if bool((group["momentum"] != 0).any()) else {}
+
+    def _update(self, group: dict[str, Any], p: Tensor, gradient: Tensor, state: dict[str, Tensor]) -> None:
+        if bool((group["weight_decay"] != 0).any()):
+            gradient = torch.addcmul(gradient, p, _beside(group["weight_decay"], p))
+        if "momentum_buffer" in state:
+            momentum, v = _beside(group["momentum"], p), state["momentum_buffer"]
+            v.mul_(momentum).add_(gradient)
+            gradient = torch.addcmul(gradient, v, momentum) if group["nesterov"] else v
+        p.sub_(gradient * _beside(group["lr"], p))
+
+
+class WideAdam(WideOptimizer):
+    """θ ← θ − η m̂ / (√v̂ + ε), with η, β₁, β₂, λ of each being: torch.optim.Adam; weight decay goes into g.
+
+    Args:
+        params: parameters or groups of them, each with the axis of beings in front.
+        beings: how many.
+        lr: learning rate η.
+        beta1: decay of the mean m.
+        beta2: decay of the mean square v.
+        eps: ε.
+        weight_decay: λ, g ← g + λ θ.
+        max_norm: clip the gradient of each being to this norm.
+        quarantine: leave a being whose gradient is not finite as it is, from then on.
+
+    Shape:
+        - lr, beta1, beta2, eps, weight_decay, max_norm: a number or (beings,)
+
+    Raises:
+        ValueError: as :class:`WideOptimizer`.
+
+    Example:
+        >>> from linnet import Linear
+        >>> layer = Linear(3, 2, beings=4)
+        >>> optimizer = WideAdam(layer.parameters(), beings=4, lr=torch.logspace(-4, -1, 4))
+        >>> layer(torch.ones(3)).sum().backward(), optimizer.step()
+        (None, None)
+
+    Reference:
+        D. P. Kingma, J. Ba, Adam, 2015, arXiv:1412.6980.
+    """
+
+    intervals: ClassVar = {
+        "lr": (0.0, math.inf),
+        "beta1": (0.0, 1.0),
+        "beta2": (0.0, 1.0),
+        "eps": (0.0, math.inf),
+        "weight_decay": (0.0, math.inf),
+    }
+
+    def __init__(
+        self,
+        params: Any,
+        beings: int,
+        lr: Hyper = 1e-3,
+        beta1: Hyper = 0.9,
+        beta2: Hyper = 0.999,
+        eps: Hyper = 1e-8,
+        weight_decay: Hyper = 0.0,
+        *,
+        max_norm: Hyper = math.inf,
+        quarantine: bool = False,
+    ) -> None:
+        hyper = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, beings, max_norm=max_norm, quarantine=quarantine, **hyper)
+
+    def _fresh(self, group: dict[str, Any], p: Tensor) -> dict[str, Tensor]:
+        step = torch.zeros(self.beings, dtype=torch.float64, device=p.device)
+        return {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+
+    def _update(self, group: dict[str, Any], p: Tensor, gradient: Tensor, state: dict[str, Tensor]) -> None:
+        if bool((group["weight_decay"] != 0).any()):
+            gradient = torch.addcmul(gradient, p, _beside(group["weight_decay"], p))
+        _adam(group, p, gradient, state)
+
+
+class WideAdamW(WideOptimizer):
+    """θ ← (1 − η λ) θ − η m̂ / (√v̂ + ε), with η, β₁, β₂, λ of each being: torch.optim.AdamW.
+
+    Args:
+        params: parameters or groups of them, each with the axis of beings in front.
+        beings: how many.
+        lr: learning rate η.
+        beta1: decay of the mean m.
+        beta2: decay of the mean square v.
+        eps: ε.
+        weight_decay: λ.
+        max_norm: clip the gradient of each being to this norm.
+        quarantine: leave a being whose gradient is not finite as it is, from then on.
+
+    Shape:
+        - lr, beta1, beta2, eps, weight_decay, max_norm: a number or (beings,)
+
+    Raises:
+        ValueError: as :class:`WideOptimizer`.
+
+    Example:
+        >>> from linnet import Linear
+        >>> layer = Linear(3, 2, beings=4)
+        >>> optimizer = WideAdamW(layer.parameters(), beings=4, weight_decay=torch.tensor([0.0, 0.01, 0.1, 1.0]))
+        >>> layer(torch.ones(3)).sum().backward(), optimizer.step()
+        (None, None)
+
+    Reference:
+        I. Loshchilov, F. Hutter, Decoupled weight decay regularization, 2019, arXiv:1711.05101.
+    """
+
+    intervals = WideAdam.intervals
+
+    def __init__(
+        self,
+        params: Any,
+        beings: int,
+        lr: Hyper = 1e-3,
+        beta1: Hyper = 0.9,
+        beta2: Hyper = 0.999,
+        eps: Hyper = 1e-8,
+        weight_decay: Hyper = 1e-2,
+        *,
+        max_norm: Hyper = math.inf,
+        quarantine: bool = False,
+    ) -> None:
+        hyper = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, beings, max_norm=max_norm, quarantine=quarantine, **hyper)
+
+    _fresh = WideAdam._fresh
+
+    def _update(self, group: dict[str, Any], p: Tensor, gradient: Tensor, state: dict[str, Tensor]) -> None:
+        p.mul_(_beside(1 - group["lr"] * group["weight_decay"], p))
+        _adam(group, p, gradient, state)
+
+
+def _adam(group: dict[str, Any], p: Tensor, gradient: Tensor, state: dict[str, Tensor]) -> None:
+    """m ← β₁ m + (1 − β₁) g, v ← β₂ v + (1 − β₂) g², θ ← θ − η / (1 − β₁ᵗ) · m / (√(v / (1 − β₂ᵗ)) + ε)."""
+    beta1, beta2, t = group["beta1"], group["beta2"], state["step"].add_(1)
+    m, v = state["exp_avg"], state["exp_avg_sq"]
+    m.lerp_(gradient, _beside(1 - beta1, p))
+    v.mul_(_beside(beta2, p)).addcmul_(gradient * _beside(1 - beta2, p), gradient)
+    root = v.sqrt().mul_(_beside((1 - beta2**t).rsqrt(), p)).add_(_beside(group["eps"], p))
+    p.sub_(root.reciprocal_().mul_(m).mul_(_beside(group["lr"] / (1 - beta1**t), p)))
