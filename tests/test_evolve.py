@@ -100,7 +100,8 @@ PARENTS = [2, 0, 0, 3]
 
 
 def trained(optimizer_class, **options):
-    nets = WideDeep(4, 5, 6, 3, 2, nn.BatchNorm1d(6), nn.Identity(), dtype=torch.float64)
+    activation = nn.Sequential(nn.Tanh(), nn.BatchNorm1d(6))  # in this order every gradient is more than rounding
+    nets = WideDeep(4, 5, 6, 3, 2, activation, nn.Identity(), dtype=torch.float64)
     optimizer = optimizer_class(nets.parameters(), **options)
     step(nets, optimizer, 0)
     return nets, optimizer
