@@ -210,3 +210,27 @@ def test_the_sparse_benchmark_runs_and_judges(monkeypatch, tmp_path, capsys):
     for name in set(sys.modules) - before:
         if name in ("sparse", "sparse_page", "sparse_peers", "interleaved", "peers"):
             del sys.modules[name]
+
+
+def test_the_benchmark_of_populations_runs_and_judges(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    before = set(sys.modules)
+    import wide
+
+    monkeypatch.setattr(wide, "TARGETS", {("forward, batch", "vmap"): 0.0, ("forward, one sample", "vmap"): 1e9})
+    out = tmp_path / "page.md"
+    wide.main(f"--beings 3 --rounds 2 --no-peers --out {out}".split())
+    assert capsys.readouterr().out == ""
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.read_text().splitlines() if "|" in line][
+        2:
+    ]
+    assert len(rows) == 9
+    verdicts = {(row[0], row[1]): row[5] for row in rows}
+    assert verdicts["forward, batch", "vmap"] == "0: met"
+    assert verdicts["forward, one sample", "vmap"] == "1e+09: **missed**"
+    assert "not yet looked into" in out.read_text()
+    with pytest.raises(SystemExit):
+        wide.main(["--rounds", "0"])
+    for name in set(sys.modules) - before:
+        if name in ("wide", "interleaved"):
+            del sys.modules[name]

@@ -70,7 +70,7 @@ def test_selection_repeats_with_the_generator_and_never_chooses_nan(selection):
     fitness = torch.tensor([math.nan, 3.0, 1.0, 2.0, math.nan])
     first, second = (selection(fitness, torch.Generator().manual_seed(5)) for _ in range(2))
     assert torch.equal(first, second) and first[:2].tolist() == [1, 3]
-    assert not set(Truncation(share=0.6)(fitness).tolist()) & {0, 4}
+    assert not set(Truncation(0.6)(fitness).tolist()) & {0, 4}
 
 
 @pytest.mark.parametrize(

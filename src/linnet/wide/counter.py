@@ -17,14 +17,14 @@ _SECOND = 0x94D049BB133111EB - 2**64
 
 def _shift(x: Tensor, by: int) -> Tensor:
     """x >> by with zeros from the left."""
-    return (x >> by) & ((1 << (64 - by)) - 1)
+    return (x >> by).bitwise_and_((1 << (64 - by)) - 1)
 
 
 def _mix(x: Tensor) -> Tensor:
     """The output function of SplitMix64, a bijection of 64 bits that lets every input bit flip every output bit."""
-    x = (x ^ _shift(x, 30)) * _FIRST
-    x = (x ^ _shift(x, 27)) * _SECOND
-    return x ^ _shift(x, 31)
+    x = _shift(x, 30).bitwise_xor_(x).mul_(_FIRST)
+    x = _shift(x, 27).bitwise_xor_(x).mul_(_SECOND)
+    return _shift(x, 31).bitwise_xor_(x)
 
 
 def streams(beings: Tensor, *keys: int) -> Tensor:

@@ -11,7 +11,7 @@ A generation is three lines::
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,9 @@ __all__ = [
     "ranking",
     "reproduce",
 ]
+
+PIECE = 2**16
+"""Random numbers drawn at a time: fewer cost calls, more leave the cache."""
 
 
 # ---------------------------------------------------------------------- selection
@@ -63,7 +66,7 @@ class Selection(ABC):
         elites: the fittest so many come first and unchanged: being 0 of the next generation is the best of this one.
     """
 
-    elites: int = 0
+    elites: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.elites < 0:
@@ -448,5 +451,7 @@ def mutate(
             if parameter.requires_grad:
                 own = streams(torch.arange(keep, beings, device=parameter.device), seed, generation, place)
                 dtype = torch.promote_types(parameter.dtype, torch.float32)
-                noise = mutation(own, parameter[0].numel(), dtype)
-                parameter[keep:].add_(noise.view_as(parameter[keep:]).to(parameter.dtype))
+                count = parameter[0].numel()
+                at_once = max(1, PIECE // count)  # beings
+                for some, rows in zip(own.split(at_once), parameter[keep:].split(at_once), strict=True):
+                    rows.add_(mutation(some, count, dtype).view_as(rows).to(rows.dtype))
