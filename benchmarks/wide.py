@@ -175,7 +175,7 @@ def generation_cases(setting: Setting) -> list[Case]:
     """Cloning of everybody, and a whole generation, beside one clone_being after the other."""
     ours, theirs = population(setting), population(setting)
     fitness = torch.randn(setting.beings)
-    selection, generator = linnet.Truncation(0.2, elites=1), torch.Generator().manual_seed(0)
+    selection, generator = linnet.evolve.Truncation(0.2, elites=1), torch.Generator().manual_seed(0)
     chosen = selection(fitness, generator)
     layers = [layer for layer in theirs if isinstance(layer, linnet.Linear)]
 
@@ -184,8 +184,8 @@ def generation_cases(setting: Setting) -> list[Case]:
             clone(layer, chosen.tolist())
 
     def at_once() -> None:
-        linnet.reproduce(ours, selection(fitness, generator))
-        linnet.mutate(ours, linnet.Gaussian(0.01), seed=0, generation=0, keep=1)
+        linnet.evolve.reproduce(ours, selection(fitness, generator))
+        linnet.evolve.mutate(ours, linnet.evolve.Gaussian(0.01), seed=0, generation=0, keep=1)
 
     def one_by_one() -> None:
         parents = selection(fitness, generator).tolist()
@@ -198,7 +198,13 @@ def generation_cases(setting: Setting) -> list[Case]:
 
     name = "a loop of clone_being"
     return [
-        Case("clone, generation", name, setting.beings, Step(lambda: linnet.reproduce(ours, chosen)), Step(clone_all)),
+        Case(
+            "clone, generation",
+            name,
+            setting.beings,
+            Step(lambda: linnet.evolve.reproduce(ours, chosen)),
+            Step(clone_all),
+        ),
         Case("select, clone, mutate, generation", name, setting.beings, Step(at_once), Step(one_by_one)),
     ]
 

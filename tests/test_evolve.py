@@ -12,27 +12,22 @@ from scipy import stats
 from torch import nn
 
 import linnet
-from linnet import (
+from linnet import Linear, SparseLinear, WideAdam, WideDeep, catalogue, per_being
+from linnet.wide.counter import bits, normal, streams, uniform
+from linnet.wide.evolve import (
     Blend,
     ByLayer,
     Gaussian,
-    Linear,
     SparseGaussian,
-    SparseLinear,
     Tournament,
     Truncation,
     UniformCrossover,
     UniformMutation,
-    WideAdam,
-    WideDeep,
     beings_of,
-    catalogue,
     mutate,
-    per_being,
     ranking,
     reproduce,
 )
-from linnet.wide.counter import bits, normal, streams, uniform
 
 # ---------------------------------------------------------------------- selection
 

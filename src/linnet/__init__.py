@@ -89,29 +89,15 @@ from linnet.sparse import Uniform as Uniform
 from linnet.sparse import Update as Update
 from linnet.sparse import Wiring as Wiring
 from linnet.sparsify import sparsify as sparsify
-from linnet.wide import Blend as Blend
-from linnet.wide import ByLayer as ByLayer
-from linnet.wide import Crossover as Crossover
-from linnet.wide import Gaussian as Gaussian
-from linnet.wide import Mutation as Mutation
-from linnet.wide import Selection as Selection
-from linnet.wide import SparseGaussian as SparseGaussian
-from linnet.wide import Tournament as Tournament
-from linnet.wide import Truncation as Truncation
-from linnet.wide import UniformCrossover as UniformCrossover
-from linnet.wide import UniformMutation as UniformMutation
 from linnet.wide import WideAdam as WideAdam
 from linnet.wide import WideAdamW as WideAdamW
 from linnet.wide import WideDeep as WideDeep
 from linnet.wide import WideLinear as WideLinear
 from linnet.wide import WideOptimizer as WideOptimizer
 from linnet.wide import WideSGD as WideSGD
-from linnet.wide import beings_of as beings_of
 from linnet.wide import clip_beings_ as clip_beings_
-from linnet.wide import mutate as mutate
+from linnet.wide import evolve as evolve
 from linnet.wide import per_being as per_being
-from linnet.wide import ranking as ranking
-from linnet.wide import reproduce as reproduce
 
 __version__ = "0.1.0"
 
@@ -124,22 +110,18 @@ __all__ = [
     "SET",
     "ActivationSparsity",
     "Being",
-    "Blend",
     "BlockDiagonalLinear",
     "Blocks",
     "BoundedNormLinear",
     "ButterflyLinear",
-    "ByLayer",
     "CirculantLinear",
     "ConstantFanIn",
     "Constrained",
     "ContractiveLinear",
-    "Crossover",
     "DampedSkewSymmetricLinear",
     "DiagonallyDominantLinear",
     "DoublyStochasticLinear",
     "ErdosRenyi",
-    "Gaussian",
     "GershgorinLinear",
     "GradualMagnitude",
     "HamiltonianLinear",
@@ -159,7 +141,6 @@ __all__ = [
     "Materialized",
     "MonarchLinear",
     "Move",
-    "Mutation",
     "NonNegativeLinear",
     "OrthogonalLinear",
     "PSDLinear",
@@ -174,11 +155,9 @@ __all__ = [
     "SVDLinearLearnBounds",
     "SchurDecompositionLinear",
     "SchurStableLinear",
-    "Selection",
     "SkewSymmetricLinear",
     "SmallWorld",
     "SoftPowerBoundLinear",
-    "SparseGaussian",
     "SparseLinear",
     "SpectralLinear",
     "SplitLinear",
@@ -190,12 +169,8 @@ __all__ = [
     "SymmetricSpectralLinear",
     "SymplecticLinear",
     "Synthesizer",
-    "Tournament",
     "TrivialNullSpaceLinear",
-    "Truncation",
     "Uniform",
-    "UniformCrossover",
-    "UniformMutation",
     "Update",
     "WideAdam",
     "WideAdamW",
@@ -205,24 +180,21 @@ __all__ = [
     "WideSGD",
     "Wiring",
     "bake",
-    "beings_of",
     "catalogue",
     "clip_beings_",
     "constrain",
+    "evolve",
     "find_layer",
     "frozen",
     "householder_product",
     "info",
     "load",
     "matrix_decay",
-    "mutate",
     "param_groups",
     "penalty",
     "per_being",
-    "ranking",
     "relu_straight_through",
     "replace",
-    "reproduce",
     "save",
     "sparsify",
     "to_onnx",

@@ -2,9 +2,9 @@
 
 A generation is three lines::
 
-    parents = Truncation(share=0.2, elites=1)(fitness, generator)
-    reproduce(population, parents, optimizer)
-    mutate(population, Gaussian(0.05), seed=seed, generation=generation, keep=1)
+    parents = linnet.evolve.Truncation(0.2, elites=1)(fitness, generator)
+    linnet.evolve.reproduce(population, parents, optimizer)
+    linnet.evolve.mutate(population, linnet.evolve.Gaussian(0.05), seed=seed, generation=generation, keep=1)
 
 ``population`` is any module whose maps have ``beings``: one LinearMap, a WideDeep, an nn.Sequential of them.
 """
