@@ -31,9 +31,7 @@ def affine(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         wide_bias = None if bias is None else bias.reshape(beings * out_features)
         y = F.linear(x, weight.reshape(beings * out_features, in_features), wide_bias)  # (*, beings * out)
         return y.unflatten(-1, (beings, out_features))
-    if (
-        input.dim() > 2
-    ):  # samples as columns: dL/dW = dy x then needs no transposed copy, which costs a quarter of a step
+    if input.dim() > 2:  # samples as columns: dL/dW = dy x then needs no transposed copy, a quarter of a step
         x = input.reshape(-1, beings, in_features).permute(1, 2, 0)  # (beings, in, batch)
         y = torch.bmm(weight, x) if bias is None else torch.baddbmm(bias.unsqueeze(-1), weight, x)
         return y.permute(2, 0, 1).reshape(*input.shape[:-1], out_features)

@@ -276,18 +276,19 @@ class LinearMap(nn.Module, ABC):
             seed_list = [operator.index(seed) for seed in listed]
         if len(seed_list) != (self.beings or 1):
             raise ValueError(f"seeds must hold one int for each being ({self.beings}), however: {len(seed_list)}")
-        tensors = {name: tensor.detach() for name, tensor in self.raw_tensors().items()}
-        bias = None if self.bias is None else self.bias.detach()
-        if any(tensor.is_meta for tensor in (*tensors.values(), *([] if bias is None else [bias]))):
+        if any(tensor.is_meta for tensor in (*self.raw_tensors().values(), self.bias) if tensor is not None):
             return
-        bound = 1 / math.sqrt(self.in_features)
-        with torch.no_grad():
-            for i, seed in enumerate(seed_list):
-                rows = tensors if self.beings is None else {name: tensor[i] for name, tensor in tensors.items()}
-                generator = None if seed is None else torch.Generator(self._anchor.device).manual_seed(seed)
-                self._draw(rows, generator)
-                if bias is not None:
-                    (bias if self.beings is None else bias[i]).uniform_(-bound, bound, generator=generator)
+        for i, seed in enumerate(seed_list):
+            self._redraw(i, None if seed is None else torch.Generator(self._anchor.device).manual_seed(seed))
+
+    @torch.no_grad()
+    def _redraw(self, index: int, generator: torch.Generator | None) -> None:
+        """Draw map ``index`` in place, weight and then bias; without beings there is only map 0."""
+        which = ... if self.beings is None else index
+        self._draw({name: tensor.detach()[which] for name, tensor in self.raw_tensors().items()}, generator)
+        if self.bias is not None:
+            bound = 1 / math.sqrt(self.in_features)
+            self.bias.detach()[which].uniform_(-bound, bound, generator=generator)
 
     def assign(self, weight: Tensor) -> Tensor:
         """Take a given matrix: exactly if it has the structure, else the nearest that has (or as the class documents).

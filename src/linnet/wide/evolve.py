@@ -370,7 +370,7 @@ def reproduce(
         True
     """
     parts = _parts(population)
-    beings = beings_of(population)
+    beings = _beings(parts[0])
     chosen = {"parents": indices(parents, beings)}
     if (mates is None) != (crossover is None):
         raise ValueError("mates and crossover must be given together, however: only one of them is")
@@ -443,7 +443,7 @@ def mutate(
         [True, False, False, False]
     """
     parts = _parts(population)
-    beings = beings_of(population)
+    beings = _beings(parts[0])
     if not 0 <= keep <= beings:
         raise ValueError(f"keep must lie in 0..{beings}, however: {keep}")
     with torch.no_grad():

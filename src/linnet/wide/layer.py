@@ -107,14 +107,7 @@ class EachBeing(nn.Module):
         self.elementwise = type(function) in _ELEMENTWISE_MODULES or any(function is f for f in _ELEMENTWISE_FUNCTIONS)
         self.function = copy.deepcopy(function) if isinstance(function, nn.Module) else function
         if isinstance(self.function, nn.Module):
-            for module in self.function.modules():
-                for name, parameter in module._parameters.items():
-                    if parameter is not None:
-                        copies = parameter.detach().expand(beings, *parameter.shape).clone()
-                        module._parameters[name] = nn.Parameter(copies, parameter.requires_grad)
-                for name, buffer in module._buffers.items():
-                    if buffer is not None:
-                        module._buffers[name] = buffer.expand(beings, *buffer.shape).clone()
+            _exchange(self.function, lambda tensor: tensor.expand(beings, *tensor.shape))
 
     def forward(self, input: Tensor) -> Tensor:
         if self.elementwise:
@@ -141,14 +134,7 @@ class EachBeing(nn.Module):
         if not isinstance(self.function, nn.Module):
             return Apply(self.function)
         single = copy.deepcopy(self.function)
-        for module in single.modules():
-            for name, parameter in module._parameters.items():
-                if parameter is not None:
-                    row = parameter.detach()[index].clone()
-                    module._parameters[name] = nn.Parameter(row, parameter.requires_grad)
-            for name, buffer in module._buffers.items():
-                if buffer is not None:
-                    module._buffers[name] = buffer[index].clone()
+        _exchange(single, lambda tensor: tensor[index])
         return single
 
     def state(self) -> dict[str, Tensor]:
@@ -160,6 +146,17 @@ class EachBeing(nn.Module):
             for tensor in (*self.parameters(), *self.buffers()):
                 src, dst = source.to(tensor.device), destination.to(tensor.device)
                 tensor.index_copy_(0, dst, tensor.index_select(0, src))
+
+
+def _exchange(function: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
+    """Put a copy of ``change(tensor)`` in the place of every parameter and buffer."""
+    for module in function.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[name] = nn.Parameter(change(parameter.detach()).clone(), parameter.requires_grad)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = change(buffer).clone()
 
 
 class Apply(nn.Module):
@@ -313,15 +310,10 @@ class WideDeep(nn.Module):
             raise ValueError(f"seeds must hold one int for each being ({self.beings}), however: {len(seeds)}")
         if self.stages()[0][0].weight.is_meta:
             return
-        with torch.no_grad():
-            for i, seed in enumerate(seeds):
-                generator = torch.Generator(self.stages()[0][0].weight.device).manual_seed(seed)
-                for layer, _ in self.stages():
-                    layer._draw({"weight": layer.weight[i]}, generator)
-                    bound = layer.in_features**-0.5
-                    rows = layer.get_single(i)  # views
-                    if rows.bias is not None:
-                        rows.bias.uniform_(-bound, bound, generator=generator)
+        for i, seed in enumerate(seeds):
+            generator = torch.Generator(self.stages()[0][0].weight.device).manual_seed(seed)
+            for layer, _ in self.stages():
+                layer._redraw(i, generator)
 
     def clone_being(self, source: int | Sequence[int] | Tensor, destination: int | Sequence[int] | Tensor) -> None:
         """Overwrite network ``destination`` with network ``source``; lists of indices are copied all at once.

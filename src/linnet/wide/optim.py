@@ -51,9 +51,10 @@ def clip_beings_(parameters: Iterable[nn.Parameter], max_norm: Hyper) -> Tensor:
         return torch.zeros(0)
     with torch.no_grad():
         norms = _norms([p.grad for p in learned if p.grad is not None])
+        factors = _clip(norms, torch.as_tensor(max_norm).to(norms))
         for p in learned:
             if p.grad is not None:
-                p.grad.mul_(_beside(_clip(norms, torch.as_tensor(max_norm).to(norms)), p.grad))
+                p.grad.mul_(_beside(factors, p.grad))
     return norms
 
 
@@ -94,9 +95,7 @@ class WideOptimizer(torch.optim.Optimizer, ABC):
         self.beings = check_positive(beings=beings)[0]
         if not isinstance(quarantine, bool):
             raise TypeError(f"quarantine must be True or False, however: {quarantine!r}")
-        options = {name: value for name, value in hyper.items() if name not in self.intervals}
-        given = {name: value for name, value in hyper.items() if name in self.intervals}
-        super().__init__(params, {**options, **given, "max_norm": max_norm, "quarantine": quarantine, "alive": True})
+        super().__init__(params, {**hyper, "max_norm": max_norm, "quarantine": quarantine, "alive": True})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
