@@ -89,6 +89,7 @@ from linnet.sparse import Uniform as Uniform
 from linnet.sparse import Update as Update
 from linnet.sparse import Wiring as Wiring
 from linnet.sparsify import sparsify as sparsify
+from linnet.wide import Wide as Wide
 from linnet.wide import WideAdam as WideAdam
 from linnet.wide import WideAdamW as WideAdamW
 from linnet.wide import WideDeep as WideDeep
@@ -98,6 +99,10 @@ from linnet.wide import WideSGD as WideSGD
 from linnet.wide import clip_beings_ as clip_beings_
 from linnet.wide import evolve as evolve
 from linnet.wide import per_being as per_being
+from linnet.wide import single as single
+from linnet.wide import stack as stack
+from linnet.wide import unstack as unstack
+from linnet.wide import widen as widen
 
 __version__ = "0.1.0"
 
@@ -172,6 +177,7 @@ __all__ = [
     "TrivialNullSpaceLinear",
     "Uniform",
     "Update",
+    "Wide",
     "WideAdam",
     "WideAdamW",
     "WideDeep",
@@ -196,8 +202,12 @@ __all__ = [
     "relu_straight_through",
     "replace",
     "save",
+    "single",
     "sparsify",
+    "stack",
     "to_onnx",
     "tolerance",
+    "unstack",
     "violation",
+    "widen",
 ]

@@ -11,6 +11,7 @@ A layer is one class in one file. It owns raw parameters and writes
 :class:`LinearMap` turns these into a module that behaves like :class:`torch.nn.Linear` everywhere.
 """
 
+import copy
 import inspect
 import math
 import operator
@@ -437,6 +438,23 @@ class LinearMap(nn.Module, ABC):
     def get_single(self, index: int) -> "Being":
         """Being ``index`` as a single map: a live view, see :class:`Being`."""
         return Being(self, int(indices(index, self._population())))
+
+    def single(self, index: int) -> Self:
+        """Being ``index`` as an independent map of the same class, without beings."""
+        i = int(indices(index, self._population()))
+        memo: dict[int, Any] = {}
+        for name, tensor in (*self._parameters.items(), *self._buffers.items()):
+            if tensor is not None and (name in self._parameters or self._leads(name)):
+                row = tensor.detach()[i].clone()
+                learned = isinstance(tensor, nn.Parameter)
+                memo[id(tensor)] = nn.Parameter(row, tensor.requires_grad) if learned else row
+        alone = copy.deepcopy(self, memo)
+        alone.beings = None
+        return alone
+
+    def _leads(self, name: str) -> bool:
+        """Whether a buffer has the axis of beings; one that has not is shared."""
+        return name in self._raw_names
 
     # ------------------------------------------------------------------ bookkeeping
 

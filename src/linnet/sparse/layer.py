@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from types import EllipsisType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -354,6 +354,14 @@ class SparseLinear(Wired):
             for buffer in (self.crow, self.col):
                 buffer.index_copy_(0, dst, buffer.index_select(0, src))
             self._transpose()
+
+    def single(self, index: int) -> Self:
+        alone = super().single(index)
+        alone.shared = None
+        return alone
+
+    def _leads(self, name: str) -> bool:
+        return self.apart and self.get_buffer(name).dim() > 0
 
     def get_single(self, index: int) -> Being:
         size = (self.in_features, self.out_features, self.bias is not None)

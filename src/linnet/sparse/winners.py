@@ -1,14 +1,15 @@
 """Sparse activations: of all units only the k largest pass, and those that seldom win are preferred."""
 
+import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from linnet.beings import check_positive
+from linnet.beings import check_positive, indices
 from linnet.fused import eager
 
 __all__ = ["ActivationSparsity", "KWinners", "largest_k", "largest_k_reference"]
@@ -222,6 +223,25 @@ class KWinners(nn.Module):
         n = self.duty_cycle.shape[-1]
         p = self._k(n) / n if n else 0.0
         return 0.0 if p in (0.0, 1.0) else -n * (p * math.log2(p) + (1 - p) * math.log2(1 - p))
+
+    def clone_being(self, source: int | Sequence[int] | Tensor, destination: int | Sequence[int] | Tensor) -> None:
+        """Overwrite the duty cycle of being ``destination`` with that of being ``source``."""
+        beings = self._population()
+        src, dst = (indices(index, beings).to(self.duty_cycle.device) for index in (source, destination))
+        self.duty_cycle.index_copy_(0, dst, self.duty_cycle.index_select(0, src))
+        self._before = None
+
+    def single(self, index: int) -> Self:
+        """The units of being ``index`` alone, as an independent module."""
+        row = self.duty_cycle[int(indices(index, self._population()))].clone()
+        alone = copy.deepcopy(self, {id(self.duty_cycle): row})
+        alone.beings = alone._before = None
+        return alone
+
+    def _population(self) -> int:
+        if self.beings is None:
+            raise ValueError(f"This needs a population (beings=n), however: {self}")
+        return self.beings
 
     def extra_repr(self) -> str:
         size = "not sized yet" if self.num_features is None else f"num_features={self.num_features}"

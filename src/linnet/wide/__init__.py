@@ -9,8 +9,14 @@ from linnet.wide.optim import WideAdamW as WideAdamW
 from linnet.wide.optim import WideOptimizer as WideOptimizer
 from linnet.wide.optim import WideSGD as WideSGD
 from linnet.wide.optim import clip_beings_ as clip_beings_
+from linnet.wide.population import single as single
+from linnet.wide.population import unstack as unstack
+from linnet.wide.widen import Wide as Wide
+from linnet.wide.widen import stack as stack
+from linnet.wide.widen import widen as widen
 
 __all__ = [
+    "Wide",
     "WideAdam",
     "WideAdamW",
     "WideDeep",
@@ -20,4 +26,8 @@ __all__ = [
     "clip_beings_",
     "evolve",
     "per_being",
+    "single",
+    "stack",
+    "unstack",
+    "widen",
 ]

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["bits", "normal", "streams", "uniform"]
+__all__ = ["advance", "bits", "normal", "streams", "uniform"]
 
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # as a signed number: torch's int64 wraps around
 _FIRST = 0xBF58476D1CE4E5B9 - 2**64
@@ -49,6 +49,12 @@ def bits(streams: Tensor, count: int) -> Tensor:
     """
     steps = torch.arange(1, count + 1, device=streams.device) * _GOLDEN
     return _mix(streams[:, None] + steps)
+
+
+def advance(streams: Tensor, count: int) -> None:
+    """Move streams on in place, past the words that :func:`uniform` or :func:`normal` make of ``count`` numbers."""
+    steps = torch.full_like(streams, -(-count // 2))  # as a tensor: int64 wraps around
+    streams.add_(steps * _GOLDEN)
 
 
 def uniform(streams: Tensor, count: int, dtype: torch.dtype = torch.float32) -> Tensor:

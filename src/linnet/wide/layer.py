@@ -1,6 +1,5 @@
 """Populations under the names and constructors of the widelinears package: WideLinear and WideDeep."""
 
-import copy
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Self
@@ -11,6 +10,8 @@ from torch import Tensor, nn
 
 from linnet.beings import check_input, check_positive, indices
 from linnet.linear import Linear
+from linnet.wide.leaves import ELEMENTWISE
+from linnet.wide.widen import Wide, widen
 
 __all__ = ["WideDeep", "WideLinear"]
 
@@ -18,7 +19,6 @@ Activation = Callable[[Tensor], Tensor]
 
 # These look at one number at a time and so cannot mix beings: they need no vmap.
 _ELEMENTWISE_FUNCTIONS = (torch.relu, torch.tanh, torch.sigmoid, F.relu, F.tanh, F.sigmoid, F.gelu, F.silu, F.elu)
-_ELEMENTWISE_MODULES = (nn.Identity, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.ELU, nn.LeakyReLU, nn.Softplus)
 
 
 class WideLinear(Linear):
@@ -104,59 +104,30 @@ class EachBeing(nn.Module):
     def __init__(self, function: Activation, beings: int) -> None:
         super().__init__()
         self.beings = beings
-        self.elementwise = type(function) in _ELEMENTWISE_MODULES or any(function is f for f in _ELEMENTWISE_FUNCTIONS)
-        self.function = copy.deepcopy(function) if isinstance(function, nn.Module) else function
-        if isinstance(self.function, nn.Module):
-            _exchange(self.function, lambda tensor: tensor.expand(beings, *tensor.shape))
+        self.elementwise = type(function) in ELEMENTWISE or any(function is f for f in _ELEMENTWISE_FUNCTIONS)
+        self.function = function
+        if isinstance(function, nn.Module):
+            self.function = widen(function, beings, in_dims=-2, out_dims=-2)
 
     def forward(self, input: Tensor) -> Tensor:
+        if isinstance(self.function, Wide):
+            return self.function.alike(input) if self.elementwise else self.function(input)
         if self.elementwise:
             return self.function(input)
-        if not isinstance(self.function, nn.Module):
-            return torch.vmap(self.function, in_dims=-2, out_dims=-2, randomness="different")(input)
-        module, state = self.function, {**dict(self.function.named_parameters()), **dict(self.function.named_buffers())}
-
-        def one(state: dict[str, Tensor], x: Tensor) -> Tensor:
-            return torch.func.functional_call(module, state, (x,))
-
-        return torch.vmap(one, in_dims=(0, -2), out_dims=-2, randomness="different")(state, input)
+        return torch.vmap(self.function, in_dims=-2, out_dims=-2, randomness="different")(input)
 
     def one(self, index: int, input: Tensor) -> Tensor:
         """Apply the function of one being, (*, features) -> (*, features); its buffers are updated in place."""
-        if not isinstance(self.function, nn.Module):
-            return self.function(input)
-        state = (*self.function.named_parameters(), *self.function.named_buffers())
-        rows = {name: tensor[index] for name, tensor in state}
-        return torch.func.functional_call(self.function, rows, (input,))
+        function = self.function.get_single(index) if isinstance(self.function, Wide) else self.function
+        return function(input)
 
-    def to_module(self, index: int) -> nn.Module:
+    def single(self, index: int) -> nn.Module:
         """The function of one being as an independent module."""
-        if not isinstance(self.function, nn.Module):
-            return Apply(self.function)
-        single = copy.deepcopy(self.function)
-        _exchange(single, lambda tensor: tensor[index])
-        return single
-
-    def state(self) -> dict[str, Tensor]:
-        """The tensors of the function by the member's own names, each with an axis of beings in front."""
-        return self.function.state_dict() if isinstance(self.function, nn.Module) else {}
+        return self.function.single(index) if isinstance(self.function, Wide) else Apply(self.function)
 
     def clone_being(self, source: Tensor, destination: Tensor) -> None:
-        with torch.no_grad():
-            for tensor in (*self.parameters(), *self.buffers()):
-                src, dst = source.to(tensor.device), destination.to(tensor.device)
-                tensor.index_copy_(0, dst, tensor.index_select(0, src))
-
-
-def _exchange(function: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
-    """Put a copy of ``change(tensor)`` in the place of every parameter and buffer."""
-    for module in function.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                module._parameters[name] = nn.Parameter(change(parameter.detach()).clone(), parameter.requires_grad)
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[name] = change(buffer).clone()
+        if isinstance(self.function, Wide):
+            self.function.clone_being(source, destination)
 
 
 class Apply(nn.Module):
@@ -212,7 +183,7 @@ class DeepBeing(nn.Module):
         """This network as an independent stack of nn.Linear and activations."""
         parts: list[nn.Module] = []
         for layer, activation in self._source[0].stages():
-            parts += [layer.get_single(self.index).to_linear(), activation.to_module(self.index)]
+            parts += [layer.get_single(self.index).to_linear(), activation.single(self.index)]
         return nn.Sequential(*parts).train(self._source[0].training)
 
     def extra_repr(self) -> str:
@@ -332,7 +303,11 @@ class WideDeep(nn.Module):
 
     def to_modules(self) -> list[nn.Sequential]:
         """One independent nn.Sequential of nn.Linear and activations for each being."""
-        return [self.get_single(i).to_module() for i in range(self.beings)]
+        return [self.single(i) for i in range(self.beings)]
+
+    def single(self, index: int) -> nn.Sequential:
+        """Network ``index`` as an independent nn.Sequential of nn.Linear and activations."""
+        return self.get_single(index).to_module()
 
     def assign_being(self, index: int, module: nn.Sequential) -> None:
         """Overwrite network ``index`` with an ordinary one, as :meth:`to_modules` gives them: all of it or nothing.
@@ -349,18 +324,16 @@ class WideDeep(nn.Module):
                 f"A being must be {self.depth} nn.Linear with a bias, of weights {wanted}, each with its activation "
                 f"behind it, however: {module}"
             )
-        for activation, part in zip(self.activations, parts[1::2], strict=True):
-            own = {name: tuple(tensor.shape[1:]) for name, tensor in activation.state().items()}  # type: ignore[operator]
-            its = {name: tuple(tensor.shape) for name, tensor in part.state_dict().items()}
-            if own != its:
-                raise ValueError(f"An activation of a being must have the tensors {own}, however: {its} in {part}")
+        functions = [activation.function for activation in self.activations]
+        for function, part in zip(functions, parts[1::2], strict=True):
+            if isinstance(function, Wide):
+                function.check_being(part)
         with torch.no_grad():
-            for (layer, activation), line, part in zip(self.stages(), parts[::2], parts[1::2], strict=True):
+            for layer, function, line, part in zip(self.linears, functions, parts[::2], parts[1::2], strict=True):
                 for own_rows, its_row in zip((layer.weight, layer.bias), line.parameters(), strict=True):
-                    if own_rows is not None:
-                        own_rows[being].copy_(its_row)
-                for name, tensor in activation.state().items():
-                    tensor[being] = part.state_dict()[name].to(tensor)
+                    own_rows[being].copy_(its_row)  # type: ignore[index]
+                if isinstance(function, Wide):
+                    function.assign_being(being, part)
 
     def extra_repr(self) -> str:
         return (

@@ -1,0 +1,286 @@
+"""Products of a population for the leaf modules of torch.nn: what vmap cannot do, or not as fast.
+
+A kernel is called as ``kernel(leaf, tensors, noise, *args)``. ``leaf`` tells the options (stride, training),
+``tensors`` are its parameters and buffers with the axis of beings in front, and so are the arguments and the result.
+An argument that all beings share is expanded, its stride along the beings is 0: see :func:`shared`. A kernel returns
+NotImplemented for arguments that it does not know; the module itself then runs, and says what is wrong with them.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from linnet.beings import affine
+from linnet.linear import Linear
+from linnet.wide.noise import Noise
+from linnet.wide.steps import CELLS, RECURRENT
+
+__all__ = ["DRAWING", "ELEMENTWISE", "ESCAPES", "KERNELS", "Kernel", "is_known", "shared"]
+
+Kernel = Callable[..., Any]
+Tensors = Mapping[str, Tensor]
+
+ELEMENTWISE: tuple[type[nn.Module], ...] = (
+    nn.Identity,
+    nn.ReLU,
+    nn.ReLU6,
+    nn.Tanh,
+    nn.Sigmoid,
+    nn.GELU,
+    nn.SiLU,
+    nn.Mish,
+    nn.ELU,
+    nn.SELU,
+    nn.CELU,
+    nn.LeakyReLU,
+    nn.Softplus,
+    nn.Softsign,
+    nn.Hardtanh,
+    nn.Hardswish,
+    nn.Hardsigmoid,
+    nn.LogSigmoid,
+    nn.Tanhshrink,
+    nn.Softshrink,
+    nn.Hardshrink,
+    nn.Threshold,
+)
+"""These look at one number at a time, and so cannot mix beings."""
+
+CONVOLUTIONS = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d}
+POOLS = (
+    nn.MaxPool1d,
+    nn.MaxPool2d,
+    nn.MaxPool3d,
+    nn.AvgPool1d,
+    nn.AvgPool2d,
+    nn.AvgPool3d,
+    nn.AdaptiveAvgPool1d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveAvgPool3d,
+)
+
+
+def shared(x: Tensor) -> bool:
+    """Whether all beings are given the same tensor (beings, ...)."""
+    return x.stride(0) == 0 and len(x) > 1
+
+
+def is_known(module: nn.Module) -> bool:
+    """Whether a kernel does all that the module would: its class is exact, no hook watches, no option is in the way."""
+    kind = type(module)
+    if kind not in KERNELS or _hooked(module):
+        return False
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        return module.momentum is not None or not module.training  # 1 / num_batches_tracked differs by being
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return module.padding_idx is None and module.max_norm is None and not module.sparse
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return module.padding_mode == "zeros"
+    if isinstance(module, nn.modules.pooling._MaxPoolNd):
+        return not module.return_indices
+    return "forward" not in vars(module)
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def _elementwise(leaf: nn.Module, tensors: Tensors, noise: Noise, input: Tensor) -> Tensor:
+    if getattr(leaf, "inplace", False) and shared(input):
+        input = input.clone()
+    return type(leaf).forward(leaf, input)
+
+
+def _linear(leaf: nn.Module, tensors: Tensors, noise: Noise, input: Tensor) -> Tensor:
+    weight, bias = tensors["weight"], tensors.get("bias")
+    if input.dim() < 2 or input.shape[-1] != weight.shape[-1]:
+        return NotImplemented
+    x = input[0].unsqueeze(-2) if shared(input) else input.movedim(0, -2)  # (*, beings or 1, in)
+    return affine(x, weight, bias).movedim(-2, 0)
+
+
+def _flatten(leaf: nn.Flatten, tensors: Tensors, noise: Noise, input: Tensor) -> Tensor:
+    if input.dim() < 3:
+        return NotImplemented
+    start, end = (dim + 1 if dim >= 0 else dim for dim in (leaf.start_dim, leaf.end_dim))
+    return input.flatten(start, end)
+
+
+def _softmax(leaf: nn.Softmax, tensors: Tensors, noise: Noise, input: Tensor) -> Tensor:
+    if leaf.dim is None or not -input.dim() < leaf.dim < input.dim() - 1:
+        return NotImplemented
+    function = F.log_softmax if isinstance(leaf, nn.LogSoftmax) else F.softmax
+    return function(input, leaf.dim + 1 if leaf.dim >= 0 else leaf.dim)
+
+
+def _dropout(leaf: nn.Dropout, tensors: Tensors, noise: Noise, input: Tensor) -> Tensor:
+    if not leaf.training or leaf.p == 0:
+        return input
+    kept = noise.kept(math.prod(input.shape[1:]), leaf.p, input.dtype).view(input.shape)
+    return _times(leaf, input, kept)
+
+
+def _times(leaf: nn.Module, input: Tensor, kept: Tensor) -> Tensor:
+    return input.mul_(kept) if leaf.inplace and not shared(input) else input * kept
+
+
+def _channel_dropout(leaf: nn.Dropout2d, tensors: Tensors, noise: Noise, input: Tensor) -> Tensor:
+    """Whole channels at once, (beings, batch, channels, *places)."""
+    places = {nn.Dropout1d: 1, nn.Dropout2d: 2, nn.Dropout3d: 3}[type(leaf)]
+    if input.dim() != places + 3:
+        return NotImplemented
+    if not leaf.training or leaf.p == 0:
+        return input
+    lead = input.shape[1:3]
+    return _times(leaf, input, noise.kept(math.prod(lead), leaf.p, input.dtype).view(len(input), *lead, *[1] * places))
+
+
+def _layer_norm(leaf: nn.LayerNorm, tensors: Tensors, noise: Noise, input: Tensor) -> Tensor:
+    if input.dim() <= len(leaf.normalized_shape):
+        return NotImplemented
+    y = F.layer_norm(input, leaf.normalized_shape, eps=leaf.eps)
+    weight, bias = (_beside(tensors.get(name), y) for name in ("weight", "bias"))
+    if weight is None:
+        return y
+    return y * weight if bias is None else torch.addcmul(bias, y, weight)
+
+
+def _beside(rows: Tensor | None, x: Tensor) -> Tensor | None:
+    """(beings, *features) -> (beings, 1, ..., *features), to go with x of shape (beings, *, *features)."""
+    return None if rows is None else rows.view(len(rows), *[1] * (x.dim() - rows.dim()), *rows.shape[1:])
+
+
+def _batch_norm(leaf: nn.BatchNorm1d, tensors: Tensors, noise: Noise, input: Tensor) -> Tensor:
+    """Channels of all beings side by side, (batch, beings · channels, *): one batch norm."""
+    leaf._check_input_dim(input[0])
+    if input.shape[2] != leaf.num_features:
+        return NotImplemented
+    beings, _, channels, *_ = input.shape
+    x = input.transpose(0, 1).flatten(1, 2)
+    flat = {name: tensor.reshape(-1) for name, tensor in tensors.items() if name != "num_batches_tracked"}
+    mean, var = (tensors[name].view(-1) if name in tensors else None for name in ("running_mean", "running_var"))
+    if leaf.training and "num_batches_tracked" in tensors:
+        tensors["num_batches_tracked"].add_(1)
+    from_batch = leaf.training or mean is None
+    momentum = 0.0 if leaf.momentum is None else leaf.momentum
+    y = F.batch_norm(x, mean, var, flat.get("weight"), flat.get("bias"), from_batch, momentum, leaf.eps)
+    return y.unflatten(1, (beings, channels)).transpose(0, 1)
+
+
+def _convolution(leaf: nn.Conv2d, tensors: Tensors, noise: Noise, input: Tensor) -> Tensor:
+    convolve: Any = CONVOLUTIONS[type(leaf)]
+    weight, bias = tensors["weight"], tensors.get("bias")
+    options = {"stride": leaf.stride, "padding": leaf.padding, "dilation": leaf.dilation}
+    batched = input.dim() == weight.dim()
+    if (not batched and input.dim() != weight.dim() - 1) or input.shape[1 + batched] != leaf.in_channels:
+        return NotImplemented
+    x = input if batched else input.unsqueeze(1)  # (beings, batch, channels, *)
+    beings = len(x)
+    if shared(x) and leaf.groups == 1:  # filters of all beings side by side
+        wide_bias = None if bias is None else bias.flatten()
+        y = convolve(x[0], weight.flatten(0, 1), wide_bias, groups=1, **options)
+        y = y.unflatten(1, (beings, leaf.out_channels)).transpose(0, 1)
+    elif _one_by_one(leaf, x):
+        each = [
+            convolve(x[i], weight[i], None if bias is None else bias[i], groups=leaf.groups, **options)
+            for i in range(beings)
+        ]
+        y = torch.stack(each)
+    else:
+        x = x.transpose(0, 1).flatten(1, 2)  # (batch, beings · channels, *)
+        wide_bias = None if bias is None else bias.flatten()
+        y = convolve(x, weight.flatten(0, 1), wide_bias, groups=beings * leaf.groups, **options)
+        y = y.unflatten(1, (beings, leaf.out_channels)).transpose(0, 1)
+    return y if batched else y.squeeze(1)
+
+
+def _one_by_one(leaf: nn.Module, x: Tensor) -> bool:
+    """Whether a loop over the beings beats one convolution with a group for each; measured on CPUs."""
+    return x.device.type == "cpu"
+
+
+def _pool(leaf: nn.Module, tensors: Tensors, noise: Noise, input: Tensor) -> Tensor:
+    """Beings and batch as one batch: (beings, [batch,] channels, *places)."""
+    places = int(type(leaf).__name__[-2])
+    if input.dim() not in (places + 2, places + 3):
+        return NotImplemented
+    lead = input.shape[: -1 - places]
+    return leaf(input.reshape(-1, *input.shape[-1 - places :])).unflatten(0, lead)
+
+
+def _embedding(leaf: nn.Embedding, tensors: Tensors, noise: Noise, input: Tensor) -> Tensor:
+    weight = tensors["weight"]  # (beings, rows, features)
+    beings, rows, _ = weight.shape
+    if input.numel() and (bool((input < 0).any()) or bool((input >= rows).any())):
+        return NotImplemented  # they would be those of a neighbour
+    first = torch.arange(beings, device=input.device).view(-1, *[1] * (input.dim() - 1)) * rows
+    return F.embedding(input + first, weight.flatten(0, 1), scale_grad_by_freq=leaf.scale_grad_by_freq)
+
+
+def _embedding_bag(
+    leaf: nn.EmbeddingBag,
+    tensors: Tensors,
+    noise: Noise,
+    input: Tensor,
+    offsets: Any = None,
+    per_sample_weights: Tensor | None = None,
+) -> Tensor:
+    """Bags of one length: (beings, bags, length) -> (beings, bags, features)."""
+    weight = tensors["weight"]
+    beings, rows, _ = weight.shape
+    if input.dim() != 3 or offsets is not None or (input.numel() and bool(((input < 0) | (input >= rows)).any())):
+        return NotImplemented
+    flat = input + torch.arange(beings, device=input.device).view(-1, 1, 1) * rows
+    y = F.embedding_bag(
+        flat.flatten(0, 1),
+        weight.flatten(0, 1),
+        mode=leaf.mode,
+        scale_grad_by_freq=leaf.scale_grad_by_freq,
+        per_sample_weights=None if per_sample_weights is None else per_sample_weights.flatten(0, 1),
+    )
+    return y.unflatten(0, input.shape[:2])
+
+
+def _bilinear(leaf: nn.Bilinear, tensors: Tensors, noise: Noise, input1: Tensor, input2: Tensor) -> Tensor:
+    weight, bias = tensors["weight"], tensors.get("bias")  # (beings, out, in1, in2)
+    if input1.shape[:-1] != input2.shape[:-1] or (input1.shape[-1], input2.shape[-1]) != tuple(weight.shape[2:]):
+        return NotImplemented
+    y = torch.einsum("n...i,noij,n...j->n...o", input1, weight, input2)
+    return y if bias is None else y + bias.view(len(y), *[1] * (y.dim() - 2), -1)
+
+
+KERNELS: dict[type[nn.Module], Kernel] = {
+    nn.Linear: _linear,
+    Linear: _linear,
+    nn.Flatten: _flatten,
+    nn.Softmax: _softmax,
+    nn.LogSoftmax: _softmax,
+    nn.Dropout: _dropout,
+    nn.Dropout1d: _channel_dropout,
+    nn.Dropout2d: _channel_dropout,
+    nn.Dropout3d: _channel_dropout,
+    nn.LayerNorm: _layer_norm,
+    nn.BatchNorm1d: _batch_norm,
+    nn.BatchNorm2d: _batch_norm,
+    nn.BatchNorm3d: _batch_norm,
+    nn.Embedding: _embedding,
+    nn.EmbeddingBag: _embedding_bag,
+    nn.Bilinear: _bilinear,
+    **dict.fromkeys(ELEMENTWISE, _elementwise),
+    **dict.fromkeys(CONVOLUTIONS, _convolution),
+    **dict.fromkeys(POOLS, _pool),
+    **RECURRENT,
+    **CELLS,
+}
+
+DRAWING: tuple[type[nn.Module], ...] = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.RNN, nn.LSTM, nn.GRU)
+"""These may draw random numbers."""
+
+ESCAPES = KERNELS.keys() - {*ELEMENTWISE, *POOLS, nn.Flatten, nn.Softmax, nn.LogSoftmax}
+"""Inside another module's forward these leave vmap; for the others its own rule is as good."""

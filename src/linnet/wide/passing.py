@@ -1,0 +1,329 @@
+"""The forward of a population: batched kernels, torch.vmap or a loop, part by part of the member."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from linnet.linear import Linear
+from linnet.wide.leaves import DRAWING, ESCAPES, KERNELS, is_known, shared
+from linnet.wide.noise import Noise
+
+__all__ = ["STREAMS", "Pass", "joined", "tensors_of"]
+
+STREAMS = "dropout_streams"
+
+
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers by name, each once, those that are not saved too."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+class _Unknown(Exception):
+    """A kernel does not know these arguments: the module itself shall run."""
+
+
+class _Escape(torch.autograd.Function):
+    """Leave vmap: ``call`` gets the tensors of all beings, axis in front, and autograd sees what it does."""
+
+    @staticmethod
+    def forward(call: Callable[..., Any], marker: Tensor, *tensors: Tensor) -> Any:
+        raise NotImplementedError("A module that differentiates inside its forward needs strategy='vmap'")
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], call: Callable[..., Any], marker: Tensor, *tensors: Tensor) -> Any:
+        beings = info.batch_size
+        moved = [
+            x.unsqueeze(0).expand(beings, *x.shape) if dim is None else x.movedim(dim, 0)
+            for x, dim in zip(tensors, in_dims[2:], strict=True)
+        ]
+        out = call(*moved)
+        return out, (0,) * len(out)
+
+
+class Population(Protocol):
+    """What a forward needs to know of a population."""
+
+    beings: int
+    strategy: dict[str, str]
+    proven: set[Any]
+    """The modules, by name and mode, that vmap has run."""
+    looped: set[Any]
+    """Those that it could not."""
+
+    _buffers: dict[str, Tensor | None]
+
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]: ...
+
+
+class Pass:
+    """One forward of a population, or of some of its beings.
+
+    Args:
+        wide: the population.
+        rows: which beings; None is all.
+    """
+
+    def __init__(self, wide: Population, rows: slice | None) -> None:
+        self.wide, self.rows = wide, rows
+        streams = wide._buffers.get(STREAMS)
+        self.noise = Noise(torch.zeros(0, dtype=torch.int64) if streams is None else self._some(streams))
+        self.held: dict[nn.Module, dict[str, Tensor]] = {}
+
+    def _some(self, tensor: Tensor) -> Tensor:
+        return tensor if self.rows is None else tensor[self.rows]
+
+    def _own(self, module: nn.Module) -> dict[str, Tensor]:
+        """The tensors of a leaf."""
+        if module in self.held:
+            return self.held[module]
+        own = {**module._parameters, **module._buffers}
+        return {name: self._some(tensor) for name, tensor in own.items() if tensor is not None and name != STREAMS}
+
+    def _state(self, module: nn.Module) -> dict[str, Tensor]:
+        state = tensors_of(module)
+        state.pop(STREAMS, None)
+        return {name: self._some(tensor) for name, tensor in state.items()}
+
+    def run(self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        strategy = self.wide.strategy.get(path, self.wide.strategy[""])
+        if strategy == "loop":
+            return self.loop(module, args, kwargs)
+        checked = module in self.held
+        if strategy == "auto" and (type(module) in KERNELS if checked else is_known(module)):
+            out = KERNELS[type(module)](module, self._own(module), self.noise, *args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        elif strategy == "auto" and (checked or _is_chain(module)) and len(args) == 1 and not kwargs:
+            out = args[0]
+            for name, child in module._modules.items():  # one that stands there twice runs twice
+                if child is not None:
+                    out = self.run(child, f"{path}.{name}" if path else name, (out,), {})
+            return out
+        if self.held:
+            raise _Unknown
+        return self._vmap_or_loop(module, path, args, kwargs, strategy)
+
+    def _vmap_or_loop(
+        self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any], strategy: str
+    ) -> Any:
+        mode = (path, module.training, torch.is_grad_enabled())
+        if strategy == "vmap" or mode in self.wide.proven:
+            return self.vmap(module, path, args, kwargs)
+        if mode in self.wide.looped:
+            return self.loop(module, args, kwargs)
+        before = [(buffer, buffer.clone()) for _, buffer in self.wide.named_buffers()]
+        generator = torch.get_rng_state()
+        try:
+            out = self.vmap(module, path, args, kwargs)
+        except Exception as error:  # whatever vmap raises where it has no rule
+            with torch.no_grad():
+                for buffer, saved in before:
+                    buffer.copy_(saved)
+            torch.set_rng_state(generator)
+            out = self.loop(module, args, kwargs)  # a mistake in the arguments is raised here, in the member's words
+            self.wide.looped.add(mode)
+            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+            warnings.warn(
+                f"torch.vmap cannot run {type(module).__name__}, its beings run one after another "
+                f"(strategy='loop' says so beforehand): {reason}",
+                stacklevel=2,
+            )
+            return out
+        self.wide.proven.add(mode)
+        return out
+
+    def vmap(self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The module's own forward under torch.vmap, with kernels in the place of the leaves that have one."""
+        state = self._state(module)
+        flat, spec = tree_flatten((args, kwargs))
+        inputs = [x for x in flat if isinstance(x, Tensor)]
+        dims = [None if shared(x) else 0 for x in inputs]
+        inputs = [x if dim == 0 else x[0] for x, dim in zip(inputs, dims, strict=True)]
+        beings = len(next(iter(state.values()), torch.empty(self.wide.beings)[self.rows or slice(None)]))
+        outer: dict[str, Any] = {}
+
+        def member(marker: Tensor, rows: dict[str, Tensor], inputs: list[Tensor]) -> tuple[Any, ...]:
+            given, left = dict(rows), iter(inputs)
+            args, kwargs = tree_unflatten([next(left) if isinstance(x, Tensor) else x for x in flat], spec)
+            with self._escaping(module, path, marker):
+                out = functional_call(module, given, args, kwargs)
+            results, outer["spec"] = tree_flatten(out)
+            outer["rest"] = [None if isinstance(y, Tensor) else y for y in results]
+            outer["changed"] = [name for name, tensor in given.items() if tensor is not rows[name]]
+            tensors = [y for y in results if isinstance(y, Tensor)]
+            outer["tensors"] = [isinstance(y, Tensor) for y in results]
+            return (*tensors, *(given[name] for name in outer["changed"]))
+
+        marker = next(iter(state.values()), torch.empty(0)).new_empty(beings, 0)
+        with _without_fused_attention() if _attends(module) else nullcontext():
+            out = torch.vmap(member, in_dims=(0, 0, dims), randomness="different")(marker, state, inputs)
+        with torch.no_grad():
+            for name in reversed(outer["changed"]):
+                state[name].copy_(out[-1])
+                out = out[:-1]
+        found = iter(out)
+        results = [
+            next(found) if is_tensor else rest for is_tensor, rest in zip(outer["tensors"], outer["rest"], strict=True)
+        ]
+        return tree_unflatten(results, outer["spec"])
+
+    def loop(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The module's own forward for one being after another; dropout draws from the being's own stream."""
+        state = {name: tensor.unbind() for name, tensor in self._state(module).items()}
+        flat, spec = tree_flatten((args, kwargs))
+        inputs = [x.unbind() if isinstance(x, Tensor) else x for x in flat]
+        beings = len(range(self.wide.beings)[self.rows or slice(None)])
+        start = 0 if self.rows is None else range(self.wide.beings)[self.rows].start
+        outs = []
+        for i in range(beings):
+            rows = {name: tensors[i] for name, tensors in state.items()}
+            given = dict(rows)
+            own = [
+                x[i] if isinstance(x, tuple) and isinstance(y, Tensor) else y for x, y in zip(inputs, flat, strict=True)
+            ]
+            own_args, own_kwargs = tree_unflatten(own, spec)
+            with Pass(self.wide, slice(start + i, start + i + 1))._drawing(module):
+                outs.append(functional_call(module, given, own_args, own_kwargs))
+            with torch.no_grad():
+                for name, tensor in given.items():
+                    if tensor is not rows[name]:
+                        rows[name].copy_(tensor)
+        return joined(outs, torch.stack)
+
+    @contextmanager
+    def _escaping(self, module: nn.Module, path: str, marker: Tensor) -> Iterator[None]:
+        """Under vmap: the parts that have a kernel leave it, each for its own product."""
+        parts = self._outermost(module, path)
+
+        def forward(part: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            flat, spec = tree_flatten((args, kwargs))
+            shape: dict[str, Any] = {}
+
+            def call(*tensors: Tensor) -> tuple[Tensor, ...]:
+                given = iter(tensors)
+                args, kwargs = tree_unflatten([next(given) if isinstance(x, Tensor) else x for x in flat], spec)
+                results, shape["spec"] = tree_flatten(self.run(part, parts[part], args, kwargs))
+                return tuple(results)
+
+            try:
+                out = _Escape.apply(call, marker, *(x for x in flat if isinstance(x, Tensor)))
+            except _Unknown:
+                return type(part).forward(part, *args, **kwargs)
+            return tree_unflatten(list(out), shape["spec"])
+
+        leaves = [leaf for part in parts for leaf in part.modules()]
+        self.held = {leaf: self._own(leaf) for leaf in leaves}  # before functional_call puts others in their place
+        try:
+            with _with_forward(list(parts), forward):
+                yield
+        finally:
+            self.held = {}
+
+    def _outermost(self, module: nn.Module, path: str) -> dict[nn.Module, str]:
+        """The outermost parts inside a module that leave vmap, with their names."""
+        found: dict[nn.Module, str] = {}
+        for name, child in module._modules.items():
+            if child is not None:
+                below = f"{path}.{name}" if path else name
+                if self._leaves(child, below) and any(_gains(leaf) for leaf in child.modules()):
+                    found[child] = below
+                else:
+                    found |= self._outermost(child, below)
+        return found
+
+    def _leaves(self, module: nn.Module, path: str) -> bool:
+        if self.wide.strategy.get(path, self.wide.strategy[""]) != "auto":
+            return False
+        if _is_chain(module):
+            children = [(name, child) for name, child in module._modules.items() if child is not None]
+            return all(self._leaves(child, f"{path}.{name}") for name, child in children)
+        return is_known(module)
+
+    @contextmanager
+    def _drawing(self, module: nn.Module) -> Iterator[None]:
+        """In a loop: what draws random numbers draws them from the stream of the being."""
+
+        def forward(leaf: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            lifted = tree_map(lambda x: x.unsqueeze(0) if isinstance(x, Tensor) else x, (args, kwargs))
+            named = {**leaf._parameters, **leaf._buffers}.items()
+            own = {name: tensor.unsqueeze(0) for name, tensor in named if tensor is not None}
+            out = KERNELS[type(leaf)](leaf, own, self.noise, *lifted[0], **lifted[1])
+            if out is NotImplemented:
+                return type(leaf).forward(leaf, *args, **kwargs)
+            return tree_map(lambda y: y.squeeze(0), out)
+
+        with _with_forward([leaf for leaf in module.modules() if _draws(leaf) and is_known(leaf)], forward):
+            yield
+
+
+def _gains(leaf: nn.Module) -> bool:
+    """Whether a leaf is better off outside vmap: leaving it costs more than a small product."""
+    if isinstance(leaf, nn.Linear | Linear):
+        return torch.is_grad_enabled()  # vmap's own gradient of the weight takes a transposed copy
+    return type(leaf) in ESCAPES
+
+
+def _draws(leaf: nn.Module) -> bool:
+    return leaf.training and isinstance(leaf, DRAWING) and bool(getattr(leaf, "p", 0) or getattr(leaf, "dropout", 0))
+
+
+@contextmanager
+def _with_forward(leaves: list[nn.Module], forward: Callable[..., Any]) -> Iterator[None]:
+    for leaf in leaves:
+        leaf.__dict__["forward"] = partial(forward, leaf)
+    try:
+        yield
+    finally:
+        for leaf in leaves:
+            leaf.__dict__.pop("forward", None)
+
+
+def _attends(module: nn.Module) -> bool:
+    """Whether attention may run inside: everywhere but in a leaf of torch.nn."""
+    return bool(module._modules) or not type(module).__module__.startswith("torch.nn.modules")
+
+
+@contextmanager
+def _without_fused_attention() -> Iterator[None]:
+    """torch's fused transformer layer and attention have no rule for vmap."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _is_chain(module: nn.Module) -> bool:
+    """Whether the module does nothing but call its children in order."""
+    return type(module).forward is nn.Sequential.forward and not (
+        "forward" in vars(module)
+        or module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
+def joined(outs: list[Any], join: Callable[[list[Tensor]], Tensor]) -> Any:
+    """Results of some beings each -> those of all, place by place."""
+    flat = [tree_flatten(out) for out in outs]
+    spec = flat[0][1]
+    if any(other != spec for _, other in flat):
+        raise ValueError(f"All beings must return the same structure, however: {sorted({str(s) for _, s in flat})}")
+    columns = zip(*(values for values, _ in flat), strict=True)
+    joined = [join(list(column)) if isinstance(column[0], Tensor) else column[0] for column in columns]
+    return tree_unflatten(joined, spec)

@@ -1,0 +1,236 @@
+"""What acts on a whole population, whatever it is made of: one being taken out, the next generation, mutation.
+
+``population`` is any module whose parts have beings: one LinearMap, a WideDeep, what :func:`linnet.widen` makes, an
+nn.Sequential of them.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from linnet.beings import Spread, indices
+from linnet.wide.counter import streams
+from linnet.wide.operators import Crossover, Mutation
+
+__all__ = ["beings_of", "mutate", "parts_of", "reproduce", "single", "unstack"]
+
+PIECE = 2**16
+"""Random numbers drawn at a time: fewer cost calls, more leave the cache."""
+
+
+class Part(Protocol):
+    """What a module with an axis of beings can do."""
+
+    beings: int
+
+    def clone_being(self, source: Tensor, destination: Tensor) -> None:
+        """Overwrite beings with others, all at once."""
+
+    def single(self, index: int) -> nn.Module:
+        """One being as an independent module."""
+
+
+def parts_of(population: nn.Module) -> list[nn.Module]:
+    """The outermost modules with an axis of beings.
+
+    Raises:
+        ValueError: there is none, or they have different numbers of beings.
+    """
+    found: dict[nn.Module, None] = {}
+
+    def visit(module: nn.Module) -> None:
+        if callable(getattr(module, "clone_being", None)) and getattr(module, "beings", None) is not None:
+            found[module] = None
+        else:
+            for child in module.children():
+                visit(child)
+
+    visit(population)
+    sizes = {_beings(part) for part in found}
+    if len(sizes) != 1:
+        raise ValueError(f"A population must have one number of beings, however: {sorted(sizes) or 'no part has any'}")
+    return list(found)
+
+
+def _beings(part: nn.Module) -> int:
+    return part.beings  # type: ignore[return-value]
+
+
+def beings_of(population: nn.Module) -> int:
+    """How many beings all parts of a population have.
+
+    Raises:
+        ValueError: it has none, or its parts differ.
+
+    Example:
+        >>> from linnet import Linear
+        >>> beings_of(nn.Sequential(Linear(3, 4, beings=5), nn.ReLU(), Linear(4, 2, beings=5)))
+        5
+    """
+    return _beings(parts_of(population)[0])
+
+
+def single(population: nn.Module, index: int) -> nn.Module:
+    """Being ``index`` as an independent ordinary module: a copy without the axis of beings.
+
+    Args:
+        population: any module whose parts have beings.
+        index: which being.
+
+    Example:
+        >>> from linnet import OrthogonalLinear
+        >>> nets = nn.Sequential(Spread(), OrthogonalLinear(3, 3, beings=5), nn.ReLU())
+        >>> x = torch.randn(7, 3)
+        >>> torch.allclose(single(nets, 4)(x), nets(x)[:, 4], atol=1e-6)
+        True
+    """
+    parts = parts_of(population)
+    i = int(indices(index, _beings(parts[0])))
+    memo: dict[int, nn.Module] = {id(part): part.single(i) for part in parts}  # type: ignore[operator]
+    memo |= {id(module): nn.Identity() for module in population.modules() if isinstance(module, Spread)}
+    alone = memo.get(id(population)) or copy.deepcopy(population, memo)
+    for module in alone.modules():
+        if vars(module).get("beings") is not None:
+            module.beings = None  # type: ignore[assignment]
+    return alone
+
+
+def unstack(population: nn.Module) -> list[nn.Module]:
+    """A population -> one independent ordinary module for each being: the inverse of :func:`linnet.stack`.
+
+    Example:
+        >>> from linnet import WideDeep
+        >>> len(unstack(WideDeep(4, 5, 3, 2, 2)))
+        4
+    """
+    return [single(population, i) for i in range(beings_of(population))]
+
+
+def _genes(parts: list[nn.Module]) -> dict[nn.Parameter, None]:
+    """The parameters of the parts, each once, in order."""
+    return dict.fromkeys(parameter for part in parts for parameter in part.parameters())
+
+
+def reproduce(
+    population: nn.Module,
+    parents: Tensor | Sequence[int],
+    optimizer: torch.optim.Optimizer | None = None,
+    *,
+    mates: Tensor | Sequence[int] | None = None,
+    crossover: Crossover | None = None,
+    generator: torch.Generator | None = None,
+) -> None:
+    """Being i becomes a copy of being ``parents[i]`` of the old generation, all at once.
+
+    Parameters, gradients, buffers, wirings, the optimizer's state and its hyper-parameters of each being move together.
+
+    Args:
+        population: any module whose maps have ``beings``.
+        parents: (beings,) indices.
+        optimizer: its state moves too, wherever it has the axis of beings; what all beings share stays.
+        mates: (beings,) indices of second parents; with them ``crossover`` says how genes mix. Everything else (the
+            optimizer's state, buffers) comes from the first parent.
+        crossover: needed iff ``mates`` are given.
+        generator: draws for the crossover.
+
+    Raises:
+        ValueError: not one parent for each being, an index out of range, or a crossover of beings whose connections
+            differ. The population is then as it was.
+
+    Example:
+        >>> from linnet import WideDeep
+        >>> nets = WideDeep(4, 5, 3, 2, 2)
+        >>> before = nets(torch.ones(5))
+        >>> reproduce(nets, [2, 2, 0, 1])
+        >>> torch.equal(nets(torch.ones(5)), before[[2, 2, 0, 1]])
+        True
+    """
+    parts = parts_of(population)
+    beings = _beings(parts[0])
+    chosen = {"parents": indices(parents, beings)}
+    if (mates is None) != (crossover is None):
+        raise ValueError("mates and crossover must be given together, however: only one of them is")
+    if mates is not None:
+        chosen["mates"] = indices(mates, beings)
+        for part in parts:
+            for module in part.modules():
+                if getattr(module, "apart", False):
+                    raise ValueError(f"A crossover needs beings of one wiring, however: {module} has one for each")
+    for name, index in chosen.items():
+        if len(index) != beings:
+            raise ValueError(f"{name} must hold one index for each being ({beings}), however: {len(index)}")
+    genes = _genes(parts)
+    with torch.no_grad():
+        mixed: dict[nn.Parameter, Tensor] = {}
+        if crossover is not None:
+            for parameter in genes:
+                first, second = (parameter.index_select(0, index.to(parameter.device)) for index in chosen.values())
+                mixed[parameter] = crossover(first, second, generator)
+        rows = [] if optimizer is None else _rows_of(optimizer, genes, beings)
+        rows += [parameter.grad for parameter in genes if parameter.grad is not None]
+        moved = [row.index_select(0, chosen["parents"].to(row.device)) for row in rows]
+        for part in parts:
+            part.clone_being(chosen["parents"], torch.arange(beings))  # type: ignore[operator]
+        for row, new in zip(rows, moved, strict=True):
+            row.copy_(new)
+        for parameter, new in mixed.items():
+            parameter.copy_(new)
+
+
+def _rows_of(optimizer: torch.optim.Optimizer, genes: dict[nn.Parameter, None], beings: int) -> list[Tensor]:
+    """The tensors of an optimizer with the axis of beings: states of the genes, hyper-parameters of their groups."""
+    rows = []
+    for parameter in genes:
+        for value in optimizer.state.get(parameter, {}).values():
+            if isinstance(value, Tensor) and value.dim() and len(value) == beings:
+                rows.append(value)
+    for group in optimizer.param_groups:
+        if any(parameter in genes for parameter in group["params"]):
+            rows += [v for v in group.values() if isinstance(v, Tensor) and v.shape == (beings,)]
+    return rows
+
+
+def mutate(
+    population: nn.Module,
+    mutation: Mutation,
+    *,
+    seed: int,
+    generation: int,
+    keep: int = 0,
+) -> None:
+    """Add noise to every learned number of every being but the first ``keep``.
+
+    The noise of being i is a pure function of (seed, generation, i): it depends neither on the other beings nor on how
+    often anything was drawn, so that a run resumes from its counters alone.
+
+    Args:
+        population: any module whose maps have ``beings``.
+        mutation: what is added.
+        seed: of the run.
+        generation: its number.
+        keep: how many beings from the front stay: the elites.
+
+    Example:
+        >>> from linnet import WideDeep, evolve
+        >>> nets = WideDeep(4, 5, 3, 2, 2)
+        >>> before = nets(torch.ones(5))
+        >>> mutate(nets, evolve.Gaussian(0.1), seed=0, generation=1, keep=1)
+        >>> (nets(torch.ones(5)) == before).all(1).tolist()
+        [True, False, False, False]
+    """
+    parts = parts_of(population)
+    beings = _beings(parts[0])
+    if not 0 <= keep <= beings:
+        raise ValueError(f"keep must lie in 0..{beings}, however: {keep}")
+    with torch.no_grad():
+        for place, parameter in enumerate(_genes(parts)):
+            if parameter.requires_grad:
+                own = streams(torch.arange(keep, beings, device=parameter.device), seed, generation, place)
+                dtype = torch.promote_types(parameter.dtype, torch.float32)
+                count = parameter[0].numel()
+                at_once = max(1, PIECE // count)  # beings
+                for some, rows in zip(own.split(at_once), parameter[keep:].split(at_once), strict=True):
+                    rows.add_(mutation(some, count, dtype).view_as(rows).to(rows.dtype))

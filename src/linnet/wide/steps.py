@@ -1,0 +1,127 @@
+"""Recurrent networks of a population: torch.nn's RNN, LSTM and GRU and their cells, for which vmap has no rule.
+
+The products of all time steps with the input are one, those with the state are one for each step and all beings.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from linnet.wide.noise import Noise
+
+__all__ = ["CELLS", "RECURRENT"]
+
+Tensors = Mapping[str, Tensor]
+State = tuple[Tensor, ...]
+"""h, or h and c, each (beings, batch, hidden)."""
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """(beings, batch, in), (beings, out, in), (beings, out) -> (beings, batch, out)."""
+    return torch.bmm(x, weight.mT) if bias is None else torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
+
+
+def _plain(phi: Callable[[Tensor], Tensor]) -> Callable[..., State]:
+    def step(given: Tensor, state: State, weight: Tensor, bias: Tensor | None) -> State:
+        return (phi(given + _product(state[0], weight, bias)),)
+
+    return step
+
+
+def _lstm(given: Tensor, state: State, weight: Tensor, bias: Tensor | None) -> State:
+    i, f, g, o = (given + _product(state[0], weight, bias)).chunk(4, -1)
+    c = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
+    return o.sigmoid() * c.tanh(), c
+
+
+def _gru(given: Tensor, state: State, weight: Tensor, bias: Tensor | None) -> State:
+    r_in, z_in, n_in = given.chunk(3, -1)
+    r_state, z_state, n_state = _product(state[0], weight, bias).chunk(3, -1)
+    n = (n_in + (r_in + r_state).sigmoid() * n_state).tanh()
+    return (n + (z_in + z_state).sigmoid() * (state[0] - n),)
+
+
+def _step_of(leaf: nn.Module) -> Callable[..., State]:
+    if isinstance(leaf, nn.LSTM | nn.LSTMCell):
+        return _lstm
+    if isinstance(leaf, nn.GRU | nn.GRUCell):
+        return _gru
+    return _plain(torch.tanh if leaf.nonlinearity == "tanh" else torch.relu)
+
+
+def _cell(leaf: nn.RNNCellBase, tensors: Tensors, noise: Noise, input: Tensor, hx: Any = None) -> Any:
+    """(beings, [batch,] in) -> the next state, as the cell returns it."""
+    if input.dim() not in (2, 3) or input.shape[-1] != leaf.input_size:
+        return NotImplemented
+    two = isinstance(leaf, nn.LSTMCell)
+    batched = input.dim() == 3
+    x = input if batched else input.unsqueeze(1)
+    if hx is None:
+        zeros = x.new_zeros(*x.shape[:2], leaf.hidden_size)
+        state: State = (zeros, zeros) if two else (zeros,)
+    else:
+        state = tuple(part if batched else part.unsqueeze(1) for part in (hx if two else (hx,)))
+    if any(part.shape != (*x.shape[:2], leaf.hidden_size) for part in state):
+        return NotImplemented
+    given = _product(x, tensors["weight_ih"], tensors.get("bias_ih"))
+    state = _step_of(leaf)(given, state, tensors["weight_hh"], tensors.get("bias_hh"))
+    state = state if batched else tuple(part.squeeze(1) for part in state)
+    return state if two else state[0]
+
+
+def _recurrent(leaf: nn.RNNBase, tensors: Tensors, noise: Noise, input: Any, hx: Any = None) -> Any:
+    """(beings, time, batch, in), or as the leaf has it -> the outputs of all times and the last states."""
+    if not isinstance(input, Tensor) or input.dim() not in (3, 4) or input.shape[-1] != leaf.input_size:
+        return NotImplemented  # a PackedSequence, or what the member refuses
+    two, batched = isinstance(leaf, nn.LSTM), input.dim() == 4
+    x = input if batched else input.unsqueeze(2)
+    x = x.transpose(1, 2) if leaf.batch_first and batched else x  # (beings, time, batch, in)
+    beings, _, batch, _ = x.shape
+    if x.shape[1] == 0:
+        return NotImplemented
+    directions = 2 if leaf.bidirectional else 1
+    sizes = [leaf.proj_size or leaf.hidden_size, leaf.hidden_size] if two else [leaf.hidden_size]
+    if hx is None:
+        starts = [x.new_zeros(beings, leaf.num_layers * directions, batch, size) for size in sizes]
+    else:
+        starts = [part if batched else part.unsqueeze(2) for part in (hx if two else (hx,))]
+    if [part.shape for part in starts] != [(beings, leaf.num_layers * directions, batch, size) for size in sizes]:
+        return NotImplemented
+    step, lasts = _step_of(leaf), []
+    for layer in range(leaf.num_layers):
+        if layer and leaf.dropout and leaf.training:
+            x = x * noise.kept(x[0].numel(), leaf.dropout, x.dtype).view(x.shape)
+        outputs = []
+        for direction in range(directions):
+            suffix = f"_l{layer}" + ("_reverse" if direction else "")
+            state: State = tuple(part[:, layer * directions + direction] for part in starts)
+            output, state = _scan(step, tensors, suffix, x.flip(1) if direction else x, state)
+            outputs.append(output.flip(1) if direction else output)
+            lasts.append(state)
+        x = torch.cat(outputs, -1) if directions == 2 else outputs[0]
+    ends = [torch.stack(parts, 1) for parts in zip(*lasts, strict=True)]  # (beings, layers · directions, batch, hidden)
+    if not batched:
+        x, ends = x.squeeze(2), [end.squeeze(2) for end in ends]
+    elif leaf.batch_first:
+        x = x.transpose(1, 2)
+    return x, (tuple(ends) if two else ends[0])
+
+
+def _scan(step: Callable[..., State], tensors: Tensors, suffix: str, x: Tensor, state: State) -> tuple[Tensor, State]:
+    """One layer in one direction: (beings, time, batch, in) -> (beings, time, batch, hidden) and the last state."""
+    weight, bias = tensors[f"weight_hh{suffix}"], tensors.get(f"bias_hh{suffix}")
+    projection = tensors.get(f"weight_hr{suffix}")
+    given = _product(x.flatten(1, 2), tensors[f"weight_ih{suffix}"], tensors.get(f"bias_ih{suffix}"))
+    outputs = []
+    for now in given.unflatten(1, x.shape[1:3]).unbind(1):
+        state = step(now, state, weight, bias)
+        if projection is not None:
+            state = (_product(state[0], projection, None), *state[1:])
+        outputs.append(state[0])
+    return torch.stack(outputs, 1), state
+
+
+RECURRENT: dict[type[nn.Module], Callable[..., Any]] = dict.fromkeys((nn.RNN, nn.LSTM, nn.GRU), _recurrent)
+CELLS: dict[type[nn.Module], Callable[..., Any]] = dict.fromkeys((nn.RNNCell, nn.LSTMCell, nn.GRUCell), _cell)
