@@ -1,10 +1,10 @@
 """The forward of a population: batched kernels, torch.vmap or a loop, part by part of the member."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from linnet.linear import Linear
-from linnet.wide.leaves import DRAWING, ESCAPES, KERNELS, is_known, shared
+from linnet.wide.axes import Dims, moved, placed
+from linnet.wide.leaves import DRAWING, ESCAPES, KERNELS, Kernel, is_known, shared
 from linnet.wide.noise import Noise
 
-__all__ = ["STREAMS", "Pass", "joined", "tensors_of"]
+__all__ = ["STREAMS", "Pass", "checked_strategy", "evaluate", "tensors_of"]
 
 STREAMS = "dropout_streams"
+STRATEGIES = ("auto", "vmap", "loop")
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
@@ -56,15 +58,50 @@ class Population(Protocol):
     """What a forward needs to know of a population."""
 
     beings: int
+    in_dims: Dims
+    out_dims: int
+    chunk_size: int | None
     strategy: dict[str, str]
     proven: set[Any]
     """The modules, by name and mode, that vmap has run."""
     looped: set[Any]
     """Those that it could not."""
 
+    kernels: ClassVar[Mapping[type[nn.Module], Kernel]]
     _buffers: dict[str, Tensor | None]
 
     def named_buffers(self) -> Iterator[tuple[str, Tensor]]: ...
+
+    def own(self, module: nn.Module, rows: slice) -> dict[str, Tensor]:
+        """The tensors of a leaf for some beings, as its kernel takes them."""
+
+    def state(self, module: nn.Module, rows: slice) -> dict[str, Tensor]:
+        """All tensors in a module for some beings, (beings, ...)."""
+
+
+def evaluate(wide: Population, member: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The forward of all beings, ``chunk_size`` of them at a time."""
+    args, kwargs = moved(args, kwargs, wide.in_dims, wide.beings)
+    if wide.chunk_size is None or wide.chunk_size >= wide.beings:
+        return placed(Pass(wide, None).run(member, "", args, kwargs), wide.out_dims)
+    parts = []
+    for start in range(0, wide.beings, wide.chunk_size):
+        rows = slice(start, start + wide.chunk_size)
+        some = tree_map(lambda x, rows=rows: x[rows] if isinstance(x, Tensor) else x, (args, kwargs))
+        parts.append(Pass(wide, rows).run(member, "", *some))
+    return placed(_joined(parts, torch.cat), wide.out_dims)
+
+
+def checked_strategy(strategy: Any, member: nn.Module) -> dict[str, str]:
+    """A strategy for the whole or by names of sub-modules -> by names, ``""`` for the rest."""
+    by_name = {"": strategy} if isinstance(strategy, str) else {"": "auto", **strategy}
+    names = dict(member.named_modules())
+    if any(kind not in STRATEGIES or name not in names for name, kind in by_name.items()):
+        raise ValueError(
+            f"strategy must give one of {', '.join(STRATEGIES)} for the whole or for sub-modules by name, "
+            f"however: {strategy!r}"
+        )
+    return by_name
 
 
 class Pass:
@@ -76,33 +113,23 @@ class Pass:
     """
 
     def __init__(self, wide: Population, rows: slice | None) -> None:
-        self.wide, self.rows = wide, rows
+        self.wide = wide
+        self.rows = slice(0, wide.beings) if rows is None else rows
+        self.beings = len(range(wide.beings)[self.rows])
         streams = wide._buffers.get(STREAMS)
-        self.noise = Noise(torch.zeros(0, dtype=torch.int64) if streams is None else self._some(streams))
+        self.noise = Noise(torch.zeros(0, dtype=torch.int64) if streams is None else streams[self.rows])
         self.held: dict[nn.Module, dict[str, Tensor]] = {}
 
-    def _some(self, tensor: Tensor) -> Tensor:
-        return tensor if self.rows is None else tensor[self.rows]
-
     def _own(self, module: nn.Module) -> dict[str, Tensor]:
-        """The tensors of a leaf."""
-        if module in self.held:
-            return self.held[module]
-        own = {**module._parameters, **module._buffers}
-        return {name: self._some(tensor) for name, tensor in own.items() if tensor is not None and name != STREAMS}
-
-    def _state(self, module: nn.Module) -> dict[str, Tensor]:
-        state = tensors_of(module)
-        state.pop(STREAMS, None)
-        return {name: self._some(tensor) for name, tensor in state.items()}
+        return self.held[module] if module in self.held else self.wide.own(module, self.rows)
 
     def run(self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         strategy = self.wide.strategy.get(path, self.wide.strategy[""])
         if strategy == "loop":
             return self.loop(module, args, kwargs)
         checked = module in self.held
-        if strategy == "auto" and (type(module) in KERNELS if checked else is_known(module)):
-            out = KERNELS[type(module)](module, self._own(module), self.noise, *args, **kwargs)
+        if strategy == "auto" and (type(module) in self.wide.kernels if checked else is_known(module)):
+            out = self.wide.kernels[type(module)](module, self._own(module), self.noise, *args, **kwargs)
             if out is not NotImplemented:
                 return out
         elif strategy == "auto" and (checked or _is_chain(module)) and len(args) == 1 and not kwargs:
@@ -146,12 +173,11 @@ class Pass:
 
     def vmap(self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The module's own forward under torch.vmap, with kernels in the place of the leaves that have one."""
-        state = self._state(module)
+        state = self.wide.state(module, self.rows)
         flat, spec = tree_flatten((args, kwargs))
         inputs = [x for x in flat if isinstance(x, Tensor)]
         dims = [None if shared(x) else 0 for x in inputs]
         inputs = [x if dim == 0 else x[0] for x, dim in zip(inputs, dims, strict=True)]
-        beings = len(next(iter(state.values()), torch.empty(self.wide.beings)[self.rows or slice(None)]))
         outer: dict[str, Any] = {}
 
         def member(marker: Tensor, rows: dict[str, Tensor], inputs: list[Tensor]) -> tuple[Any, ...]:
@@ -166,7 +192,7 @@ class Pass:
             outer["tensors"] = [isinstance(y, Tensor) for y in results]
             return (*tensors, *(given[name] for name in outer["changed"]))
 
-        marker = next(iter(state.values()), torch.empty(0)).new_empty(beings, 0)
+        marker = next(iter(state.values()), torch.empty(0)).new_empty(self.beings, 0)
         with _without_fused_attention() if _attends(module) else nullcontext():
             out = torch.vmap(member, in_dims=(0, 0, dims), randomness="different")(marker, state, inputs)
         with torch.no_grad():
@@ -181,13 +207,12 @@ class Pass:
 
     def loop(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The module's own forward for one being after another; dropout draws from the being's own stream."""
-        state = {name: tensor.unbind() for name, tensor in self._state(module).items()}
+        state = {name: tensor.unbind() for name, tensor in self.wide.state(module, self.rows).items()}
         flat, spec = tree_flatten((args, kwargs))
         inputs = [x.unbind() if isinstance(x, Tensor) else x for x in flat]
-        beings = len(range(self.wide.beings)[self.rows or slice(None)])
-        start = 0 if self.rows is None else range(self.wide.beings)[self.rows].start
+        start = range(self.wide.beings)[self.rows].start
         outs = []
-        for i in range(beings):
+        for i in range(self.beings):
             rows = {name: tensors[i] for name, tensors in state.items()}
             given = dict(rows)
             own = [
@@ -200,7 +225,7 @@ class Pass:
                 for name, tensor in given.items():
                     if tensor is not rows[name]:
                         rows[name].copy_(tensor)
-        return joined(outs, torch.stack)
+        return _joined(outs, torch.stack)
 
     @contextmanager
     def _escaping(self, module: nn.Module, path: str, marker: Tensor) -> Iterator[None]:
@@ -237,7 +262,7 @@ class Pass:
         for name, child in module._modules.items():
             if child is not None:
                 below = f"{path}.{name}" if path else name
-                if self._leaves(child, below) and any(_gains(leaf) for leaf in child.modules()):
+                if self._leaves(child, below) and any(self._gains(leaf) for leaf in child.modules()):
                     found[child] = below
                 else:
                     found |= self._outermost(child, below)
@@ -250,6 +275,12 @@ class Pass:
             children = [(name, child) for name, child in module._modules.items() if child is not None]
             return all(self._leaves(child, f"{path}.{name}") for name, child in children)
         return is_known(module)
+
+    def _gains(self, leaf: nn.Module) -> bool:
+        """Whether a leaf is better off outside vmap: leaving it costs more than a small product."""
+        if isinstance(leaf, nn.Linear | Linear):  # vmap's own gradient of the weight takes a transposed copy
+            return torch.is_grad_enabled() or self.wide.kernels is not KERNELS
+        return type(leaf) in ESCAPES
 
     @contextmanager
     def _drawing(self, module: nn.Module) -> Iterator[None]:
@@ -266,13 +297,6 @@ class Pass:
 
         with _with_forward([leaf for leaf in module.modules() if _draws(leaf) and is_known(leaf)], forward):
             yield
-
-
-def _gains(leaf: nn.Module) -> bool:
-    """Whether a leaf is better off outside vmap: leaving it costs more than a small product."""
-    if isinstance(leaf, nn.Linear | Linear):
-        return torch.is_grad_enabled()  # vmap's own gradient of the weight takes a transposed copy
-    return type(leaf) in ESCAPES
 
 
 def _draws(leaf: nn.Module) -> bool:
@@ -318,7 +342,7 @@ def _is_chain(module: nn.Module) -> bool:
     )
 
 
-def joined(outs: list[Any], join: Callable[[list[Tensor]], Tensor]) -> Any:
+def _joined(outs: list[Any], join: Callable[[list[Tensor]], Tensor]) -> Any:
     """Results of some beings each -> those of all, place by place."""
     flat = [tree_flatten(out) for out in outs]
     spec = flat[0][1]

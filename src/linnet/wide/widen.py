@@ -3,24 +3,20 @@
 import copy
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_map
 
 from linnet.beings import check_positive, indices
-from linnet.wide.leaves import DRAWING
+from linnet.wide.axes import Dims, checked_dims
+from linnet.wide.leaves import DRAWING, KERNELS, Kernel
 from linnet.wide.noise import Noise
-from linnet.wide.passing import STREAMS, Pass, joined, tensors_of
+from linnet.wide.passing import STREAMS, Pass, checked_strategy, evaluate, tensors_of
 
 __all__ = ["Wide", "WideBeing", "stack", "widen"]
-
-STRATEGIES = ("auto", "vmap", "loop")
-
-Dims = int | None | tuple[Any, ...]
 
 
 class Wide(nn.Module):
@@ -49,6 +45,8 @@ class Wide(nn.Module):
         ValueError: an input has no axis of beings where it should.
     """
 
+    kernels: ClassVar[Mapping[type[nn.Module], Kernel]] = KERNELS
+
     def __init__(
         self,
         member: nn.Module,
@@ -61,15 +59,8 @@ class Wide(nn.Module):
     ) -> None:
         super().__init__()
         self.beings = check_positive(beings=beings)[0]
-        self.in_dims, self.out_dims = _checked_dims(in_dims), operator.index(out_dims)
-        self.strategy = {"": strategy} if isinstance(strategy, str) else {"": "auto", **strategy}
-        names = dict(member.named_modules())
-        for name, kind in self.strategy.items():
-            if kind not in STRATEGIES or name not in names:
-                raise ValueError(
-                    f"strategy must give one of {', '.join(STRATEGIES)} for the whole or for sub-modules by name, "
-                    f"however: {strategy!r}"
-                )
+        self.in_dims, self.out_dims = checked_dims(in_dims), operator.index(out_dims)
+        self.strategy = checked_strategy(strategy, member)
         self.chunk_size = None if chunk_size is None else check_positive(chunk_size=chunk_size)[0]
         self._member = (member,)  # inside a tuple it is not registered: its tensors and children are this module's own
         self._parameters, self._buffers, self._modules = member._parameters, member._buffers, member._modules
@@ -79,56 +70,19 @@ class Wide(nn.Module):
         self.looped: set[tuple[Any, ...]] = set()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and not isinstance(self.in_dims, tuple):
-            args = (self._in_front(args[0], self.in_dims),)  # what mostly comes, without a walk through trees
-        else:
-            args, kwargs = self._moved(args, kwargs)
-        if self.chunk_size is None or self.chunk_size >= self.beings:
-            out = Pass(self, None).run(self._member[0], "", args, kwargs)
-        else:
-            parts = []
-            for start in range(0, self.beings, self.chunk_size):
-                rows = slice(start, start + self.chunk_size)
-                some = tree_map(lambda x, rows=rows: x[rows] if isinstance(x, Tensor) else x, (args, kwargs))
-                parts.append(Pass(self, rows).run(self._member[0], "", *some))
-            out = joined(parts, torch.cat)
-        return self._placed(out) if isinstance(out, Tensor) else tree_map(self._placed, out)
+        return evaluate(self, self._member[0], args, kwargs)
 
-    def _moved(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Every tensor with the axis of beings in front; one that all share is expanded."""
-        dims = self.in_dims
-        if isinstance(dims, tuple):
-            if len(dims) != len(args) or any(isinstance(x, Tensor) for x in tree_flatten(kwargs)[0]):
-                raise ValueError(
-                    f"in_dims={dims} has one entry for each positional argument, and no tensor may come by name, "
-                    f"however: {len(args)} positional and {sorted(kwargs)} by name"
-                )
-            moved = tuple(tree_map(partial(self._in_front, dim=dim), x) for dim, x in zip(dims, args, strict=True))
-            return moved, kwargs
-        return tree_map(partial(self._in_front, dim=dims), (args, kwargs))
+    def own(self, module: nn.Module, rows: slice) -> dict[str, Tensor]:
+        """The tensors of a leaf for some beings."""
+        own = {**module._parameters, **module._buffers}
+        return {name: self._some(tensor, rows) for name, tensor in own.items() if tensor is not None}
 
-    def _in_front(self, x: Any, dim: int | None) -> Any:
-        if not isinstance(x, Tensor):
-            return x
-        if dim is None:
-            return x.unsqueeze(0).expand(self.beings, *x.shape)
-        if not -x.dim() <= dim < x.dim() or x.shape[dim] not in (1, self.beings):
-            raise ValueError(
-                f"An input of the population must have the axis of beings={self.beings} (or 1 for one given to all) "
-                f"at dim {dim}, however: {tuple(x.shape)} (in_dims= says where, x.unsqueeze({dim}) gives x to all)"
-            )
-        x = x.movedim(dim, 0)
-        return x if len(x) == self.beings else x.expand(self.beings, *x.shape[1:])
+    def state(self, module: nn.Module, rows: slice) -> dict[str, Tensor]:
+        """All tensors in a module for some beings, each once."""
+        return {name: self._some(tensor, rows) for name, tensor in tensors_of(module).items() if name != STREAMS}
 
-    def _placed(self, y: Any) -> Any:
-        if not isinstance(y, Tensor) or self.out_dims == 0:
-            return y
-        if not -y.dim() <= self.out_dims < y.dim():
-            raise ValueError(
-                f"An output of the population must have an axis {self.out_dims} for the beings, however: each being "
-                f"gives {tuple(y.shape[1:])} (out_dims= says where the beings come)"
-            )
-        return y.movedim(0, self.out_dims)
+    def _some(self, tensor: Tensor, rows: slice) -> Tensor:
+        return tensor if rows == slice(0, self.beings) else tensor[rows]
 
     def train(self, mode: bool = True) -> Self:
         self._member[0].train(mode)
@@ -368,10 +322,3 @@ def _difference(wanted: Mapping[str, Any], given: Mapping[str, Any]) -> str:
     names = [name for name in {**wanted, **given} if wanted.get(name) != given.get(name)]
     first = names[0]
     return f"{first or 'itself'} {wanted.get(first, 'nothing')}, however: {given.get(first, 'nothing')}"
-
-
-def _checked_dims(in_dims: Any) -> Dims:
-    for dim in in_dims if isinstance(in_dims, tuple) else (in_dims,):
-        if dim is not None and (isinstance(dim, bool) or not isinstance(dim, int)):
-            raise TypeError(f"in_dims must be an int, None, or a tuple of them, however: {in_dims!r}")
-    return in_dims
