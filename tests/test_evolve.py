@@ -13,8 +13,7 @@ from torch import nn
 
 import linnet
 from linnet import Linear, SparseLinear, WideAdam, WideDeep, catalogue, per_being
-from linnet.wide.counter import bits, normal, streams, uniform
-from linnet.wide.evolve import (
+from linnet.evolve import (
     Blend,
     ByLayer,
     Gaussian,
@@ -28,6 +27,7 @@ from linnet.wide.evolve import (
     ranking,
     reproduce,
 )
+from linnet.wide.counter import bits, normal, streams, uniform
 
 # ---------------------------------------------------------------------- selection
 

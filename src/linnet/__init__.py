@@ -1,5 +1,6 @@
 """linnet: the linear layer in all its forms. This file is the table of contents."""
 
+from linnet import evolve as evolve
 from linnet.beings import Being as Being
 from linnet.beings import Spread as Spread
 from linnet.blocks import MLP as MLP
@@ -97,7 +98,6 @@ from linnet.wide import WideLinear as WideLinear
 from linnet.wide import WideOptimizer as WideOptimizer
 from linnet.wide import WideSGD as WideSGD
 from linnet.wide import clip_beings_ as clip_beings_
-from linnet.wide import evolve as evolve
 from linnet.wide import per_being as per_being
 from linnet.wide import single as single
 from linnet.wide import stack as stack

@@ -1,6 +1,5 @@
 """Many networks at once, along the beings axis."""
 
-from linnet.wide import evolve as evolve
 from linnet.wide.layer import WideDeep as WideDeep
 from linnet.wide.layer import WideLinear as WideLinear
 from linnet.wide.losses import per_being as per_being
@@ -24,7 +23,6 @@ __all__ = [
     "WideOptimizer",
     "WideSGD",
     "clip_beings_",
-    "evolve",
     "per_being",
     "single",
     "stack",

@@ -164,7 +164,7 @@ def _batch_norm(leaf: nn.BatchNorm1d, tensors: Tensors, noise: Noise, input: Ten
     beings, _, channels, *_ = input.shape
     x = input.transpose(0, 1).flatten(1, 2)
     flat = {name: tensor.reshape(-1) for name, tensor in tensors.items() if name != "num_batches_tracked"}
-    mean, var = (tensors[name].view(-1) if name in tensors else None for name in ("running_mean", "running_var"))
+    mean, var = (tensors[name].reshape(-1) if name in tensors else None for name in ("running_mean", "running_var"))
     if leaf.training and "num_batches_tracked" in tensors:
         tensors["num_batches_tracked"].add_(1)
     from_batch = leaf.training or mean is None

@@ -64,8 +64,8 @@ class Population(Protocol):
     strategy: dict[str, str]
     proven: set[Any]
     """The modules, by name and mode, that vmap has run."""
-    looped: set[Any]
-    """Those that it could not."""
+    looped: set[Any] | None
+    """Those that it could not; None if this population has no loop to fall back on."""
 
     kernels: ClassVar[Mapping[type[nn.Module], Kernel]]
     _buffers: dict[str, Tensor | None]
@@ -146,7 +146,7 @@ class Pass:
         self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any], strategy: str
     ) -> Any:
         mode = (path, module.training, torch.is_grad_enabled())
-        if strategy == "vmap" or mode in self.wide.proven:
+        if strategy == "vmap" or mode in self.wide.proven or self.wide.looped is None:
             return self.vmap(module, path, args, kwargs)
         if mode in self.wide.looped:
             return self.loop(module, args, kwargs)

@@ -15,7 +15,7 @@ from linnet.beings import Spread, indices
 from linnet.wide.counter import streams
 from linnet.wide.operators import Crossover, Mutation
 
-__all__ = ["beings_of", "mutate", "parts_of", "reproduce", "single", "unstack"]
+__all__ = ["beings_of", "genes_of", "mutate", "parts_of", "reproduce", "single", "unstack"]
 
 PIECE = 2**16
 """Random numbers drawn at a time: fewer cost calls, more leave the cache."""
@@ -109,8 +109,9 @@ def unstack(population: nn.Module) -> list[nn.Module]:
     return [single(population, i) for i in range(beings_of(population))]
 
 
-def _genes(parts: list[nn.Module]) -> dict[nn.Parameter, None]:
-    """The parameters of the parts, each once, in order."""
+def genes_of(population: nn.Module) -> dict[nn.Parameter, None]:
+    """The parameters of all parts, each once, in order."""
+    parts = parts_of(population)
     return dict.fromkeys(parameter for part in parts for parameter in part.parameters())
 
 
@@ -162,7 +163,7 @@ def reproduce(
     for name, index in chosen.items():
         if len(index) != beings:
             raise ValueError(f"{name} must hold one index for each being ({beings}), however: {len(index)}")
-    genes = _genes(parts)
+    genes = genes_of(population)
     with torch.no_grad():
         mixed: dict[nn.Parameter, Tensor] = {}
         if crossover is not None:
@@ -226,7 +227,7 @@ def mutate(
     if not 0 <= keep <= beings:
         raise ValueError(f"keep must lie in 0..{beings}, however: {keep}")
     with torch.no_grad():
-        for place, parameter in enumerate(_genes(parts)):
+        for place, parameter in enumerate(genes_of(population)):
             if parameter.requires_grad:
                 own = streams(torch.arange(keep, beings, device=parameter.device), seed, generation, place)
                 dtype = torch.promote_types(parameter.dtype, torch.float32)

@@ -66,8 +66,8 @@ class Wide(nn.Module):
         self._parameters, self._buffers, self._modules = member._parameters, member._buffers, member._modules
         self._non_persistent_buffers_set = member._non_persistent_buffers_set
         self.training = member.training
-        self.proven: set[tuple[Any, ...]] = set()
-        self.looped: set[tuple[Any, ...]] = set()
+        self.proven: set[Any] = set()
+        self.looped: set[Any] | None = set()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return evaluate(self, self._member[0], args, kwargs)

@@ -1,0 +1,67 @@
+"""Where the axis of beings is: in the arguments and results of a population of any module."""
+
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map
+
+__all__ = ["Dims", "checked_dims", "moved", "placed"]
+
+Dims = int | None | tuple[Any, ...]
+"""One place for all tensors, None where all beings are given the same, or an entry for each positional argument."""
+
+
+def checked_dims(in_dims: Any) -> Dims:
+    """``in_dims`` as it is, or a TypeError."""
+    for dim in in_dims if isinstance(in_dims, tuple) else (in_dims,):
+        if dim is not None and (isinstance(dim, bool) or not isinstance(dim, int)):
+            raise TypeError(f"in_dims must be an int, None, or a tuple of them, however: {in_dims!r}")
+    return in_dims
+
+
+def moved(
+    args: tuple[Any, ...], kwargs: dict[str, Any], dims: Dims, beings: int
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Every tensor with the axis of beings in front; one that all share is expanded."""
+    if not isinstance(dims, tuple):
+        if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):  # what mostly comes, without a walk
+            return (_in_front(args[0], dims, beings),), kwargs
+        return tree_map(partial(_in_front, dim=dims, beings=beings), (args, kwargs))
+    if len(dims) != len(args) or any(isinstance(x, Tensor) for x in tree_flatten(kwargs)[0]):
+        raise ValueError(
+            f"in_dims={dims} has one entry for each positional argument, and no tensor may come by name, "
+            f"however: {len(args)} positional and {sorted(kwargs)} by name"
+        )
+    each = zip(dims, args, strict=True)
+    return tuple(tree_map(partial(_in_front, dim=dim, beings=beings), x) for dim, x in each), kwargs
+
+
+def _in_front(x: Any, dim: int | None, beings: int) -> Any:
+    if not isinstance(x, Tensor):
+        return x
+    if dim is None:
+        return x.unsqueeze(0).expand(beings, *x.shape)
+    if not -x.dim() <= dim < x.dim() or x.shape[dim] not in (1, beings):
+        raise ValueError(
+            f"An input of the population must have the axis of beings={beings} (or 1 for one given to all) "
+            f"at dim {dim}, however: {tuple(x.shape)} (in_dims= says where, x.unsqueeze({dim}) gives x to all)"
+        )
+    x = x.movedim(dim, 0)
+    return x if len(x) == beings else x.expand(beings, *x.shape[1:])
+
+
+def placed(out: Any, dim: int) -> Any:
+    """Results with the axis of beings in front -> with that axis at ``dim``."""
+    return _at(out, dim) if isinstance(out, Tensor) else tree_map(partial(_at, dim=dim), out)
+
+
+def _at(y: Any, dim: int) -> Any:
+    if not isinstance(y, Tensor) or dim == 0:
+        return y
+    if not -y.dim() <= dim < y.dim():
+        raise ValueError(
+            f"An output of the population must have an axis {dim} for the beings, however: each being "
+            f"gives {tuple(y.shape[1:])} (out_dims= says where the beings come)"
+        )
+    return y.movedim(0, dim)

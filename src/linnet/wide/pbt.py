@@ -1,0 +1,103 @@
+"""Population-based training: gradient descent inside a being, evolution of its hyper-parameters between them."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from linnet.wide.operators import ranking
+from linnet.wide.optim import WideOptimizer
+from linnet.wide.population import reproduce
+from linnet.wide.strategies import generator_of
+
+__all__ = ["PopulationBasedTraining"]
+
+
+class PopulationBasedTraining:
+    """Exploit: the worst copy the best, weights and optimizer state. Explore: what they copied is perturbed.
+
+    Between two calls of :meth:`step` the beings train by gradient, each with its own hyper-parameters.
+
+    Args:
+        population: any module whose parts have beings.
+        optimizer: of its parameters, with hyper-parameters by being.
+        hyper: names of those that evolve, as they stand in ``param_groups``.
+        share: of the worst that are replaced, and of the best that they copy; in (0, 1/2].
+        factors: an explored hyper-parameter is multiplied by one of these.
+        seed: of all draws.
+
+    Raises:
+        ValueError: share is out of its range, no factors, or a name that is no hyper-parameter by being.
+
+    Example:
+        >>> import linnet
+        >>> nets = linnet.WideDeep(10, 4, 8, 2, 2)
+        >>> optimizer = linnet.WideAdam(nets.parameters(), beings=10, lr=torch.logspace(-4, -1, 10))
+        >>> pbt = PopulationBasedTraining(nets, optimizer)
+        >>> pbt.step(torch.arange(10.0)).tolist()[2:]  # the two worst copy one of the two best
+        [2, 3, 4, 5, 6, 7, 8, 9]
+
+    Reference:
+        M. Jaderberg et al., Population based training of neural networks, 2017, arXiv:1711.09846.
+    """
+
+    def __init__(
+        self,
+        population: nn.Module,
+        optimizer: WideOptimizer,
+        *,
+        hyper: Sequence[str] = ("lr",),
+        share: float = 0.2,
+        factors: Sequence[float] = (0.8, 1.2),
+        seed: int = 0,
+    ) -> None:
+        if not isinstance(optimizer, WideOptimizer):
+            raise TypeError(f"optimizer must have hyper-parameters by being, however: {type(optimizer).__name__}")
+        if not 0 < share <= 0.5:
+            raise ValueError(f"share must lie in (0, 1/2], however: {share}")
+        if not factors or not all(0 < factor < torch.inf for factor in factors):
+            raise ValueError(f"factors must be finite positive numbers, however: {tuple(factors)}")
+        for name in hyper:
+            if name not in optimizer.intervals:
+                raise ValueError(f"hyper must be among {', '.join(optimizer.intervals)}, however: {name!r}")
+        self.population, self.optimizer = population, optimizer
+        self.hyper, self.share, self.factors = tuple(hyper), share, tuple(factors)
+        self.seed, self.steps = seed, 0
+
+    @torch.no_grad()
+    def step(self, fitness: Tensor) -> Tensor:
+        """Exploit and explore.
+
+        Args:
+            fitness: (beings,); higher is better, NaN is worst.
+
+        Returns:
+            The parent of each being, (beings,); its own index where it stays.
+        """
+        beings = self.optimizer.beings
+        if fitness.shape != (beings,):
+            raise ValueError(f"fitness must have shape ({beings},), however: {tuple(fitness.shape)}")
+        order, generator = ranking(fitness.detach().cpu()), generator_of(self.seed, self.steps)
+        count = int(self.share * beings)
+        parents = torch.arange(beings)
+        worst = order[beings - count :]
+        parents[worst] = order[torch.randint(max(count, 1), (count,), generator=generator)]
+        reproduce(self.population, parents, self.optimizer)
+        for group in self.optimizer.param_groups:
+            for name in self.hyper:
+                drawn = torch.randint(len(self.factors), (count,), generator=generator)
+                low, high = self.optimizer.intervals[name]
+                rows = group[name]
+                explored = rows[worst] * torch.tensor(self.factors, dtype=rows.dtype)[drawn].to(rows.device)
+                largest = torch.nextafter(torch.tensor(high, dtype=rows.dtype), torch.tensor(low, dtype=rows.dtype))
+                rows[worst] = explored.clamp(low, float(largest))
+        self.steps += 1
+        return parents
+
+    def state_dict(self) -> dict[str, int]:
+        """How far it is; the population and the optimizer have states of their own."""
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from a state."""
+        self.steps = state["steps"]

@@ -1,0 +1,379 @@
+"""Populations around one network, for evolution strategies: being t is θ + σ ε_t, and ε_t is never stored.
+
+ε_t = ± ε_j for the pair j of beings 2j and 2j + 1 (antithetic sampling); ε_j is a function of (seed, generation, j,
+place of the parameter) alone, drawn again wherever it is needed: by another process, in pieces, after a restart.
+"""
+
+import copy
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+from linnet.beings import check_positive, indices
+from linnet.linear import Linear
+from linnet.wide.axes import Dims, checked_dims
+from linnet.wide.counter import normal, streams
+from linnet.wide.leaves import DRAWING, KERNELS, Kernel, is_known, shared
+from linnet.wide.noise import Noise
+from linnet.wide.passing import STREAMS, evaluate, tensors_of
+from linnet.wide.widen import widen
+
+__all__ = ["FullRank", "LowRank", "Perturbed"]
+
+PIECE = 2**16
+"""Random numbers drawn at a time."""
+
+LINEAR = (nn.Linear, Linear)
+
+
+class Perturbed(nn.Module, ABC):
+    """The part that all populations around one network share.
+
+    Args:
+        module: the network at the center; it is kept, not copied, and an optimizer trains its parameters.
+        beings: how many; an even number, they come in pairs.
+        first: the number of the first of them, where this is a part of a larger population; even.
+        in_dims, out_dims: where the axis of beings is, see :class:`linnet.Wide`.
+
+    Raises:
+        ValueError: beings or first is odd, or nothing in the module learns.
+    """
+
+    def __init__(self, module: nn.Module, beings: int, *, first: int, in_dims: Dims, out_dims: int) -> None:
+        super().__init__()
+        self.beings = check_positive(beings=beings)[0]
+        for name, value in (("beings", self.beings), ("first", first)):
+            if value % 2 or value < 0:
+                raise ValueError(f"Beings come in pairs, {name} must be even, however: {value}")
+        self.center = module
+        self.first, self.in_dims, self.out_dims = first, checked_dims(in_dims), out_dims
+        self.seed, self.generation, self.sigma = 0, 0, 0.0
+        self.places = {name: i for i, (name, p) in enumerate(module.named_parameters()) if p.requires_grad}
+        if not self.places:
+            raise ValueError(f"A network to perturb must have parameters that learn, however: {module}")
+
+    def perturb(self, seed: int, generation: int, sigma: float) -> None:
+        """Being t is θ + σ ε_t from now on, with the noise of this seed and generation."""
+        self.seed, self.generation, self.sigma = seed, generation, float(sigma)
+
+    def noise(self, name: str, pairs: Tensor, count: int) -> Tensor:
+        """``count`` standard normal numbers of each pair for a parameter, (pairs,) -> (pairs, count)."""
+        parameter = self.center.get_parameter(name)
+        dtype = torch.promote_types(parameter.dtype, torch.float32)
+        return normal(streams(pairs, self.seed, self.generation, self.places[name]), count, dtype).to(parameter.dtype)
+
+    def estimate(self, fitness: Tensor) -> None:
+        """Set the gradients of the center to −1/(nσ) Σ_t f_t ε_t: an optimizer that descends then raises the fitness.
+
+        Args:
+            fitness: (n,) of *all* beings of the population, also where this is a part of it, already shaped.
+        """
+        if fitness.dim() != 1 or len(fitness) % 2:
+            raise ValueError(f"fitness must have shape (beings,), an even number, however: {tuple(fitness.shape)}")
+        if self.sigma == 0:
+            raise ValueError("An estimate needs perturbed beings, however: sigma is 0 (call perturb first)")
+        differences = fitness[0::2] - fitness[1::2]  # (pairs,): Σ_t f_t ε_t = Σ_j (f_2j − f_2j+1) ε_j
+        with torch.no_grad():
+            for name in self.places:
+                parameter = self.center.get_parameter(name)
+                d = differences.to(parameter)
+                parameter.grad = self._direction(name, parameter, d).mul_(-1 / (len(fitness) * self.sigma))
+
+    def _direction(self, name: str, parameter: Tensor, differences: Tensor) -> Tensor:
+        """Σ_j d_j ε_j, in pieces."""
+        total = torch.zeros_like(parameter).flatten()
+        for pairs in torch.arange(len(differences), device=parameter.device).split(_at_once(parameter.numel())):
+            total += differences[pairs] @ self.noise(name, pairs, parameter.numel())
+        return total.view_as(parameter)
+
+    def single(self, index: int) -> nn.Module:
+        """Being ``index`` of these as an independent ordinary module."""
+        i = int(indices(index, self.beings))
+        alone = copy.deepcopy(self.center)
+        alone.zero_grad()
+        with torch.no_grad():
+            for name in self.places:
+                parameter = alone.get_parameter(name)
+                pair = torch.tensor([(self.first + i) // 2], device=parameter.device)
+                own = self._perturbation(name, parameter, pair)
+                parameter.add_(own, alpha=-self.sigma if i % 2 else self.sigma)
+        return alone
+
+    def _perturbation(self, name: str, parameter: Tensor, pair: Tensor) -> Tensor:
+        """ε_j of one pair, as the parameter."""
+        return self.noise(name, pair, parameter.numel()).view_as(parameter)
+
+    @abstractmethod
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As a population's: the beings at ``in_dims``, the results at ``out_dims``."""
+
+    def extra_repr(self) -> str:
+        return f"beings={self.beings}, sigma={self.sigma:g}"
+
+
+def _at_once(count: int) -> int:
+    """How many streams of ``count`` numbers make a piece."""
+    return max(1, PIECE // count)
+
+
+class FullRank(Perturbed):
+    """Every number of every being has noise of its own; the parameters of all beings are in memory.
+
+    Args:
+        module, beings, first, in_dims, out_dims: as :class:`Perturbed`.
+        options: ``strategy`` and ``chunk_size`` of :class:`linnet.Wide`.
+
+    Shape:
+        - input, output: as those of ``linnet.widen(module, beings)``
+
+    Example:
+        >>> population = FullRank(nn.Linear(3, 2), beings=8)
+        >>> population.perturb(seed=0, generation=0, sigma=0.1)
+        >>> population(torch.randn(5, 1, 3)).shape
+        torch.Size([5, 8, 2])
+
+    Reference:
+        T. Salimans et al., Evolution strategies as a scalable alternative to reinforcement learning, 2017,
+        arXiv:1703.03864.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        beings: int,
+        *,
+        first: int = 0,
+        in_dims: Dims = 1,
+        out_dims: int = 1,
+        **options: Any,
+    ) -> None:
+        super().__init__(module, beings, first=first, in_dims=in_dims, out_dims=out_dims)
+        self.members = widen(module, beings, in_dims=in_dims, out_dims=out_dims, **options).requires_grad_(False)
+
+    def perturb(self, seed: int, generation: int, sigma: float) -> None:
+        super().perturb(seed, generation, sigma)
+        with torch.no_grad():
+            for name in self.places:
+                parameter, rows = self.center.get_parameter(name), self.members.get_parameter(name)
+                first, count = self.first // 2, parameter.numel()
+                pairs = torch.arange(first, first + self.beings // 2, device=rows.device)
+                at_once = _at_once(count)
+                for some, part in zip(pairs.split(at_once), rows.view(-1, 2, count).split(at_once), strict=True):
+                    noise = self.noise(name, some, count).mul_(self.sigma)
+                    torch.add(parameter.view(-1), noise, out=part[:, 0])
+                    torch.sub(parameter.view(-1), noise, out=part[:, 1])
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.members(*args, **kwargs)
+
+
+def _low_rank(leaf: nn.Module, tensors: Mapping[str, Tensor], noise: Noise, input: Tensor) -> Tensor:
+    """x Wᵀ + (x Bᵀ) A + b, A (beings, r, out), B (beings, r, in): one product with W for all, thin ones for each."""
+    if "A" not in tensors:  # tied to another: its noise has full rank
+        return KERNELS[nn.Linear](leaf, tensors, noise, input)
+    weight, a, b, bias = tensors["weight"], tensors["A"], tensors["B"], tensors.get("bias")
+    if input.dim() < 2 or input.shape[-1] != weight.shape[1]:
+        return NotImplemented
+    beings, *lead = input.shape[:-1]
+    if shared(input):
+        x = input[0].reshape(-1, weight.shape[1])  # (batch, in)
+        u = (x @ b.flatten(0, 1).T).unflatten(1, b.shape[:2]).transpose(0, 1)  # (beings, batch, r)
+        y = F.linear(x, weight).expand(beings, -1, -1).clone()
+    else:
+        x = input.reshape(beings, -1, weight.shape[1])  # (beings, batch, in)
+        in_memory = x.transpose(0, 1)
+        if in_memory.is_contiguous():  # batch first, as users have it: no copy is needed
+            y = F.linear(in_memory, weight).transpose(0, 1)
+        else:
+            y = F.linear(x, weight)
+        u = torch.bmm(x, b.mT)
+    y = y.addcmul_(u, a) if a.shape[1] == 1 else y.baddbmm_(u, a)
+    if bias is not None:
+        y = y.add_(bias.unsqueeze(1))
+    return y.reshape(beings, *lead, weight.shape[0])
+
+
+class LowRank(Perturbed):
+    """Being t is W ± σ/√r · A_jᵀ B_j in every linear layer, never formed: one product with W serves all beings.
+
+    The factors cost (in + out) · r numbers for a pair of beings instead of in · out. With ``chunk_size`` they are drawn
+    again for every chunk in every forward, so that the memory is that of a chunk, however many beings there are;
+    without it they are kept for the generation. Every other parameter (biases, norms, convolutions) has noise of full
+    rank.
+
+    Args:
+        module, beings, first, in_dims, out_dims: as :class:`Perturbed`.
+        rank: r, of the noise.
+        chunk_size: evaluate so many beings at a time, an even number; None all at once.
+
+    Shape:
+        - input, output: as those of ``linnet.widen(module, beings)``
+
+    Raises:
+        ValueError: no linear layer learns, or chunk_size is odd. In ``forward``: a norm in training mode, which would
+            write statistics that all beings share, or a weight that is read by hand.
+
+    Example:
+        >>> population = LowRank(nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2)), beings=1000)
+        >>> population.perturb(seed=0, generation=0, sigma=0.1)
+        >>> population(torch.randn(5, 1, 64)).shape
+        torch.Size([5, 1000, 2])
+
+    Reference:
+        B. Sarkar et al., Evolution strategies at the hyperscale, 2025, arXiv:2511.16652.
+    """
+
+    kernels: ClassVar[Mapping[type[nn.Module], Kernel]] = MappingProxyType(
+        {**KERNELS, **dict.fromkeys(LINEAR, _low_rank)}
+    )
+
+    def __init__(
+        self,
+        module: nn.Module,
+        beings: int,
+        *,
+        rank: int = 1,
+        first: int = 0,
+        in_dims: Dims = 1,
+        out_dims: int = 1,
+        chunk_size: int | None = None,
+    ) -> None:
+        super().__init__(module, beings, first=first, in_dims=in_dims, out_dims=out_dims)
+        self.rank = check_positive(rank=rank)[0]
+        self.chunk_size = None if chunk_size is None else check_positive(chunk_size=chunk_size)[0]
+        if self.chunk_size is not None and self.chunk_size % 2:
+            raise ValueError(f"Beings come in pairs, chunk_size must be even, however: {chunk_size}")
+        self.strategy = {"": "auto"}
+        self.proven: set[Any] = set()
+        self.looped: set[Any] | None = None
+        """None: a loop over the beings would have to form them."""
+        self._path = {part: f"{name}." if name else "" for name, part in module.named_modules()}
+        first_name = {p: name for name, p in module.named_parameters()}
+        every = dict(module.named_parameters(remove_duplicate=False))
+        self._own_name = {name: first_name[p] for name, p in every.items()}
+        """The name under which a parameter has its noise, by each of the names under which it stands."""
+        tied = [p for p in first_name if sum(p is other for other in every.values()) > 1]
+        self._thin = {  # the weights with noise of low rank: those of linear layers, unless they are tied to others
+            f"{self._path[leaf]}weight": leaf
+            for leaf in self._path
+            if type(leaf) in LINEAR and is_known(leaf) and leaf.weight.requires_grad
+            if not any(leaf.weight is p for p in tied)
+        }
+        if not self._thin:
+            raise ValueError(f"A low-rank population needs linear layers that learn, however: {module}")
+        self._kept: dict[Any, Any] = {}
+        if any(isinstance(part, DRAWING) and getattr(part, "dropout", True) for part in module.modules()):
+            self.register_buffer(STREAMS, Noise.states(first + torch.arange(beings)))
+
+    def perturb(self, seed: int, generation: int, sigma: float) -> None:
+        super().perturb(seed, generation, sigma)
+        self._kept.clear()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        for part in self.center.modules():
+            if isinstance(part, nn.modules.batchnorm._NormBase) and part.training and part.track_running_stats:
+                raise ValueError(f"All beings share the buffers, which none may change, however: {part} is training")
+        out = evaluate(self, self.center, args, kwargs)
+        if any(isinstance(y, Tensor) and y.is_meta for y in tree_flatten(out)[0]):
+            raise ValueError(
+                "A weight of low rank is never formed, its layer alone can use it, however: the forward of "
+                f"{type(self.center).__name__} reads one"
+            )
+        return out
+
+    def own(self, module: nn.Module, rows: slice) -> dict[str, Tensor]:
+        """The tensors of a leaf for some beings: a linear layer has W itself, and the factors scaled by σ/√r."""
+        own = {}
+        for name, tensor in {**module._parameters, **module._buffers}.items():
+            if tensor is not None:
+                full = self._path[module] + name
+                if full not in self._thin:
+                    own[name] = self._rows(full, tensor, rows)
+                elif name == "weight":
+                    own["weight"] = tensor
+                    own["A"], own["B"] = self._factors(full, rows)
+        return own
+
+    def state(self, module: nn.Module, rows: slice) -> dict[str, Tensor]:
+        """All tensors in a module for some beings; weights of low rank are on the meta device: nobody may read them."""
+        found = {}
+        for name, tensor in tensors_of(module).items():
+            full = self._path[module] + name
+            if full in self._thin:
+                found[name] = torch.empty_like(tensor, device="meta").expand(self._count(rows), *tensor.shape)
+            else:
+                found[name] = self._rows(full, tensor, rows)
+        return found
+
+    def _count(self, rows: slice) -> int:
+        return len(range(self.beings)[rows])
+
+    def _pairs(self, rows: slice, device: torch.device) -> Tensor:
+        start, stop, _ = rows.indices(self.beings)
+        return torch.arange((self.first + start) // 2, (self.first + stop) // 2, device=device)
+
+    def _rows(self, name: str, tensor: Tensor, rows: slice) -> Tensor:
+        """A parameter with noise of full rank, or a buffer, for some beings, (beings, ...)."""
+        own_name = self._own_name.get(name)
+        if own_name not in self.places:
+            return tensor.expand(self._count(rows), *tensor.shape)
+
+        def draw() -> Tensor:
+            noise = self.noise(own_name, self._pairs(rows, tensor.device), tensor.numel()).mul_(self.sigma)
+            return torch.stack([noise, -noise], 1).view(-1, *tensor.shape)
+
+        return tensor + self._once(own_name, draw)
+
+    def _factors(self, name: str, rows: slice) -> tuple[Tensor, Tensor]:
+        """± A, scaled, (beings, r, out), and B, (beings, r, in)."""
+
+        def draw() -> tuple[Tensor, Tensor]:
+            a, b = self._drawn_factors(name, self._pairs(rows, self._thin[name].weight.device))
+            a = a * (self.sigma / math.sqrt(self.rank))
+            return torch.stack([a, -a], 1).flatten(0, 1), b.repeat_interleave(2, 0)
+
+        return self._once(name, draw)
+
+    def _drawn_factors(self, name: str, pairs: Tensor) -> tuple[Tensor, Tensor]:
+        out_features, in_features = self._thin[name].weight.shape
+        drawn = self.noise(name, pairs, (out_features + in_features) * self.rank)
+        a, b = drawn.split([out_features * self.rank, in_features * self.rank], 1)
+        return a.reshape(-1, self.rank, out_features), b.reshape(-1, self.rank, in_features)
+
+    def _once(self, name: str, draw: Callable[[], Any]) -> Any:
+        """What ``draw()`` gives; kept for the generation if all beings are evaluated at once."""
+        if self.chunk_size is not None and self.chunk_size < self.beings:
+            return draw()
+        if name not in self._kept:
+            self._kept[name] = draw()
+        return self._kept[name]
+
+    def _direction(self, name: str, parameter: Tensor, differences: Tensor) -> Tensor:
+        if name not in self._thin:
+            return super()._direction(name, parameter, differences)
+        total = torch.zeros_like(parameter)
+        for pairs in torch.arange(len(differences), device=parameter.device).split(_at_once(sum(parameter.shape))):
+            a, b = self._drawn_factors(name, pairs)
+            a = a * differences[pairs, None, None]
+            total.addmm_(a.flatten(0, 1).T, b.flatten(0, 1))
+        return total.mul_(1 / math.sqrt(self.rank))
+
+    def _perturbation(self, name: str, parameter: Tensor, pair: Tensor) -> Tensor:
+        if name not in self._thin:
+            return super()._perturbation(name, parameter, pair)
+        a, b = self._drawn_factors(name, pair)
+        return (a[0].T @ b[0]).mul_(1 / math.sqrt(self.rank))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self._kept.clear()
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": {}}

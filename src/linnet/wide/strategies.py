@@ -1,0 +1,248 @@
+"""Searchers with ask and tell: a population to evaluate, and what its fitness says about the next one.
+
+::
+
+    strategy = linnet.evolve.OpenAIES(linnet.evolve.LowRank(net, beings=1000), sigma=0.05)
+    for generation in range(100):
+        population = strategy.ask()
+        strategy.tell(fitness_of(population))
+    strategy.best()  # an ordinary module
+"""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from linnet.wide.counter import bits, streams
+from linnet.wide.operators import Crossover, Gaussian, Mutation, Selection, Truncation, ranking
+from linnet.wide.perturbed import Perturbed
+from linnet.wide.population import beings_of, mutate, reproduce, single
+
+__all__ = ["GeneticAlgorithm", "OpenAIES", "Strategy", "centered_ranks", "generator_of", "standardized"]
+
+
+def centered_ranks(fitness: Tensor) -> Tensor:
+    """Fitness -> its rank, from −1/2 of the worst to 1/2 of the best, (n,) -> (n,); equals share one, NaN is worst.
+
+    Example:
+        >>> centered_ranks(torch.tensor([10.0, -3.0, 10.0, float("nan"), 99.0]))
+        tensor([ 0.1250, -0.2500,  0.1250, -0.5000,  0.5000])
+
+    Reference:
+        T. Salimans et al., Evolution strategies as a scalable alternative to reinforcement learning, 2017,
+        arXiv:1703.03864.
+    """
+    known = torch.where(fitness.isnan(), -torch.inf, fitness)
+    ordered = known.sort().values
+    first, behind = (torch.searchsorted(ordered, known, right=right) for right in (False, True))
+    middle = (first + behind - 1).to(torch.float64) / 2
+    return (middle / max(1, len(fitness) - 1) - 0.5).to(fitness.dtype)
+
+
+def standardized(fitness: Tensor) -> Tensor:
+    """Fitness -> (f − mean) / standard deviation, (n,) -> (n,); all 0 if they are equal; NaN counts as the worst.
+
+    Example:
+        >>> standardized(torch.tensor([1.0, 2.0, 3.0]))
+        tensor([-1.2247,  0.0000,  1.2247])
+    """
+    known = fitness[~fitness.isnan()]
+    wide = torch.where(fitness.isnan(), known.min() if len(known) else 0.0, fitness).double()
+    spread = wide.std(correction=0)
+    return ((wide - wide.mean()) / spread.clamp_min(1e-300)).to(fitness.dtype)
+
+
+def generator_of(seed: int, generation: int, purpose: int = 0) -> torch.Generator:
+    """A generator on the CPU whose draws are a function of these numbers alone."""
+    word = int(bits(streams(torch.tensor([purpose]), seed, generation), 1))
+    return torch.Generator().manual_seed(word & (2**63 - 1))
+
+
+class Strategy(ABC):
+    """The part that all searchers share; its whole state is in :meth:`state_dict`.
+
+    Args:
+        seed: of all that it draws: everything is a function of seed and generation.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed, self.generation = seed, 0
+
+    @abstractmethod
+    def ask(self) -> nn.Module:
+        """The population to evaluate now."""
+
+    @abstractmethod
+    def tell(self, fitness: Tensor) -> None:
+        """Take the fitness of every being, (beings,), higher is better, and go to the next generation."""
+
+    @abstractmethod
+    def best(self) -> nn.Module:
+        """The best network that is known now, as an independent ordinary module."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that it needs to go on."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+
+
+class GeneticAlgorithm(Strategy):
+    """The fittest have children, which differ from them by a mutation.
+
+    Args:
+        population: any module whose parts have beings; it is changed in place.
+        selection: who has children.
+        mutation: how they differ.
+        crossover: how two parents mix; None: a child has one.
+        seed: of all draws.
+
+    Example:
+        >>> import linnet
+        >>> nets = linnet.WideDeep(50, 4, 8, 2, 2)
+        >>> search = GeneticAlgorithm(nets, mutation=Gaussian(0.1))
+        >>> for generation in range(3):
+        ...     search.tell(search.ask()(torch.ones(4)).sum(1).detach())
+        >>> search.best()(torch.ones(4)).shape
+        torch.Size([2])
+
+    Reference:
+        F. P. Such et al., Deep neuroevolution, 2017, arXiv:1712.06567.
+    """
+
+    def __init__(
+        self,
+        population: nn.Module,
+        *,
+        selection: Selection | None = None,
+        mutation: Mutation | None = None,
+        crossover: Crossover | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(seed)
+        self.population, self.beings = population, beings_of(population)
+        self.selection = Truncation(0.2, elites=1) if selection is None else selection
+        self.mutation = Gaussian() if mutation is None else mutation
+        self.crossover = crossover
+        self._best: nn.Module | None = None
+
+    def ask(self) -> nn.Module:
+        return self.population
+
+    def tell(self, fitness: Tensor) -> None:
+        if fitness.shape != (self.beings,):
+            raise ValueError(f"fitness must have shape ({self.beings},), however: {tuple(fitness.shape)}")
+        self._best = None
+        fitness = fitness.detach().cpu()
+        elites = self.selection.elites
+        best = int(ranking(fitness)[0])
+        if not elites:
+            self._best = single(self.population, best)
+        generator = generator_of(self.seed, self.generation)
+        mates: dict[str, Any] = {}
+        if self.crossover is not None:
+            parents = self.selection(fitness, generator)
+            mates = {"mates": torch.cat([parents[:elites], self.selection(fitness, generator)[elites:]])}
+            mates |= {"crossover": self.crossover, "generator": generator}
+        else:
+            parents = self.selection(fitness, generator)
+        reproduce(self.population, parents, **mates)
+        self.generation += 1
+        mutate(self.population, self.mutation, seed=self.seed, generation=self.generation, keep=elites)
+
+    def best(self) -> nn.Module:
+        """The fittest of the generation that was told last; before the first, being 0."""
+        return single(self.population, 0) if self._best is None else self._best
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"generation": self.generation, "population": self.population.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.population.load_state_dict(state["population"])
+        self.generation, self._best = state["generation"], None
+
+
+ADAM = partial(torch.optim.Adam, lr=0.02)
+"""The optimizer of an evolution strategy, if none is named."""
+
+
+class OpenAIES(Strategy):
+    """θ ← optimizer(θ, −g), g = 1/(nσ) Σ_t shape(f)_t ε_t: a gradient of the expected fitness, estimated.
+
+    Args:
+        population: the beings around θ: ``FullRank(net, beings)`` or ``LowRank(net, beings)``.
+        sigma: σ, the size of the noise.
+        optimizer: called with the parameters of the network; what it gives takes the steps.
+        shaping: fitness (n,) -> (n,), what makes it comparable between generations.
+        seed: of all draws.
+
+    Raises:
+        ValueError: sigma is not positive.
+
+    Example:
+        >>> from linnet.evolve import FullRank
+        >>> net = nn.Linear(4, 2)
+        >>> search = OpenAIES(FullRank(net, beings=50), sigma=0.1)
+        >>> for generation in range(3):
+        ...     search.tell(search.ask()(torch.ones(1, 1, 4)).sum((0, 2)))
+        >>> search.best()(torch.ones(4)).shape
+        torch.Size([2])
+
+    Reference:
+        T. Salimans et al., Evolution strategies as a scalable alternative to reinforcement learning, 2017,
+        arXiv:1703.03864.
+    """
+
+    def __init__(
+        self,
+        population: Perturbed,
+        *,
+        sigma: float = 0.05,
+        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] = ADAM,
+        shaping: Callable[[Tensor], Tensor] = centered_ranks,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(seed)
+        if not isinstance(population, Perturbed):
+            raise TypeError(f"population must be FullRank or LowRank, however: {type(population).__name__}")
+        if not 0 < sigma < torch.inf:
+            raise ValueError(f"sigma must be a finite positive number, however: {sigma}")
+        self.population, self.sigma, self.shaping = population, sigma, shaping
+        self.optimizer = optimizer(population.center.parameters())
+        self._perturbed: int | None = None
+
+    def ask(self) -> nn.Module:
+        if self._perturbed != self.generation:
+            self.population.perturb(self.seed, self.generation, self.sigma)
+            self._perturbed = self.generation
+        return self.population
+
+    def tell(self, fitness: Tensor) -> None:
+        """Take the fitness of all beings, also of those that other processes evaluated, and make one step."""
+        self.ask()
+        shaped = self.shaping(fitness.detach())
+        self.population.estimate(shaped)
+        self.optimizer.step()
+        self.generation += 1
+
+    def best(self) -> nn.Module:
+        """The network at the center."""
+        alone = copy.deepcopy(self.population.center)
+        alone.zero_grad()
+        return alone
+
+    def state_dict(self) -> dict[str, Any]:
+        center = self.population.center.state_dict()
+        return {"generation": self.generation, "center": center, "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.population.center.load_state_dict(state["center"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generation, self._perturbed = state["generation"], None
