@@ -5,6 +5,8 @@ import functools
 import gc
 import math
 import pickle
+import subprocess
+import sys
 import weakref
 
 import pytest
@@ -1102,3 +1104,9 @@ def test_torch_compile():
     for net in (whole.network, staged):
         for a, b in zip(expected.network.parameters(), net.parameters(), strict=True):
             torch.testing.assert_close(a, b)
+
+
+def test_import_of_linnet_leaves_the_compiler_alone():
+    """It takes longer to import than all the rest."""
+    code = "import sys, linnet; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

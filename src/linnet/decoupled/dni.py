@@ -118,6 +118,7 @@ class DNI(nn.Module):
             raise TypeError(f"network must be an nn.Module, however: {type(network).__name__}")
         if any(isinstance(module, DNI) for module in network.modules()):
             raise ValueError("network must not contain a DNI, however: it does (its cuts cannot be cut again)")
+        _never_compiled()
         self.network = network
         self.at = tuple(cuts_by_default(network) if at is None else cuts_by_name(network, at))
         if optim is not None:
@@ -134,10 +135,13 @@ class DNI(nn.Module):
             return self.network(*args, **kwargs)
         return self._training_forward(args, kwargs)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        _never_compiled()
+
     def extra_repr(self) -> str:
         return f"at={list(self.at)}"
 
-    @torch.compiler.disable
     def _training_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         run = ForwardPass(self.network, tensors([args, kwargs]))
 
@@ -218,6 +222,12 @@ class DNI(nn.Module):
         """Keys of an nn.ModuleDict have no dots and are not its own attributes."""
         key = name.replace(".", "/")
         return key if key in self.cuts or not hasattr(self.cuts, key) else key + "/"
+
+
+@functools.cache
+def _never_compiled() -> None:
+    """Keep torch.compile out of training; not at import, which would import the compiler, longer than all of linnet."""
+    DNI._training_forward = torch.compiler.disable(DNI._training_forward)  # type: ignore[method-assign]
 
 
 def check_optimizer(optim: Optimizer, network: nn.Module) -> None:

@@ -17,6 +17,7 @@ from linnet import __version__
 from linnet.catalogue import catalogue
 from linnet.cli import user_input
 from linnet.linear import LinearMap
+from linnet.tasks.evolution import EvolveSettings
 from linnet.tasks.specs import LayerSpec, Settings, layer_options
 
 __all__ = ["app"]
@@ -200,6 +201,101 @@ def tour(
     with user_input():
         check_tour(out, act or ())
     run_tour(out, act or ())
+
+
+@app.command()
+def evolve(
+    env: Annotated[
+        str | None, typer.Option(help="Gymnasium id of the environment.", show_default=EvolveSettings.env, metavar="ID")
+    ] = None,
+    beings: Annotated[
+        int | None, typer.Option(help="Size of the population.", show_default=str(EvolveSettings.beings))
+    ] = None,
+    generations: Annotated[
+        int | None, typer.Option(help="Stop after so many.", show_default=str(EvolveSettings.generations))
+    ] = None,
+    strategy: Annotated[
+        str | None,
+        typer.Option(
+            help="ga: selection and mutation; es: OpenAI's evolution strategy; lowrank: es with noise of low rank.",
+            show_default=EvolveSettings.strategy,
+            metavar="ga|es|lowrank",
+        ),
+    ] = None,
+    episodes: Annotated[
+        int | None, typer.Option(help="Episodes of each being.", show_default=str(EvolveSettings.episodes))
+    ] = None,
+    hidden: Annotated[
+        int | None, typer.Option(help="Size of the hidden layers.", show_default=str(EvolveSettings.hidden))
+    ] = None,
+    depth: Annotated[
+        int | None, typer.Option(help="Number of linear layers.", show_default=str(EvolveSettings.depth))
+    ] = None,
+    sigma: Annotated[
+        float | None, typer.Option(help="Size of mutation or noise.", show_default="0.3 for ga, else 0.1")
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="es, lowrank: learning rate of Adam.", show_default=str(EvolveSettings.lr))
+    ] = None,
+    share: Annotated[
+        float | None, typer.Option(help="ga: the share that has children.", show_default=str(EvolveSettings.share))
+    ] = None,
+    elites: Annotated[
+        int | None, typer.Option(help="ga: the best so many stay as they are.", show_default=str(EvolveSettings.elites))
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option(help="lowrank: rank of the noise.", show_default=str(EvolveSettings.rank))
+    ] = None,
+    normalize: Annotated[
+        bool | None, typer.Option("--normalize", help="Normalize what the beings observe.", show_default=False)
+    ] = None,
+    target: Annotated[
+        float | None,
+        typer.Option(
+            help="Stop when the best being reaches this.", show_default="the environment's own, if it has one"
+        ),
+    ] = None,
+    block: Annotated[
+        int | None,
+        typer.Option(
+            help="Beings whose environments share a seed.",
+            show_default=str(EvolveSettings.block),
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of everything random.", show_default=str(EvolveSettings.seed))
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of torch on the CPU.", show_default=str(EvolveSettings.threads))
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the run.", show_default="runs/ENV-TIME", metavar="FOLDER")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out; its settings need not be given again.")
+    ] = False,
+) -> None:
+    """Evolve a population of policies in a Gymnasium environment; the best is saved as an ordinary module."""
+    names = [field.name for field in dataclasses.fields(EvolveSettings)]
+    given = {name: value for name, value in locals().items() if name in names and value is not None}
+    from linnet.tasks.evolution import found, resumed
+    from linnet.tasks.evolving import report, watching
+
+    with user_input():
+        if resume and out is None:
+            raise ValueError("--resume must say which run: --out FOLDER, however: none given")
+        settings = dataclasses.replace(resumed(out) if resume and out is not None else EvolveSettings(), **given)
+        slug = "".join(c if c.isalnum() or c in "-_." else "-" for c in settings.env)
+        folder = out or Path("runs") / f"{slug}-{time.strftime('%Y%m%d-%H%M%S')}"
+        evolution = found(settings, folder, resume=resume)
+    try:
+        with watching(evolution) as watch:
+            evolution.run(watch)
+        report(evolution)
+    except KeyboardInterrupt:
+        again = f"linnet evolve --resume --out {shlex.quote(str(folder))}"
+        Console(stderr=True).print(f"linnet: stopped; to go on: {again}", highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(130) from None
 
 
 class Watcher:

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
-__all__ = ["Dims", "checked_dims", "moved", "placed"]
+__all__ = ["Dims", "checked_dims", "checked_range", "moved", "placed"]
 
 Dims = int | None | tuple[Any, ...]
 """One place for all tensors, None where all beings are given the same, or an entry for each positional argument."""
@@ -18,6 +18,13 @@ def checked_dims(in_dims: Any) -> Dims:
         if dim is not None and (isinstance(dim, bool) or not isinstance(dim, int)):
             raise TypeError(f"in_dims must be an int, None, or a tuple of them, however: {in_dims!r}")
     return in_dims
+
+
+def checked_range(start: int, stop: int, beings: int) -> tuple[int, int]:
+    """``start`` and ``stop`` of a part as they are, or a ValueError."""
+    if not 0 <= start < stop <= beings:
+        raise ValueError(f"A part must be some beings of 0..{beings - 1}, however: {start} to {stop}")
+    return start, stop
 
 
 def moved(

@@ -79,16 +79,19 @@ class Population(Protocol):
         """All tensors in a module for some beings, (beings, ...)."""
 
 
-def evaluate(wide: Population, member: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The forward of all beings, ``chunk_size`` of them at a time."""
-    args, kwargs = moved(args, kwargs, wide.in_dims, wide.beings)
-    if wide.chunk_size is None or wide.chunk_size >= wide.beings:
-        return placed(Pass(wide, None).run(member, "", args, kwargs), wide.out_dims)
+def evaluate(
+    wide: Population, member: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], rows: slice | None = None
+) -> Any:
+    """The forward of all beings, ``chunk_size`` of them at a time, or of some."""
+    start, stop, _ = (slice(None) if rows is None else rows).indices(wide.beings)
+    args, kwargs = moved(args, kwargs, wide.in_dims, stop - start)
+    if wide.chunk_size is None or wide.chunk_size >= stop - start:
+        return placed(Pass(wide, slice(start, stop)).run(member, "", args, kwargs), wide.out_dims)
     parts = []
-    for start in range(0, wide.beings, wide.chunk_size):
-        rows = slice(start, start + wide.chunk_size)
-        some = tree_map(lambda x, rows=rows: x[rows] if isinstance(x, Tensor) else x, (args, kwargs))
-        parts.append(Pass(wide, rows).run(member, "", *some))
+    for first in range(start, stop, wide.chunk_size):
+        some = slice(first - start, first - start + wide.chunk_size)
+        own = tree_map(lambda x, some=some: x[some] if isinstance(x, Tensor) else x, (args, kwargs))
+        parts.append(Pass(wide, slice(first, min(stop, first + wide.chunk_size))).run(member, "", *own))
     return placed(_joined(parts, torch.cat), wide.out_dims)
 
 
@@ -109,13 +112,12 @@ class Pass:
 
     Args:
         wide: the population.
-        rows: which beings; None is all.
+        rows: which beings, from a start to a stop.
     """
 
-    def __init__(self, wide: Population, rows: slice | None) -> None:
-        self.wide = wide
-        self.rows = slice(0, wide.beings) if rows is None else rows
-        self.beings = len(range(wide.beings)[self.rows])
+    def __init__(self, wide: Population, rows: slice) -> None:
+        self.wide, self.rows = wide, rows
+        self.beings = rows.stop - rows.start
         streams = wide._buffers.get(STREAMS)
         self.noise = Noise(torch.zeros(0, dtype=torch.int64) if streams is None else streams[self.rows])
         self.held: dict[nn.Module, dict[str, Tensor]] = {}
@@ -210,7 +212,7 @@ class Pass:
         state = {name: tensor.unbind() for name, tensor in self.wide.state(module, self.rows).items()}
         flat, spec = tree_flatten((args, kwargs))
         inputs = [x.unbind() if isinstance(x, Tensor) else x for x in flat]
-        start = range(self.wide.beings)[self.rows].start
+        start = self.rows.start
         outs = []
         for i in range(self.beings):
             rows = {name: tensors[i] for name, tensors in state.items()}

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_flatten
 
 from linnet.beings import check_positive, indices
 from linnet.linear import Linear
-from linnet.wide.axes import Dims, checked_dims
+from linnet.wide.axes import Dims, checked_dims, checked_range
 from linnet.wide.counter import normal, streams
 from linnet.wide.leaves import DRAWING, KERNELS, Kernel, is_known, shared
 from linnet.wide.noise import Noise
@@ -114,6 +114,10 @@ class Perturbed(nn.Module, ABC):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As a population's: the beings at ``in_dims``, the results at ``out_dims``."""
 
+    @abstractmethod
+    def part(self, start: int, stop: int) -> Callable[..., Any]:
+        """The forward of beings start to stop − 1 alone: a function of what those are given."""
+
     def extra_repr(self) -> str:
         return f"beings={self.beings}, sigma={self.sigma:g}"
 
@@ -172,6 +176,9 @@ class FullRank(Perturbed):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.members(*args, **kwargs)
+
+    def part(self, start: int, stop: int) -> Callable[..., Any]:
+        return self.members.part(start, stop)
 
 
 def _low_rank(leaf: nn.Module, tensors: Mapping[str, Tensor], noise: Noise, input: Tensor) -> Tensor:
@@ -277,16 +284,26 @@ class LowRank(Perturbed):
         self._kept.clear()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.part(0, self.beings)(*args, **kwargs)
+
+    def part(self, start: int, stop: int) -> Callable[..., Any]:
+        rows = slice(*checked_range(start, stop, self.beings))
+        if start % 2 or stop % 2:
+            raise ValueError(f"Beings come in pairs, a part must have both of each, however: {start} to {stop}")
         for part in self.center.modules():
             if isinstance(part, nn.modules.batchnorm._NormBase) and part.training and part.track_running_stats:
                 raise ValueError(f"All beings share the buffers, which none may change, however: {part} is training")
-        out = evaluate(self, self.center, args, kwargs)
-        if any(isinstance(y, Tensor) and y.is_meta for y in tree_flatten(out)[0]):
-            raise ValueError(
-                "A weight of low rank is never formed, its layer alone can use it, however: the forward of "
-                f"{type(self.center).__name__} reads one"
-            )
-        return out
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            out = evaluate(self, self.center, args, kwargs, rows)
+            if any(isinstance(y, Tensor) and y.is_meta for y in tree_flatten(out)[0]):
+                raise ValueError(
+                    "A weight of low rank is never formed, its layer alone can use it, however: the forward of "
+                    f"{type(self.center).__name__} reads one"
+                )
+            return out
+
+        return forward
 
     def own(self, module: nn.Module, rows: slice) -> dict[str, Tensor]:
         """The tensors of a leaf for some beings: a linear layer has W itself, and the factors scaled by σ/√r."""
@@ -329,7 +346,7 @@ class LowRank(Perturbed):
             noise = self.noise(own_name, self._pairs(rows, tensor.device), tensor.numel()).mul_(self.sigma)
             return torch.stack([noise, -noise], 1).view(-1, *tensor.shape)
 
-        return tensor + self._once(own_name, draw)
+        return tensor + self._once(own_name, rows, draw)
 
     def _factors(self, name: str, rows: slice) -> tuple[Tensor, Tensor]:
         """± A, scaled, (beings, r, out), and B, (beings, r, in)."""
@@ -339,7 +356,7 @@ class LowRank(Perturbed):
             a = a * (self.sigma / math.sqrt(self.rank))
             return torch.stack([a, -a], 1).flatten(0, 1), b.repeat_interleave(2, 0)
 
-        return self._once(name, draw)
+        return self._once(name, rows, draw)
 
     def _drawn_factors(self, name: str, pairs: Tensor) -> tuple[Tensor, Tensor]:
         out_features, in_features = self._thin[name].weight.shape
@@ -347,13 +364,14 @@ class LowRank(Perturbed):
         a, b = drawn.split([out_features * self.rank, in_features * self.rank], 1)
         return a.reshape(-1, self.rank, out_features), b.reshape(-1, self.rank, in_features)
 
-    def _once(self, name: str, draw: Callable[[], Any]) -> Any:
-        """What ``draw()`` gives; kept for the generation if all beings are evaluated at once."""
-        if self.chunk_size is not None and self.chunk_size < self.beings:
+    def _once(self, name: str, rows: slice, draw: Callable[[], Any]) -> Any:
+        """What ``draw()`` gives; kept for the generation unless the memory is bounded by chunks."""
+        if self.chunk_size is not None:
             return draw()
-        if name not in self._kept:
-            self._kept[name] = draw()
-        return self._kept[name]
+        key = name, rows.start, rows.stop
+        if key not in self._kept:
+            self._kept[key] = draw()
+        return self._kept[key]
 
     def _direction(self, name: str, parameter: Tensor, differences: Tensor) -> Tensor:
         if name not in self._thin:

@@ -11,7 +11,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.utils._pytree import tree_map
 
 from linnet.beings import check_positive, indices
-from linnet.wide.axes import Dims, checked_dims
+from linnet.wide.axes import Dims, checked_dims, checked_range
 from linnet.wide.leaves import DRAWING, KERNELS, Kernel
 from linnet.wide.noise import Noise
 from linnet.wide.passing import STREAMS, Pass, checked_strategy, evaluate, tensors_of
@@ -71,6 +71,11 @@ class Wide(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return evaluate(self, self._member[0], args, kwargs)
+
+    def part(self, start: int, stop: int) -> Callable[..., Any]:
+        """The forward of beings start to stop − 1 alone: a function of what those are given."""
+        rows = slice(*checked_range(start, stop, self.beings))
+        return lambda *args, **kwargs: evaluate(self, self._member[0], args, kwargs, rows)
 
     def own(self, module: nn.Module, rows: slice) -> dict[str, Tensor]:
         """The tensors of a leaf for some beings."""
@@ -239,9 +244,16 @@ def _drawn(factory: Callable[[], nn.Module], count: int, seeds: Sequence[int] | 
     members = []
     with torch.random.fork_rng():
         for seed in seeds:
-            torch.manual_seed(operator.index(seed))
+            _seed_defaults(operator.index(seed))
             members.append(factory())
     return members
+
+
+def _seed_defaults(seed: int) -> None:
+    """torch.manual_seed for the devices that are there: it would write down a stack trace for each that is not."""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(seed)
 
 
 def stack(

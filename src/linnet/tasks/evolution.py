@@ -1,0 +1,337 @@
+"""``linnet evolve``: a population plays a Gymnasium environment, generation after generation."""
+
+import csv
+import dataclasses
+import io
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from linnet import checkpoint
+from linnet.beings import check_positive
+from linnet.evolve import FullRank, Gaussian, GeneticAlgorithm, LowRank, OpenAIES, Strategy, Truncation
+from linnet.tasks.environments import Arena, Normalizer, arena_of, word
+from linnet.wide.operators import ranking
+from linnet.wide.population import genes_of, single
+from linnet.wide.widen import stack, widen
+
+__all__ = ["Evolution", "EvolveSettings", "Generation", "Watch", "found", "policy_of"]
+
+STRATEGIES = ("ga", "es", "lowrank")
+CANDIDATES = 8
+EPISODES = 100
+"""Of each candidate in validation, and of the best being in the test."""
+PLAY, VALIDATE, TEST, DRAW = range(4)
+"""What a seed is for: no episode of one is an episode of another."""
+
+
+@dataclass(frozen=True)
+class EvolveSettings:
+    """Everything that decides the numbers of a run, bit for bit. The defaults are those of the command line.
+
+    Raises:
+        ValueError: a setting is not what it must be.
+    """
+
+    env: str = "CartPole-v1"
+    beings: int = 1000
+    generations: int = 100
+    strategy: str = "ga"
+    episodes: int = 2
+    hidden: int = 16
+    depth: int = 2
+    sigma: float | None = None
+    lr: float = 0.05
+    share: float = 0.1
+    elites: int = 10
+    rank: int = 1
+    normalize: bool = False
+    target: float | None = None
+    block: int = 500
+    seed: int = 0
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        sizes = ("beings", "generations", "episodes", "hidden", "depth", "rank", "block", "threads")
+        check_positive(**{name: getattr(self, name) for name in sizes})
+        if self.strategy not in STRATEGIES:
+            raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, however: {self.strategy!r}")
+        if self.sigma is not None and not 0 < self.sigma < math.inf:
+            raise ValueError(f"sigma must be positive and finite, however: {self.sigma}")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr must be positive and finite, however: {self.lr}")
+        if self.target is not None and not math.isfinite(self.target):
+            raise ValueError(f"target must be finite, however: {self.target}")
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"seed must lie in 0..2**31 - 1, however: {self.seed}")
+        if not 0 <= self.elites < self.beings:
+            raise ValueError(f"elites must be fewer than the beings, {self.beings}, however: {self.elites}")
+        Truncation(self.share)
+        if self.strategy != "ga" and (self.beings % 2 or self.block % 2):
+            raise ValueError(
+                f"The beings of an evolution strategy come in pairs, beings and block must be even, however: "
+                f"{self.beings} and {self.block}"
+            )
+
+    @property
+    def noise(self) -> float:
+        """σ, by default one that suits the strategy."""
+        return {"ga": 0.3, "es": 0.1, "lowrank": 0.1}[self.strategy] if self.sigma is None else self.sigma
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What one generation has done.
+
+    Attributes:
+        number: from 0.
+        best, mean, worst: fitness, the mean return of a being's episodes.
+        diversity: root mean square distance of the beings' parameters from their mean, for each number.
+        validation: mean return of the best candidate over fresh episodes, if it was measured.
+        steps: environment steps so far.
+    """
+
+    number: int
+    best: float
+    mean: float
+    worst: float
+    diversity: float
+    validation: float | None
+    steps: int
+
+
+Watch = Callable[[Generation, float], None]
+"""Called after each generation, with the environment steps per second of this one."""
+
+
+def policy_of(settings: EvolveSettings, arena: Arena) -> nn.Sequential:
+    """A fresh policy: linear layers with tanh between them."""
+    sizes = [arena.observations] + [settings.hidden] * (settings.depth - 1) + [arena.outputs]
+    parts: list[nn.Module] = []
+    for i in range(settings.depth):
+        parts += [nn.Linear(sizes[i], sizes[i + 1])] + ([nn.Tanh()] if i < settings.depth - 1 else [])
+    return nn.Sequential(*parts)
+
+
+@dataclass
+class Evolution:
+    """One run: what is to do, and how far it is.
+
+    Args:
+        settings: what to do.
+        out: folder of the run.
+    """
+
+    settings: EvolveSettings
+    out: Path
+    arena: Arena = field(init=False)
+    strategy: Strategy = field(init=False)
+    normalizer: Normalizer = field(init=False)
+    curve: list[Generation] = field(default_factory=list)
+    champion: nn.Module | None = None
+    score: float = -math.inf
+    """Of the champion, in validation."""
+    solved: bool = False
+
+    def __post_init__(self) -> None:
+        self.arena = arena_of(self.settings.env)
+        self.normalizer = Normalizer.fresh(self.arena.observations)
+        self.strategy = self._strategy()
+
+    @property
+    def target(self) -> float | None:
+        """The return at which to stop."""
+        return self.arena.target if self.settings.target is None else self.settings.target
+
+    def _strategy(self) -> Strategy:
+        settings = self.settings
+        build = partial(policy_of, settings, self.arena)
+        if settings.strategy == "ga":
+            seeds = [word(settings.seed, DRAW, i) for i in range(settings.beings)]
+            return GeneticAlgorithm(
+                widen(build, settings.beings, seeds=seeds),
+                selection=Truncation(settings.share, elites=settings.elites),
+                mutation=Gaussian(settings.noise),
+                seed=settings.seed,
+            )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(word(settings.seed, DRAW, 0))
+            center = build()
+        population = (
+            FullRank(center, settings.beings)
+            if settings.strategy == "es"
+            else LowRank(center, settings.beings, rank=settings.rank)
+        )
+        adam = partial(torch.optim.Adam, lr=settings.lr)
+        return OpenAIES(population, sigma=settings.noise, optimizer=adam, seed=settings.seed)
+
+    # ------------------------------------------------------------------ one generation
+
+    @torch.no_grad()
+    def step(self) -> float:
+        """Play, judge, reproduce; the environment steps per second of this generation."""
+        start, settings = time.perf_counter(), self.settings
+        generation, population = self.strategy.generation, self.strategy.ask()
+        normalizer = self.normalizer if settings.normalize else None
+        outcomes = []
+        for first in range(0, settings.beings, settings.block):
+            stop = min(first + settings.block, settings.beings)
+            part, seed = population.part(first, stop), word(settings.seed, PLAY, generation, first)  # type: ignore[operator]
+            outcomes.append(self.arena.play(part, stop - first, settings.episodes, seed, normalizer))
+        fitness = torch.from_numpy(np.concatenate([outcome.returns for outcome in outcomes]).mean(1))
+        validation = self._validate(population, fitness, generation)
+        diversity = self._diversity(population)
+        for outcome in outcomes:
+            self.normalizer.add(*outcome.seen)
+        self.strategy.tell(fitness)
+        steps = sum(outcome.steps for outcome in outcomes)
+        before = self.curve[-1].steps if self.curve else 0
+        best, mean, worst = float(fitness.max()), float(fitness.mean()), float(fitness.min())
+        self.curve.append(Generation(generation, best, mean, worst, diversity, validation, before + steps))
+        return steps / (time.perf_counter() - start)
+
+    def _validate(self, population: nn.Module, fitness: Tensor, generation: int) -> float | None:
+        """The best candidate in fresh episodes, if the population looks as if it had solved the task, or at the end."""
+        last = generation + 1 == self.settings.generations
+        if not last and (self.target is None or float(fitness.max()) < self.target):
+            return None
+        if isinstance(self.strategy, OpenAIES):
+            candidates = [self.strategy.best()]
+        else:
+            candidates = [single(population, int(i)) for i in ranking(fitness)[:CANDIDATES]]
+        returns = self._judge(candidates, word(self.settings.seed, VALIDATE, generation))
+        scores, errors = returns.mean(1), returns.std(1, ddof=1) / math.sqrt(EPISODES)
+        best = int(scores.argmax())
+        if scores[best] > self.score:
+            champion = candidates[best]
+            self.champion = self.normalizer.fold(champion) if self.settings.normalize else champion
+            self.score = float(scores[best])
+            # a champion that passed by luck would fail the test: two standard errors of room
+            self.solved = self.target is not None and self.score - 2 * float(errors[best]) >= self.target
+        return float(scores[best])
+
+    def _judge(self, policies: list[nn.Module], seed: int) -> np.ndarray:
+        """Returns of policies in fresh episodes, (policies, episodes)."""
+        normalizer = self.normalizer if self.settings.normalize else None
+        return self.arena.play(stack(policies), len(policies), EPISODES, seed, normalizer).returns
+
+    def _diversity(self, population: nn.Module) -> float:
+        if isinstance(self.strategy, OpenAIES):
+            return self.strategy.sigma  # E ‖ε‖² is the number of parameters, whatever the rank
+        variances = [p.double().var(0, correction=0).flatten() for p in genes_of(population)]
+        return float(torch.cat(variances).mean().sqrt())
+
+    @torch.no_grad()
+    def test(self) -> np.ndarray:
+        """Returns of the champion in episodes that nothing was chosen by, (episodes,): read once, at the end."""
+        champion = self.champion
+        if champion is None:
+            raise ValueError("There is no champion before a validation")
+        seed = word(self.settings.seed, TEST)
+        return self.arena.play(stack([champion]), 1, EPISODES, seed).returns[0]
+
+    # ------------------------------------------------------------------ the whole run
+
+    def run(self, watch: Watch | None = None) -> None:
+        """Generations until the task is solved or there are none left; each is on the disk before the next begins."""
+        torch.set_num_threads(self.settings.threads)
+        while not self.solved and self.strategy.generation < self.settings.generations:
+            speed = self.step()
+            self.save()
+            if watch is not None:
+                watch(self.curve[-1], speed)
+
+    def save(self) -> None:
+        """Write the state, the curve and the champion: each file whole or not at all."""
+        extra = {
+            "settings": asdict(self.settings),
+            "strategy": self.strategy.state_dict(),
+            "normalizer": {name: torch.as_tensor(value) for name, value in asdict(self.normalizer).items()},
+            "curve": [asdict(generation) for generation in self.curve],
+            "champion": None if self.champion is None else self.champion.state_dict(),
+            "score": self.score,
+            "solved": self.solved,
+        }
+        checkpoint.save(nn.Identity(), self.out / "state.safetensors", step=self.strategy.generation, extra=extra)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, [f.name for f in dataclasses.fields(Generation)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(generation) for generation in self.curve)
+        with checkpoint.replacing(self.out / "curve.csv") as temporary:
+            temporary.write_text(text.getvalue())
+        if self.champion is not None:
+            about = {"env": self.arena.name, "hidden": self.settings.hidden, "depth": self.settings.depth}
+            checkpoint.save(self.champion, self.out / "best.safetensors", rng=False, extra=about)
+
+    def restore(self) -> None:
+        """Go on from what :meth:`save` has written."""
+        extra = checkpoint.load(self.out / "state.safetensors", into=nn.Identity()).extra
+        self.strategy.load_state_dict(extra["strategy"])
+        kept = {name: value.numpy() for name, value in extra["normalizer"].items()}
+        self.normalizer = Normalizer(float(kept["count"]), kept["mean"], kept["square"])
+        self.curve = [Generation(**row) for row in extra["curve"]]
+        self.score, self.solved = extra["score"], extra["solved"]
+        if extra["champion"] is not None:
+            self.champion = policy_of(self.settings, self.arena)
+            self.champion.load_state_dict(extra["champion"])
+
+
+def found(settings: EvolveSettings, out: str | os.PathLike[str], *, resume: bool = False) -> Evolution:
+    """A new run in a new or empty folder, or the one in it, to go on with.
+
+    Args:
+        settings: what to do; more generations than before may be asked of a run that is resumed, nothing else.
+        out: folder of the run.
+        resume: go on with the run in ``out``.
+
+    Raises:
+        ValueError: the folder, the environment or the settings are not what they must be.
+    """
+    torch.set_num_threads(settings.threads)
+    folder = Path(out)
+    if not resume:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ValueError(f"The output folder must be new or empty (or --resume given), however: {out} is not")
+        evolution = Evolution(settings, folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"The output folder must be one that can be made, however: {error}") from error
+        return evolution
+    before = resumed(out)
+    pairs = ((f.name, getattr(settings, f.name), getattr(before, f.name)) for f in dataclasses.fields(settings))
+    different = [f"{name} {mine}, not {theirs}" for name, mine, theirs in pairs if mine != theirs]
+    if any(not text.startswith("generations ") for text in different):
+        raise ValueError(f"A run is resumed with its own settings, however: {'; '.join(different)} as in {out}")
+    for left_over in folder.glob(".*.tmp"):
+        left_over.unlink()  # of a save that was killed
+    evolution = Evolution(settings, folder)
+    evolution.restore()
+    if settings.generations < len(evolution.curve):
+        raise ValueError(
+            f"generations must be at least those that are done, {len(evolution.curve)}, however: {settings.generations}"
+        )
+    return evolution
+
+
+def resumed(out: str | os.PathLike[str]) -> EvolveSettings:
+    """The settings of the run in a folder.
+
+    Raises:
+        ValueError: there is none, or its record is damaged.
+    """
+    path = Path(out) / "state.safetensors"
+    try:
+        return EvolveSettings(**checkpoint.info(path).extra["settings"])
+    except FileNotFoundError as error:
+        raise ValueError(f"A run to resume must have completed a generation, however: there is no {path}") from error
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} must be the state of an evolution, however: {error}") from error

@@ -1,0 +1,76 @@
+"""What ``linnet evolve`` shows: live progress, and at the end what was found."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from linnet.tasks.evolution import EPISODES, Evolution, Generation, Watch
+
+__all__ = ["report", "watching"]
+
+
+@contextmanager
+def watching(evolution: Evolution) -> Iterator[Watch]:
+    """Live progress on stderr: a bar; where stderr is not a terminal, a line for each generation."""
+    console = Console(stderr=True)
+    settings, arena = evolution.settings, evolution.arena
+    done = len(evolution.curve)
+    if not arena.vectorized:
+        copies = settings.episodes * min(settings.block, settings.beings)
+        console.print(
+            f"{arena.name} has no vectorized entry point: its {copies} copies run one after another",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+    bar = Progress(
+        TextColumn("generation"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[state]}"),
+        TimeElapsedColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    task = bar.add_task("", total=settings.generations, completed=done, state="")
+
+    def watch(generation: Generation, speed: float) -> None:
+        state = f"best {generation.best:8.1f}  mean {generation.mean:8.1f}  {_rate(speed)}"
+        if generation.validation is not None:
+            state += f"  validation {generation.validation:.1f}"
+        bar.update(task, completed=generation.number + 1, state=state)
+        if not console.is_terminal:
+            console.print(f"generation {generation.number:4d}  {state}", highlight=False, markup=False, soft_wrap=True)
+
+    with bar:
+        yield watch
+
+
+def _rate(speed: float) -> str:
+    for size, unit in ((1e6, "M"), (1e3, "k")):
+        if speed >= size:
+            return f"{speed / size:.2f} {unit} steps/s"
+    return f"{speed:.0f} steps/s"
+
+
+def report(evolution: Evolution) -> None:
+    """The test of the champion, and what is in the folder."""
+    from linnet.tasks.fitness import draw
+
+    returns = evolution.test()
+    picture = draw(evolution)
+    console = Console()
+    target = evolution.target
+    done, wanted = evolution.curve[-1], "" if target is None else f", target {target:g}"
+    lines = [
+        f"{evolution.arena.name}: {done.number + 1} generations, {done.steps:,} steps",
+        f"the best being returns {returns.mean():.1f} ± {returns.std():.1f} in {EPISODES} fresh episodes "
+        f"(worst {returns.min():.1f}{wanted})",
+    ]
+    if target is not None and returns.mean() < target:
+        lines.append("The target is not reached; --resume --generations N goes on.")
+    lines.append(f"\n{evolution.out}: best.safetensors, curve.csv, {picture.name}, state.safetensors")
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
