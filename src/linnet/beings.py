@@ -1,7 +1,7 @@
 """The beings axis: what shapes a population takes, its product, and one being looked at alone."""
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +11,17 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from linnet.linear import LinearMap
 
-__all__ = ["Being", "Spread", "affine", "check_input", "check_positive", "dense", "indices", "plain_linear"]
+__all__ = [
+    "Being",
+    "Spread",
+    "affine",
+    "check_input",
+    "check_positive",
+    "copy_beings",
+    "dense",
+    "indices",
+    "plain_linear",
+]
 
 LARGEST_DENSE = 10**8
 
@@ -172,6 +182,25 @@ def indices(index: int | Sequence[int] | Tensor, beings: int) -> Tensor:
     if bool(((found < -beings) | (found >= beings)).any()):
         raise ValueError(f"Indices of beings must lie in 0..{beings - 1}, however: {found.tolist()}")
     return found % beings
+
+
+def copy_beings(
+    rows: Iterable[Tensor], source: int | Sequence[int] | Tensor, destination: int | Sequence[int] | Tensor, beings: int
+) -> None:
+    """Overwrite beings with others in every tensor (beings, ...), all at once.
+
+    Raises:
+        ValueError: an index is out of range, or the destinations are not as many as the sources and each another.
+    """
+    src, dst = (indices(index, beings) for index in (source, destination))
+    if src.shape != dst.shape or dst.unique().numel() != dst.numel():
+        raise ValueError(
+            "clone_being needs as many sources as destinations, and each destination once, "
+            f"however: {src.tolist()} -> {dst.tolist()}"
+        )
+    with torch.no_grad():
+        for tensor in rows:
+            tensor.index_copy_(0, dst.to(tensor.device), tensor.index_select(0, src.to(tensor.device)))
 
 
 def plain_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:

@@ -30,6 +30,7 @@ from linnet.wide.perturbed import Perturbed as Perturbed
 from linnet.wide.population import beings_of as beings_of
 from linnet.wide.population import mutate as mutate
 from linnet.wide.population import reproduce as reproduce
+from linnet.wide.sharding import Shards as Shards
 from linnet.wide.strategies import GeneticAlgorithm as GeneticAlgorithm
 from linnet.wide.strategies import OpenAIES as OpenAIES
 from linnet.wide.strategies import Strategy as Strategy
@@ -50,6 +51,7 @@ __all__ = [
     "Perturbed",
     "PopulationBasedTraining",
     "Selection",
+    "Shards",
     "SparseGaussian",
     "Strategy",
     "Tournament",

@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from linnet.beings import Being, affine, check_input, check_positive, dense, indices, plain_linear
+from linnet.beings import Being, affine, check_input, check_positive, copy_beings, dense, indices, plain_linear
 from linnet.catalogue import register
 from linnet.frozen import Materialized, held
 
@@ -424,16 +424,15 @@ class LinearMap(nn.Module, ABC):
         Writes in place under autograd's eyes: between forward and backward it makes backward raise an error wherever
         backward needs an overwritten value; otherwise the gradient is that of the forward that ran.
         """
-        beings = self._population()
-        src, dst = (indices(index, beings) for index in (source, destination))
-        if src.shape != dst.shape or dst.unique().numel() != dst.numel():
-            raise ValueError(
-                "clone_being needs as many sources as destinations, and each destination once, "
-                f"however: {src.tolist()} -> {dst.tolist()}"
-            )
-        with torch.no_grad():
-            for tensor in (*self.raw_tensors().values(), *([] if self.bias is None else [self.bias])):
-                tensor.index_copy_(0, dst.to(tensor.device), tensor.index_select(0, src.to(tensor.device)))
+        copy_beings(self.rows(), source, destination, self._population())
+        self.rows_moved()
+
+    def rows(self) -> list[Tensor]:
+        """Every tensor with the axis of beings in front: what moves with them."""
+        return [tensor for tensor in (*self.raw_tensors().values(), self.bias) if tensor is not None]
+
+    def rows_moved(self) -> None:
+        """Rebuild what follows from :meth:`rows`, after somebody wrote to them."""
 
     def get_single(self, index: int) -> "Being":
         """Being ``index`` as a single map: a live view, see :class:`Being`."""

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from linnet.beings import Being, dense, indices
+from linnet.beings import Being, dense
 from linnet.frozen import held
 from linnet.fused import eager
 from linnet.sparse.being import SparseBeing
@@ -347,12 +347,11 @@ class SparseLinear(Wired):
         options.pop("generator", None)
         return options
 
-    def clone_being(self, source: int | Sequence[int] | Tensor, destination: int | Sequence[int] | Tensor) -> None:
-        super().clone_being(source, destination)
+    def rows(self) -> list[Tensor]:
+        return super().rows() + ([self.crow, self.col] if self.apart else [])
+
+    def rows_moved(self) -> None:
         if self.apart:
-            src, dst = (indices(index, self._population()).to(self.col.device) for index in (source, destination))
-            for buffer in (self.crow, self.col):
-                buffer.index_copy_(0, dst, buffer.index_select(0, src))
             self._transpose()
 
     def single(self, index: int) -> Self:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from linnet.beings import check_positive, indices
+from linnet.beings import check_positive, copy_beings, indices
 from linnet.fused import eager
 
 __all__ = ["ActivationSparsity", "KWinners", "largest_k", "largest_k_reference"]
@@ -226,9 +226,15 @@ class KWinners(nn.Module):
 
     def clone_being(self, source: int | Sequence[int] | Tensor, destination: int | Sequence[int] | Tensor) -> None:
         """Overwrite the duty cycle of being ``destination`` with that of being ``source``."""
-        beings = self._population()
-        src, dst = (indices(index, beings).to(self.duty_cycle.device) for index in (source, destination))
-        self.duty_cycle.index_copy_(0, dst, self.duty_cycle.index_select(0, src))
+        copy_beings(self.rows(), source, destination, self._population())
+        self.rows_moved()
+
+    def rows(self) -> list[Tensor]:
+        """Every tensor with the axis of beings in front."""
+        return [self.duty_cycle]
+
+    def rows_moved(self) -> None:
+        """Forget what followed from the duty cycle, after somebody wrote to it."""
         self._before = None
 
     def single(self, index: int) -> Self:

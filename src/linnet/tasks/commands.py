@@ -279,7 +279,7 @@ def evolve(
     names = [field.name for field in dataclasses.fields(EvolveSettings)]
     given = {name: value for name, value in locals().items() if name in names and value is not None}
     from linnet.tasks.evolution import found, resumed
-    from linnet.tasks.evolving import report, watching
+    from linnet.tasks.evolving import processes, report, watching
 
     with user_input():
         if resume and out is None:
@@ -287,7 +287,8 @@ def evolve(
         settings = dataclasses.replace(resumed(out) if resume and out is not None else EvolveSettings(), **given)
         slug = "".join(c if c.isalnum() or c in "-_." else "-" for c in settings.env)
         folder = out or Path("runs") / f"{slug}-{time.strftime('%Y%m%d-%H%M%S')}"
-        evolution = found(settings, folder, resume=resume)
+        shards = processes(settings)
+        evolution = found(settings, folder, resume=resume, shards=shards)
     try:
         with watching(evolution) as watch:
             evolution.run(watch)

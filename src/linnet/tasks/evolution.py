@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from linnet import checkpoint
 from linnet.beings import check_positive
-from linnet.evolve import FullRank, Gaussian, GeneticAlgorithm, LowRank, OpenAIES, Strategy, Truncation
-from linnet.tasks.environments import Arena, Normalizer, arena_of, word
+from linnet.evolve import FullRank, Gaussian, GeneticAlgorithm, LowRank, OpenAIES, Shards, Strategy, Truncation
+from linnet.tasks.environments import Arena, Normalizer, Policy, arena_of, word
 from linnet.wide.operators import ranking
-from linnet.wide.population import genes_of, single
+from linnet.wide.population import genes_of
 from linnet.wide.widen import stack, widen
 
 __all__ = ["Evolution", "EvolveSettings", "Generation", "Watch", "found", "policy_of"]
@@ -128,10 +128,12 @@ class Evolution:
     Args:
         settings: what to do.
         out: folder of the run.
+        shards: where processes hold the population together.
     """
 
     settings: EvolveSettings
     out: Path
+    shards: Shards | None = None
     arena: Arena = field(init=False)
     strategy: Strategy = field(init=False)
     normalizer: Normalizer = field(init=False)
@@ -151,25 +153,41 @@ class Evolution:
         """The return at which to stop."""
         return self.arena.target if self.settings.target is None else self.settings.target
 
+    @property
+    def start(self) -> int:
+        """The first being of this process."""
+        return 0 if self.shards is None else self.shards.start
+
+    @property
+    def stop(self) -> int:
+        """The number behind that of the last."""
+        return self.settings.beings if self.shards is None else self.shards.stop
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes and shows what all have found."""
+        return self.shards is None or self.shards.rank == 0
+
     def _strategy(self) -> Strategy:
         settings = self.settings
         build = partial(policy_of, settings, self.arena)
         if settings.strategy == "ga":
-            seeds = [word(settings.seed, DRAW, i) for i in range(settings.beings)]
+            seeds = [word(settings.seed, DRAW, i) for i in range(self.start, self.stop)]
             return GeneticAlgorithm(
-                widen(build, settings.beings, seeds=seeds),
+                widen(build, len(seeds), seeds=seeds),
                 selection=Truncation(settings.share, elites=settings.elites),
                 mutation=Gaussian(settings.noise),
                 seed=settings.seed,
+                shards=self.shards,
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(word(settings.seed, DRAW, 0))
             center = build()
-        population = (
-            FullRank(center, settings.beings)
-            if settings.strategy == "es"
-            else LowRank(center, settings.beings, rank=settings.rank)
-        )
+        local = self.stop - self.start
+        if settings.strategy == "es":
+            population: FullRank | LowRank = FullRank(center, local, first=self.start)
+        else:
+            population = LowRank(center, local, first=self.start, rank=settings.rank)
         adam = partial(torch.optim.Adam, lr=settings.lr)
         return OpenAIES(population, sigma=settings.noise, optimizer=adam, seed=settings.seed)
 
@@ -178,27 +196,48 @@ class Evolution:
     @torch.no_grad()
     def step(self) -> float:
         """Play, judge, reproduce; the environment steps per second of this generation."""
-        start, settings = time.perf_counter(), self.settings
+        begun, settings = time.perf_counter(), self.settings
         generation, population = self.strategy.generation, self.strategy.ask()
         normalizer = self.normalizer if settings.normalize else None
-        outcomes = []
-        for first in range(0, settings.beings, settings.block):
-            stop = min(first + settings.block, settings.beings)
-            part, seed = population.part(first, stop), word(settings.seed, PLAY, generation, first)  # type: ignore[operator]
-            outcomes.append(self.arena.play(part, stop - first, settings.episodes, seed, normalizer))
-        fitness = torch.from_numpy(np.concatenate([outcome.returns for outcome in outcomes]).mean(1))
-        validation = self._validate(population, fitness, generation)
-        diversity = self._diversity(population)
-        for outcome in outcomes:
-            self.normalizer.add(*outcome.seen)
+        rows, sums = [], []
+        for first in range(self.start, self.stop, settings.block):
+            stop = min(first + settings.block, self.stop)
+            part: Policy = population.part(first - self.start, stop - self.start)  # type: ignore[operator]
+            seed = word(settings.seed, PLAY, generation, first)
+            outcome = self.arena.play(part, stop - first, settings.episodes, seed, normalizer)
+            rows.append(torch.from_numpy(outcome.returns.mean(1)))
+            seen = torch.from_numpy(np.concatenate([[outcome.seen[0]], *outcome.seen[1:]]))
+            sums.append(torch.cat([seen, self._spread_of(population, first - self.start, stop - self.start)]))
+        fitness, blocks = torch.cat(rows), torch.stack(sums)
+        if self.shards is not None:
+            fitness, blocks = self.shards.whole(fitness), self.shards.whole(blocks)
+        validation = self._validate(fitness, generation)
+        size = self.arena.observations
+        for block in blocks.numpy():  # in their order: the same sums in one process and in many
+            self.normalizer.add(block[0], block[1 : 1 + size], block[1 + size : 1 + 2 * size])
+        diversity = self._diversity(blocks[:, 1 + 2 * size :])
         self.strategy.tell(fitness)
-        steps = sum(outcome.steps for outcome in outcomes)
+        steps = int(blocks[:, 0].sum())
         before = self.curve[-1].steps if self.curve else 0
         best, mean, worst = float(fitness.max()), float(fitness.mean()), float(fitness.min())
         self.curve.append(Generation(generation, best, mean, worst, diversity, validation, before + steps))
-        return steps / (time.perf_counter() - start)
+        return steps / (time.perf_counter() - begun)
 
-    def _validate(self, population: nn.Module, fitness: Tensor, generation: int) -> float | None:
+    def _spread_of(self, population: nn.Module, start: int, stop: int) -> Tensor:
+        """Σ and Σ of squares of every parameter over some beings, side by side; nothing of a strategy's noise."""
+        if isinstance(self.strategy, OpenAIES):
+            return torch.zeros(0, dtype=torch.float64)
+        rows = torch.cat([p[start:stop].flatten(1).double() for p in genes_of(population)], 1)
+        return torch.cat([rows.sum(0), rows.square().sum(0)])
+
+    def _diversity(self, sums: Tensor) -> float:
+        if isinstance(self.strategy, OpenAIES):
+            return self.strategy.sigma  # E ‖ε‖² is the number of parameters, whatever the rank
+        total, squares = torch.stack(list(sums)).cumsum(0)[-1].chunk(2)
+        beings = self.settings.beings
+        return float((squares / beings - (total / beings).square()).clamp_min(0).mean().sqrt())
+
+    def _validate(self, fitness: Tensor, generation: int) -> float | None:
         """The best candidate in fresh episodes, if the population looks as if it had solved the task, or at the end."""
         last = generation + 1 == self.settings.generations
         if not last and (self.target is None or float(fitness.max()) < self.target):
@@ -206,7 +245,7 @@ class Evolution:
         if isinstance(self.strategy, OpenAIES):
             candidates = [self.strategy.best()]
         else:
-            candidates = [single(population, int(i)) for i in ranking(fitness)[:CANDIDATES]]
+            candidates = [self.strategy.being(int(i)) for i in ranking(fitness)[:CANDIDATES]]  # type: ignore[attr-defined]
         returns = self._judge(candidates, word(self.settings.seed, VALIDATE, generation))
         scores, errors = returns.mean(1), returns.std(1, ddof=1) / math.sqrt(EPISODES)
         best = int(scores.argmax())
@@ -222,12 +261,6 @@ class Evolution:
         """Returns of policies in fresh episodes, (policies, episodes)."""
         normalizer = self.normalizer if self.settings.normalize else None
         return self.arena.play(stack(policies), len(policies), EPISODES, seed, normalizer).returns
-
-    def _diversity(self, population: nn.Module) -> float:
-        if isinstance(self.strategy, OpenAIES):
-            return self.strategy.sigma  # E ‖ε‖² is the number of parameters, whatever the rank
-        variances = [p.double().var(0, correction=0).flatten() for p in genes_of(population)]
-        return float(torch.cat(variances).mean().sqrt())
 
     @torch.no_grad()
     def test(self) -> np.ndarray:
@@ -251,16 +284,20 @@ class Evolution:
 
     def save(self) -> None:
         """Write the state, the curve and the champion: each file whole or not at all."""
+        state = self.strategy.state_dict()  # in every process: it is put together
+        if not self.leads:
+            return
         extra = {
             "settings": asdict(self.settings),
-            "strategy": self.strategy.state_dict(),
+            "strategy": state,
             "normalizer": {name: torch.as_tensor(value) for name, value in asdict(self.normalizer).items()},
             "curve": [asdict(generation) for generation in self.curve],
             "champion": None if self.champion is None else self.champion.state_dict(),
             "score": self.score,
             "solved": self.solved,
         }
-        checkpoint.save(nn.Identity(), self.out / "state.safetensors", step=self.strategy.generation, extra=extra)
+        path = self.out / "state.safetensors"
+        checkpoint.save(nn.Identity(), path, step=self.strategy.generation, rng=False, extra=extra)
         text = io.StringIO()
         writer = csv.DictWriter(text, [f.name for f in dataclasses.fields(Generation)], lineterminator="\n")
         writer.writeheader()
@@ -284,23 +321,27 @@ class Evolution:
             self.champion.load_state_dict(extra["champion"])
 
 
-def found(settings: EvolveSettings, out: str | os.PathLike[str], *, resume: bool = False) -> Evolution:
+def found(
+    settings: EvolveSettings, out: str | os.PathLike[str], *, resume: bool = False, shards: Shards | None = None
+) -> Evolution:
     """A new run in a new or empty folder, or the one in it, to go on with.
 
     Args:
         settings: what to do; more generations than before may be asked of a run that is resumed, nothing else.
         out: folder of the run.
         resume: go on with the run in ``out``.
+        shards: where processes hold the population together; the first of them writes.
 
     Raises:
         ValueError: the folder, the environment or the settings are not what they must be.
     """
     torch.set_num_threads(settings.threads)
     folder = Path(out)
+    leads = shards is None or shards.rank == 0
     if not resume:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if leads and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ValueError(f"The output folder must be new or empty (or --resume given), however: {out} is not")
-        evolution = Evolution(settings, folder)
+        evolution = Evolution(settings, folder, shards)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -311,9 +352,9 @@ def found(settings: EvolveSettings, out: str | os.PathLike[str], *, resume: bool
     different = [f"{name} {mine}, not {theirs}" for name, mine, theirs in pairs if mine != theirs]
     if any(not text.startswith("generations ") for text in different):
         raise ValueError(f"A run is resumed with its own settings, however: {'; '.join(different)} as in {out}")
-    for left_over in folder.glob(".*.tmp"):
+    for left_over in folder.glob(".*.tmp") if leads else ():
         left_over.unlink()  # of a save that was killed
-    evolution = Evolution(settings, folder)
+    evolution = Evolution(settings, folder, shards)
     evolution.restore()
     if settings.generations < len(evolution.curve):
         raise ValueError(

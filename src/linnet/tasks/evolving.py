@@ -1,20 +1,32 @@
 """What ``linnet evolve`` shows: live progress, and at the end what was found."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch.distributed as dist
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from linnet.tasks.evolution import EPISODES, Evolution, Generation, Watch
+from linnet.evolve import Shards
+from linnet.tasks.evolution import EPISODES, Evolution, EvolveSettings, Generation, Watch
 
-__all__ = ["report", "watching"]
+__all__ = ["processes", "report", "watching"]
+
+
+def processes(settings: EvolveSettings) -> Shards | None:
+    """This process's part of the population, if torchrun has started several; None if there is one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return None
+    if not dist.is_initialized():
+        dist.init_process_group("gloo")
+    return Shards(settings.beings, settings.block)
 
 
 @contextmanager
 def watching(evolution: Evolution) -> Iterator[Watch]:
     """Live progress on stderr: a bar; where stderr is not a terminal, a line for each generation."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=not evolution.leads)
     settings, arena = evolution.settings, evolution.arena
     done = len(evolution.curve)
     if not arena.vectorized:
@@ -59,6 +71,8 @@ def report(evolution: Evolution) -> None:
     """The test of the champion, and what is in the folder."""
     from linnet.tasks.fitness import draw
 
+    if not evolution.leads:
+        return
     returns = evolution.test()
     picture = draw(evolution)
     console = Console()

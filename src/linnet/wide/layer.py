@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from linnet.beings import check_input, check_positive, indices
+from linnet.beings import check_input, check_positive, copy_beings, indices
 from linnet.linear import Linear
 from linnet.wide.leaves import ELEMENTWISE
 from linnet.wide.widen import Wide, widen
@@ -125,9 +125,9 @@ class EachBeing(nn.Module):
         """The function of one being as an independent module."""
         return self.function.single(index) if isinstance(self.function, Wide) else Apply(self.function)
 
-    def clone_being(self, source: Tensor, destination: Tensor) -> None:
-        if isinstance(self.function, Wide):
-            self.function.clone_being(source, destination)
+    def rows(self) -> list[Tensor]:
+        """Every tensor with the axis of beings in front."""
+        return self.function.rows() if isinstance(self.function, Wide) else []
 
 
 class Apply(nn.Module):
@@ -291,11 +291,14 @@ class WideDeep(nn.Module):
 
         Writes in place under autograd's eyes, as :meth:`linnet.LinearMap.clone_being` does.
         """
-        for layer in self.linears:
-            layer.clone_being(source, destination)  # type: ignore[operator]
-        rows = [indices(index, self.beings) for index in (source, destination)]
-        for activation in self.activations:
-            activation.clone_being(*rows)  # type: ignore[operator]
+        copy_beings(self.rows(), source, destination, self.beings)
+
+    def rows(self) -> list[Tensor]:
+        """Every tensor with the axis of beings in front: all of them."""
+        return [tensor for stage in self.stages() for part in stage for tensor in part.rows()]
+
+    def rows_moved(self) -> None:
+        """Nothing follows from :meth:`rows`."""
 
     def get_single(self, index: int) -> DeepBeing:
         """Network ``index`` as a single network: a live view, see :class:`DeepBeing`."""

@@ -6,7 +6,7 @@ nn.Sequential of them.
 
 import copy
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from linnet.beings import Spread, indices
 from linnet.wide.counter import streams
 from linnet.wide.operators import Crossover, Mutation
+
+if TYPE_CHECKING:
+    from linnet.wide.sharding import Shards
 
 __all__ = ["beings_of", "genes_of", "mutate", "parts_of", "reproduce", "single", "unstack"]
 
@@ -26,8 +29,11 @@ class Part(Protocol):
 
     beings: int
 
-    def clone_being(self, source: Tensor, destination: Tensor) -> None:
-        """Overwrite beings with others, all at once."""
+    def rows(self) -> list[Tensor]:
+        """Every tensor with the axis of beings in front."""
+
+    def rows_moved(self) -> None:
+        """Rebuild what follows from the rows, after they moved."""
 
     def single(self, index: int) -> nn.Module:
         """One being as an independent module."""
@@ -42,7 +48,7 @@ def parts_of(population: nn.Module) -> list[nn.Module]:
     found: dict[nn.Module, None] = {}
 
     def visit(module: nn.Module) -> None:
-        if callable(getattr(module, "clone_being", None)) and getattr(module, "beings", None) is not None:
+        if callable(getattr(module, "rows", None)) and getattr(module, "beings", None) is not None:
             found[module] = None
         else:
             for child in module.children():
@@ -123,6 +129,7 @@ def reproduce(
     mates: Tensor | Sequence[int] | None = None,
     crossover: Crossover | None = None,
     generator: torch.Generator | None = None,
+    shards: "Shards | None" = None,
 ) -> None:
     """Being i becomes a copy of being ``parents[i]`` of the old generation, all at once.
 
@@ -136,6 +143,8 @@ def reproduce(
             optimizer's state, buffers) comes from the first parent.
         crossover: needed iff ``mates`` are given.
         generator: draws for the crossover.
+        shards: where processes hold a population together: ``population`` is this one's part, ``parents`` are those of
+            all beings, and rows move between the processes.
 
     Raises:
         ValueError: not one parent for each being, an index out of range, or a crossover of beings whose connections
@@ -150,7 +159,11 @@ def reproduce(
         True
     """
     parts = parts_of(population)
-    beings = _beings(parts[0])
+    local = _beings(parts[0])
+    beings = local if shards is None else shards.beings
+    if shards is not None and (local != shards.local or crossover is not None):
+        what = f"it has {local}" if local != shards.local else "a crossover is given"
+        raise ValueError(f"A process must hold its {shards.local} beings, which have one parent each, however: {what}")
     chosen = {"parents": indices(parents, beings)}
     if (mates is None) != (crossover is None):
         raise ValueError("mates and crossover must be given together, however: only one of them is")
@@ -170,13 +183,17 @@ def reproduce(
             for parameter in genes:
                 first, second = (parameter.index_select(0, index.to(parameter.device)) for index in chosen.values())
                 mixed[parameter] = crossover(first, second, generator)
-        rows = [] if optimizer is None else _rows_of(optimizer, genes, beings)
+        rows = [row for part in parts for row in part.rows()]  # type: ignore[operator]
+        rows += [] if optimizer is None else _rows_of(optimizer, genes, local)
         rows += [parameter.grad for parameter in genes if parameter.grad is not None]
-        moved = [row.index_select(0, chosen["parents"].to(row.device)) for row in rows]
-        for part in parts:
-            part.clone_being(chosen["parents"], torch.arange(beings))  # type: ignore[operator]
+        if shards is None:
+            moved = [row.index_select(0, chosen["parents"].to(row.device)) for row in rows]
+        else:
+            moved = shards.moved(rows, chosen["parents"])
         for row, new in zip(rows, moved, strict=True):
             row.copy_(new)
+        for part in parts:
+            part.rows_moved()  # type: ignore[operator]
         for parameter, new in mixed.items():
             parameter.copy_(new)
 
@@ -201,6 +218,7 @@ def mutate(
     seed: int,
     generation: int,
     keep: int = 0,
+    first: int = 0,
 ) -> None:
     """Add noise to every learned number of every being but the first ``keep``.
 
@@ -213,6 +231,7 @@ def mutate(
         seed: of the run.
         generation: its number.
         keep: how many beings from the front stay: the elites.
+        first: the number of the first of these beings, where they are a part of a larger population.
 
     Example:
         >>> from linnet import WideDeep, evolve
@@ -222,14 +241,16 @@ def mutate(
         >>> (nets(torch.ones(5)) == before).all(1).tolist()
         [True, False, False, False]
     """
-    parts = parts_of(population)
-    beings = _beings(parts[0])
-    if not 0 <= keep <= beings:
-        raise ValueError(f"keep must lie in 0..{beings}, however: {keep}")
+    beings = beings_of(population)
+    if not 0 <= keep <= first + beings:
+        raise ValueError(f"keep must lie in 0..{first + beings}, however: {keep}")
+    keep = min(max(0, keep - first), beings)
     with torch.no_grad():
         for place, parameter in enumerate(genes_of(population)):
             if parameter.requires_grad:
-                own = streams(torch.arange(keep, beings, device=parameter.device), seed, generation, place)
+                own = streams(
+                    torch.arange(first + keep, first + beings, device=parameter.device), seed, generation, place
+                )
                 dtype = torch.promote_types(parameter.dtype, torch.float32)
                 count = parameter[0].numel()
                 at_once = max(1, PIECE // count)  # beings

@@ -22,6 +22,7 @@ from linnet.wide.counter import bits, streams
 from linnet.wide.operators import Crossover, Gaussian, Mutation, Selection, Truncation, ranking
 from linnet.wide.perturbed import Perturbed
 from linnet.wide.population import beings_of, mutate, reproduce, single
+from linnet.wide.sharding import Shards
 
 __all__ = ["GeneticAlgorithm", "OpenAIES", "Strategy", "centered_ranks", "generator_of", "standardized"]
 
@@ -103,6 +104,8 @@ class GeneticAlgorithm(Strategy):
         mutation: how they differ.
         crossover: how two parents mix; None: a child has one.
         seed: of all draws.
+        shards: where processes hold the population together: ``population`` is this one's part. :meth:`tell` then takes
+            the fitness of all beings, and it, ``best`` and ``state_dict`` must be called in every process.
 
     Example:
         >>> import linnet
@@ -125,9 +128,12 @@ class GeneticAlgorithm(Strategy):
         mutation: Mutation | None = None,
         crossover: Crossover | None = None,
         seed: int = 0,
+        shards: Shards | None = None,
     ) -> None:
         super().__init__(seed)
-        self.population, self.beings = population, beings_of(population)
+        self.population, self.shards = population, shards
+        self.beings = beings_of(population) if shards is None else shards.beings
+        self._first = 0 if shards is None else shards.start
         self.selection = Truncation(0.2, elites=1) if selection is None else selection
         self.mutation = Gaussian() if mutation is None else mutation
         self.crossover = crossover
@@ -144,7 +150,7 @@ class GeneticAlgorithm(Strategy):
         elites = self.selection.elites
         best = int(ranking(fitness)[0])
         if not elites:
-            self._best = single(self.population, best)
+            self._best = self.being(best)
         generator = generator_of(self.seed, self.generation)
         mates: dict[str, Any] = {}
         if self.crossover is not None:
@@ -153,19 +159,37 @@ class GeneticAlgorithm(Strategy):
             mates |= {"crossover": self.crossover, "generator": generator}
         else:
             parents = self.selection(fitness, generator)
-        reproduce(self.population, parents, **mates)
+        reproduce(self.population, parents, **mates, shards=self.shards)
         self.generation += 1
-        mutate(self.population, self.mutation, seed=self.seed, generation=self.generation, keep=elites)
+        place = {"seed": self.seed, "generation": self.generation, "keep": elites, "first": self._first}
+        mutate(self.population, self.mutation, **place)
 
     def best(self) -> nn.Module:
         """The fittest of the generation that was told last; before the first, being 0."""
-        return single(self.population, 0) if self._best is None else self._best
+        return self.being(0) if self._best is None else self._best
+
+    def being(self, index: int) -> nn.Module:
+        """One being of the population as an independent ordinary module, in every process."""
+        if self.shards is None:
+            return single(self.population, index)
+        holds = self.shards.start <= index < self.shards.stop
+        alone = single(self.population, index - self.shards.start if holds else 0)
+        with torch.no_grad():
+            for tensor in (*alone.parameters(), *alone.buffers()):
+                self.shards.spread(tensor, index)
+        return alone
 
     def state_dict(self) -> dict[str, Any]:
-        return {"generation": self.generation, "population": self.population.state_dict()}
+        state = self.population.state_dict()
+        if self.shards is not None:
+            state = {name: self.shards.whole(rows) for name, rows in state.items()}
+        return {"generation": self.generation, "population": state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.population.load_state_dict(state["population"])
+        rows = state["population"]
+        if self.shards is not None:
+            rows = {name: self.shards.own(tensor) for name, tensor in rows.items()}
+        self.population.load_state_dict(rows)
         self.generation, self._best = state["generation"], None
 
 

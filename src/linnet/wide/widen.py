@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.utils._pytree import tree_map
 
-from linnet.beings import check_positive, indices
+from linnet.beings import check_positive, copy_beings, indices
 from linnet.wide.axes import Dims, checked_dims, checked_range
 from linnet.wide.leaves import DRAWING, KERNELS, Kernel
 from linnet.wide.noise import Noise
@@ -96,15 +96,14 @@ class Wide(nn.Module):
 
     def clone_being(self, source: int | Sequence[int] | Tensor, destination: int | Sequence[int] | Tensor) -> None:
         """Overwrite being ``destination`` with being ``source``; lists of indices are copied all at once."""
-        src, dst = (indices(index, self.beings) for index in (source, destination))
-        if src.shape != dst.shape or dst.unique().numel() != dst.numel():
-            raise ValueError(
-                "clone_being needs as many sources as destinations, and each destination once, "
-                f"however: {src.tolist()} -> {dst.tolist()}"
-            )
-        with torch.no_grad():
-            for tensor in tensors_of(self).values():
-                tensor.index_copy_(0, dst.to(tensor.device), tensor.index_select(0, src.to(tensor.device)))
+        copy_beings(self.rows(), source, destination, self.beings)
+
+    def rows(self) -> list[Tensor]:
+        """Every tensor with the axis of beings in front: all of them."""
+        return list(tensors_of(self).values())
+
+    def rows_moved(self) -> None:
+        """Nothing follows from :meth:`rows`."""
 
     def single(self, index: int) -> nn.Module:
         """Being ``index`` as an independent module, of the member's class."""
