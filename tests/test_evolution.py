@@ -289,12 +289,6 @@ def test_mistakes_about_the_folder(capsys, tmp_path):
     assert command(capsys, "--resume", "--out", tmp_path / "run")[0] == 2
 
 
-def test_without_gymnasium_it_says_what_to_install(capsys, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "gymnasium", None)
-    code, _, err = command(capsys, *tiny(tmp_path / "run"))
-    assert code == 2 and 'pip install "linnet[evolve]"' in err
-
-
 def test_kill_9_in_a_generation_and_resume_give_the_curve_of_a_run_that_was_left_alone(tmp_path):
     settings = dataclasses.replace(TINY, generations=12)
     whole = Evolution(settings, tmp_path / "whole")

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from linnet.cli import main
-from linnet.tasks.acts import ACTS, drift, forecast, memory, population, width
+from linnet.tasks.acts import ACTS, cartpole, drift, forecast, memory, population, width
 from linnet.tasks.data import load_sunspots
 from linnet.tasks.tour import run_tour
 
@@ -20,6 +20,7 @@ def small(monkeypatch):
     for module, changes in (
         (memory, {"WAIT": 3, "HIDDEN": 8, "EPOCHS": 1, "RATES": (1e-3,)}),
         (population, {"NETS": 4, "EPOCHS": 1, "ROUNDS": 2}),
+        (cartpole, {"BEINGS": 20, "GENERATIONS": 1, "SEEDS": (0,), "STEPS": 1}),
         (drift, {"SEEDS": 2, "EPOCHS": 1, "RATES": (1e-3,)}),
         (width, {"WIDTH": 2000, "CONNECTIONS": 4000}),
         (forecast, {"HIDDEN": 4, "LATENT": 4, "SEEDS": 2, "STEPS": 2, "RATES": (1e-3,), "FAR": 12, "FOREVER": 50}),
@@ -126,7 +127,7 @@ def test_the_forecast_act_measures_every_rate_seed_and_kind(small, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--act", "juggling"], "An act must be one of memory, width, drift, population, forecast, however: juggling"),
+        (["--act", "juggling"], "cartpole, forecast, however: juggling"),
         (["--out", "/dev/null/tour"], "The output folder must be writable"),
     ],
 )

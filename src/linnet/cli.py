@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 __all__ = ["UserError", "main", "user_input"]
 
-EXTRA = ("typer", "rich", "matplotlib", "sklearn")
+EXTRA = ("typer", "rich", "matplotlib", "sklearn", "gymnasium")
 
 
 class UserError(Exception):

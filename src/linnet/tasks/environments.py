@@ -156,13 +156,11 @@ def arena_of(name: str) -> Arena:
     """The environment of a Gymnasium id.
 
     Raises:
-        ValueError: Gymnasium or what the environment needs is not installed, there is no such environment, or a
-            population cannot play it; the message says which.
+        ValueError: there is no such environment, what it needs is not installed, or a population cannot play it; the
+            message says which.
     """
-    try:
-        import gymnasium
-    except ModuleNotFoundError as error:
-        raise ValueError('evolve needs Gymnasium: pip install "linnet[evolve]"') from error
+    import gymnasium
+
     try:
         spec = gymnasium.spec(name)
         environment = gymnasium.make(name)

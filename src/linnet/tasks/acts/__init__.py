@@ -1,6 +1,6 @@
 """The acts of ``linnet tour``: each shows one thing that nn.Linear cannot do, on real data, beside nn.Linear."""
 
-from linnet.tasks.acts import drift, forecast, memory, population, width
+from linnet.tasks.acts import cartpole, drift, forecast, memory, population, width
 from linnet.tasks.acts.act import Act as Act
 
 __all__ = ["ACTS", "Act"]
@@ -10,5 +10,6 @@ ACTS = {
     "width": width.perform,
     "drift": drift.perform,
     "population": population.perform,
+    "cartpole": cartpole.perform,
     "forecast": forecast.perform,
 }
