@@ -2,8 +2,8 @@
 
 python benchmarks/control.py --out benchmarks/control.md
 
-Both search the same policies in the same environments. Each may choose among the same settings, judged on seeds that the
-comparison does not use; what is compared is the center after the last generation, in fresh episodes.
+Both search the same policies in the same environments. Each may choose among the same settings, judged on seeds that
+the comparison does not use; what is compared is the center after the last generation, in fresh episodes.
 """
 
 import argparse
@@ -106,7 +106,8 @@ def main() -> None:
     lines = [
         "# A task of MuJoCo\n",
         f"{options.env}: {BEINGS} beings, one episode each, {options.generations} generations "
-        f"({BEINGS * options.generations:,} episodes). Policies {task.arena.observations}-{HIDDEN}-{task.arena.outputs}",
+        f"({BEINGS * options.generations:,} episodes), policies {task.arena.observations}-{HIDDEN}-"
+        f"{task.arena.outputs}.",
         f"Each method chooses among the same {len(GRID)} settings on {len(TUNING)} seeds of its own; then seeds "
         f"{', '.join(map(str, SEEDS))}. The return of the center in {EPISODES} fresh episodes. Made by `control.py`.\n",
         "| method | σ, rate chosen | return: mean ± standard deviation | each seed |",

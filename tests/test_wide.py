@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from linnet import Linear, WideDeep, WideLinear, catalogue, per_being
+from linnet import Linear, WideDeep, WideLinear, beings, catalogue, per_being
 
 
 def test_wide_linear_is_the_loop_over_its_linears():
@@ -170,3 +170,28 @@ def test_a_broken_being_does_not_touch_its_neighbours():
     for layer in nets.linears:
         assert torch.isfinite(layer.weight.grad[[0, 2]]).all()
         assert not torch.isfinite(layer.weight.grad[1]).all()
+
+
+@pytest.mark.parametrize("batch", [1, 3, 40])
+@pytest.mark.parametrize("bias", [True, False])
+def test_product_by_hand_is_the_reference_and_has_its_gradients(batch, bias):
+    """Also the gradients of gradients, and gradients of some of the inputs alone."""
+    x, weight, b = torch.randn(3, batch, 60), torch.randn(3, 50, 60), torch.randn(3, 50) if bias else None
+    assert weight.numel() >= beings.LARGE
+    for wanted in ((True, True, True), (False, True, False), (True, False, True)):
+        inputs = [
+            None if tensor is None else tensor.double().requires_grad_(wants)
+            for tensor, wants in zip((x, weight, b), wanted, strict=True)
+        ]
+        y, expected = beings.product(*inputs), beings.product_reference(*inputs)
+        torch.testing.assert_close(y, expected)
+        learned = [tensor for tensor in inputs if tensor is not None and tensor.requires_grad]
+        found, right = (
+            torch.autograd.grad((out.sin() * out).sum(), learned, create_graph=True) for out in (y, expected)
+        )
+        torch.testing.assert_close(found, right)
+        twice = [
+            torch.autograd.grad(sum(g.square().sum() for g in first), learned, allow_unused=True)
+            for first in (found, right)
+        ]
+        torch.testing.assert_close(*twice)

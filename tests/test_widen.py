@@ -153,8 +153,9 @@ def check_is_loop(wide, members, x, tolerance=1e-6):
 def test_population_is_the_loop_over_its_members(name, training):
     factory, inputs = MEMBERS[name]
     torch.manual_seed(len(name))
-    members = [factory().train(training) for _ in range(4)]
-    check_is_loop(stack(members), members, inputs(4))
+    for beings in (3, 14):  # few may be looped
+        members = [factory().train(training) for _ in range(beings)]
+        check_is_loop(stack(members), members, inputs(beings))
 
 
 @pytest.mark.parametrize("options", [{"strategy": "loop"}, {"strategy": "vmap"}, {"chunk_size": 3}])
@@ -446,8 +447,8 @@ def test_what_vmap_cannot_do_is_looped_and_said():
             y = self.norm(self.layer(x))
             return y if x.sum() > 0 else -y
 
-    members = [Choosy() for _ in range(4)]
-    population, x = stack(members), torch.randn(6, 4, 3)
+    members = [Choosy() for _ in range(12)]
+    population, x = stack(members), torch.randn(6, 12, 3)
     with pytest.warns(UserWarning, match="torch.vmap cannot run Choosy, its beings run one after another"):
         check_is_loop(population, members, x)
     with warnings.catch_warnings():
@@ -584,10 +585,13 @@ def test_it_stands_inside_other_modules():
 
 
 def test_hooks_of_the_members_parts_are_called():
-    nets, seen = widen(MEMBERS["mlp"][0], 3), []
-    nets.get_submodule("0").register_forward_hook(lambda module, args, output: seen.append(tuple(args[0].shape)))
-    nets(torch.randn(6, 3, 3))
-    assert seen == [(6, 3)]
+    for beings, calls in ((3, 3), (20, 1)):  # few are looped, many are called once, as one member sees it
+        nets, seen = widen(MEMBERS["mlp"][0], beings), []
+        nets.get_submodule("0").register_forward_hook(
+            lambda module, args, output, seen=seen: seen.append(tuple(args[0].shape))
+        )
+        nets(torch.randn(6, beings, 3))
+        assert seen == [(6, 3)] * calls
 
 
 def test_one_function_transform_around_it():

@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from linnet.beings import affine
+from linnet.beings import affine, product
 from linnet.linear import Linear
 from linnet.wide.noise import Noise
 from linnet.wide.steps import CELLS, RECURRENT
 
-__all__ = ["DRAWING", "ELEMENTWISE", "ESCAPES", "KERNELS", "Kernel", "is_known", "shared"]
+__all__ = ["DRAWING", "ELEMENTWISE", "ESCAPES", "KERNELS", "Kernel", "hooked", "is_known", "shared"]
 
 Kernel = Callable[..., Any]
 Tensors = Mapping[str, Tensor]
@@ -71,9 +71,13 @@ def shared(x: Tensor) -> bool:
 
 def is_known(module: nn.Module) -> bool:
     """Whether a kernel does all that the module would: its class is exact, no hook watches, no option is in the way."""
-    kind = type(module)
-    if kind not in KERNELS or _hooked(module):
+    if type(module) not in KERNELS or hooked(module):
         return False
+    return type(module) not in CONDITIONAL or _admitted(module)
+
+
+def _admitted(module: nn.Module) -> bool:
+    """Whether the options of a module are ones that its kernel knows."""
     if isinstance(module, nn.modules.batchnorm._NormBase):
         return module.momentum is not None or not module.training  # 1 / num_batches_tracked differs by being
     if isinstance(module, nn.Embedding | nn.EmbeddingBag):
@@ -82,12 +86,18 @@ def is_known(module: nn.Module) -> bool:
         return module.padding_mode == "zeros"
     if isinstance(module, nn.modules.pooling._MaxPoolNd):
         return not module.return_indices
-    return "forward" not in vars(module)
+    return True
 
 
-def _hooked(module: nn.Module) -> bool:
+def hooked(module: nn.Module) -> bool:
+    """Whether something watches or replaces the forward of a module."""
+    own = module.__dict__
     return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or "forward" in own
     )
 
 
@@ -101,8 +111,11 @@ def _linear(leaf: nn.Module, tensors: Tensors, noise: Noise, input: Tensor) -> T
     weight, bias = tensors["weight"], tensors.get("bias")
     if input.dim() < 2 or input.shape[-1] != weight.shape[-1]:
         return NotImplemented
-    x = input[0].unsqueeze(-2) if shared(input) else input.movedim(0, -2)  # (*, beings or 1, in)
-    return affine(x, weight, bias).movedim(-2, 0)
+    if shared(input):
+        return affine(input[0].unsqueeze(-2), weight, bias).movedim(-2, 0)
+    x = input if input.dim() == 3 else input.reshape(len(input), -1, input.shape[-1])  # (beings, batch, in)
+    y = product(x, weight, bias)
+    return y if input.dim() == 3 else y.reshape(*input.shape[:-1], y.shape[-1])
 
 
 def _flatten(leaf: nn.Flatten, tensors: Tensors, noise: Noise, input: Tensor) -> Tensor:
@@ -161,8 +174,11 @@ def _batch_norm(leaf: nn.BatchNorm1d, tensors: Tensors, noise: Noise, input: Ten
     leaf._check_input_dim(input[0])
     if input.shape[2] != leaf.num_features:
         return NotImplemented
-    beings, _, channels, *_ = input.shape
-    x = input.transpose(0, 1).flatten(1, 2)
+    beings, batch, channels, *_ = input.shape
+    if input.dim() == 3:  # samples as places: they mostly come as columns
+        x = input.mT.reshape(1, beings * channels, batch)
+    else:
+        x = input.transpose(0, 1).flatten(1, 2)
     flat = {name: tensor.reshape(-1) for name, tensor in tensors.items() if name != "num_batches_tracked"}
     mean, var = (tensors[name].reshape(-1) if name in tensors else None for name in ("running_mean", "running_var"))
     if leaf.training and "num_batches_tracked" in tensors:
@@ -170,6 +186,8 @@ def _batch_norm(leaf: nn.BatchNorm1d, tensors: Tensors, noise: Noise, input: Ten
     from_batch = leaf.training or mean is None
     momentum = 0.0 if leaf.momentum is None else leaf.momentum
     y = F.batch_norm(x, mean, var, flat.get("weight"), flat.get("bias"), from_batch, momentum, leaf.eps)
+    if input.dim() == 3:
+        return y.view(beings, channels, batch).mT
     return y.unflatten(1, (beings, channels)).transpose(0, 1)
 
 
@@ -186,23 +204,12 @@ def _convolution(leaf: nn.Conv2d, tensors: Tensors, noise: Noise, input: Tensor)
         wide_bias = None if bias is None else bias.flatten()
         y = convolve(x[0], weight.flatten(0, 1), wide_bias, groups=1, **options)
         y = y.unflatten(1, (beings, leaf.out_channels)).transpose(0, 1)
-    elif _one_by_one(leaf, x):
-        each = [
-            convolve(x[i], weight[i], None if bias is None else bias[i], groups=leaf.groups, **options)
-            for i in range(beings)
-        ]
-        y = torch.stack(each)
     else:
         x = x.transpose(0, 1).flatten(1, 2)  # (batch, beings · channels, *)
         wide_bias = None if bias is None else bias.flatten()
         y = convolve(x, weight.flatten(0, 1), wide_bias, groups=beings * leaf.groups, **options)
         y = y.unflatten(1, (beings, leaf.out_channels)).transpose(0, 1)
     return y if batched else y.squeeze(1)
-
-
-def _one_by_one(leaf: nn.Module, x: Tensor) -> bool:
-    """Whether a loop over the beings beats one convolution with a group for each; measured on CPUs."""
-    return x.device.type == "cpu"
 
 
 def _pool(leaf: nn.Module, tensors: Tensors, noise: Noise, input: Tensor) -> Tensor:
@@ -279,8 +286,19 @@ KERNELS: dict[type[nn.Module], Kernel] = {
     **CELLS,
 }
 
+CONDITIONAL = {
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.Embedding,
+    nn.EmbeddingBag,
+    *CONVOLUTIONS,
+    *(kind for kind in POOLS if issubclass(kind, nn.modules.pooling._MaxPoolNd)),
+}
+"""Kernels of these know some options only."""
+
 DRAWING: tuple[type[nn.Module], ...] = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.RNN, nn.LSTM, nn.GRU)
 """These may draw random numbers."""
 
-ESCAPES = KERNELS.keys() - {*ELEMENTWISE, *POOLS, nn.Flatten, nn.Softmax, nn.LogSoftmax}
+ESCAPES = {nn.Linear, Linear, nn.EmbeddingBag, nn.Bilinear, *DRAWING, *CELLS}
 """Inside another module's forward these leave vmap; for the others its own rule is as good."""

@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from linnet.linear import Linear
 from linnet.wide.axes import Dims, moved, placed
-from linnet.wide.leaves import DRAWING, ESCAPES, KERNELS, Kernel, is_known, shared
+from linnet.wide.leaves import DRAWING, ESCAPES, KERNELS, Kernel, hooked, is_known, shared
+from linnet.wide.measured import few_calls
 from linnet.wide.noise import Noise
 
 __all__ = ["STREAMS", "Pass", "checked_strategy", "evaluate", "tensors_of"]
@@ -148,10 +149,12 @@ class Pass:
         self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any], strategy: str
     ) -> Any:
         mode = (path, module.training, torch.is_grad_enabled())
-        if strategy == "vmap" or mode in self.wide.proven or self.wide.looped is None:
+        if strategy == "vmap" or self.wide.looped is None:
             return self.vmap(module, path, args, kwargs)
-        if mode in self.wide.looped:
+        if mode in self.wide.looped or few_calls(self.beings, sum(not part._modules for part in module.modules())):
             return self.loop(module, args, kwargs)
+        if mode in self.wide.proven:
+            return self.vmap(module, path, args, kwargs)
         before = [(buffer, buffer.clone()) for _, buffer in self.wide.named_buffers()]
         generator = torch.get_rng_state()
         try:
@@ -209,24 +212,17 @@ class Pass:
 
     def loop(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The module's own forward for one being after another; dropout draws from the being's own stream."""
-        state = {name: tensor.unbind() for name, tensor in self.wide.state(module, self.rows).items()}
+        owners = _owners(module, {name: rows.unbind() for name, rows in self.wide.state(module, self.rows).items()})
         flat, spec = tree_flatten((args, kwargs))
-        inputs = [x.unbind() if isinstance(x, Tensor) else x for x in flat]
-        start = self.rows.start
-        outs = []
+        inputs = [x.unbind() if isinstance(x, Tensor) else None for x in flat]
+        draws, outs = any(_draws(leaf) for leaf in module.modules()), []
         for i in range(self.beings):
-            rows = {name: tensors[i] for name, tensors in state.items()}
-            given = dict(rows)
-            own = [
-                x[i] if isinstance(x, tuple) and isinstance(y, Tensor) else y for x, y in zip(inputs, flat, strict=True)
-            ]
+            own = [y if rows is None else rows[i] for rows, y in zip(inputs, flat, strict=True)]
             own_args, own_kwargs = tree_unflatten(own, spec)
-            with Pass(self.wide, slice(start + i, start + i + 1))._drawing(module):
-                outs.append(functional_call(module, given, own_args, own_kwargs))
-            with torch.no_grad():
-                for name, tensor in given.items():
-                    if tensor is not rows[name]:
-                        rows[name].copy_(tensor)
+            number = self.rows.start + i
+            one = Pass(self.wide, slice(number, number + 1))._drawing(module) if draws else nullcontext()
+            with one, _in_place(owners, i):
+                outs.append(module(*own_args, **own_kwargs))
         return _joined(outs, torch.stack)
 
     @contextmanager
@@ -282,6 +278,8 @@ class Pass:
         """Whether a leaf is better off outside vmap: leaving it costs more than a small product."""
         if isinstance(leaf, nn.Linear | Linear):  # vmap's own gradient of the weight takes a transposed copy
             return torch.is_grad_enabled() or self.wide.kernels is not KERNELS
+        if isinstance(leaf, nn.modules.dropout._DropoutNd):
+            return _draws(leaf)
         return type(leaf) in ESCAPES
 
     @contextmanager
@@ -303,6 +301,44 @@ class Pass:
 
 def _draws(leaf: nn.Module) -> bool:
     return leaf.training and isinstance(leaf, DRAWING) and bool(getattr(leaf, "p", 0) or getattr(leaf, "dropout", 0))
+
+
+Owner = tuple[nn.Module, str, str, tuple[Tensor, ...]]
+"""A module, "_parameters" or "_buffers", the name there, and what belongs there for each being."""
+
+
+def _owners(module: nn.Module, state: dict[str, tuple[Tensor, ...]]) -> list[Owner]:
+    """Every place in a module where a tensor stands; tied places have the same rows."""
+    rows = {id(tensor): state[name] for name, tensor in tensors_of(module).items() if name in state}
+    return [
+        (part, kind, name, rows[id(tensor)])
+        for part in module.modules()
+        for kind in ("_parameters", "_buffers")
+        for name, tensor in getattr(part, kind).items()
+        if id(tensor) in rows
+    ]
+
+
+@contextmanager
+def _in_place(owners: list[Owner], being: int) -> Iterator[None]:
+    """Put the tensors of one being into the module; a buffer that the forward replaces goes to the being's row."""
+    before = [getattr(part, kind)[name] for part, kind, name, _ in owners]
+    recurrent = {part for part, *_ in owners if isinstance(part, nn.RNNBase)}
+    try:
+        for part, kind, name, rows in owners:
+            getattr(part, kind)[name] = rows[being]
+        for part in recurrent:
+            part._flat_weights = [part._parameters[name] for name in part._flat_weights_names]
+        yield
+        with torch.no_grad():
+            for part, kind, name, rows in owners:
+                if (found := getattr(part, kind)[name]) is not rows[being]:
+                    rows[being].copy_(found)
+    finally:
+        for (part, kind, name, _), tensor in zip(owners, before, strict=True):
+            getattr(part, kind)[name] = tensor
+        for part in recurrent:
+            part._flat_weights = [part._parameters[name] for name in part._flat_weights_names]
 
 
 @contextmanager
@@ -335,13 +371,7 @@ def _without_fused_attention() -> Iterator[None]:
 
 def _is_chain(module: nn.Module) -> bool:
     """Whether the module does nothing but call its children in order."""
-    return type(module).forward is nn.Sequential.forward and not (
-        "forward" in vars(module)
-        or module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
+    return type(module).forward is nn.Sequential.forward and not hooked(module)
 
 
 def _joined(outs: list[Any], join: Callable[[list[Tensor]], Tensor]) -> Any:

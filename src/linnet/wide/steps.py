@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from linnet.wide.measured import lstm_one_by_one
 from linnet.wide.noise import Noise
 
 __all__ = ["CELLS", "RECURRENT"]
@@ -89,6 +90,12 @@ def _recurrent(leaf: nn.RNNBase, tensors: Tensors, noise: Noise, input: Any, hx:
         starts = [part if batched else part.unsqueeze(2) for part in (hx if two else (hx,))]
     if [part.shape for part in starts] != [(beings, leaf.num_layers * directions, batch, size) for size in sizes]:
         return NotImplemented
+    plain = not (leaf.dropout and leaf.training and leaf.num_layers > 1)
+    if two and plain and x.device.type == "cpu" and lstm_one_by_one(beings, batch, leaf.hidden_size):
+        each = zip(x.unbind(), *(part.unbind() for part in starts), *_flat(leaf, tensors), strict=True)
+        found = [_lstm_of_one(leaf, own, h, c, weights) for own, h, c, *weights in each]
+        outs = [torch.stack(parts) for parts in zip(*found, strict=True)]
+        return _as_given(leaf, batched, outs[0], outs[1:])
     step, lasts = _step_of(leaf), []
     for layer in range(leaf.num_layers):
         if layer and leaf.dropout and leaf.training:
@@ -102,11 +109,26 @@ def _recurrent(leaf: nn.RNNBase, tensors: Tensors, noise: Noise, input: Any, hx:
             lasts.append(state)
         x = torch.cat(outputs, -1) if directions == 2 else outputs[0]
     ends = [torch.stack(parts, 1) for parts in zip(*lasts, strict=True)]  # (beings, layers · directions, batch, hidden)
+    return _as_given(leaf, batched, x, ends)
+
+
+def _as_given(leaf: nn.RNNBase, batched: bool, x: Tensor, ends: list[Tensor]) -> Any:
+    """(beings, time, batch, hidden) and (beings, layers · directions, batch, hidden) -> in the layout of the leaf."""
     if not batched:
         x, ends = x.squeeze(2), [end.squeeze(2) for end in ends]
     elif leaf.batch_first:
         x = x.transpose(1, 2)
-    return x, (tuple(ends) if two else ends[0])
+    return x, (tuple(ends) if isinstance(leaf, nn.LSTM) else ends[0])
+
+
+def _flat(leaf: nn.RNNBase, tensors: Tensors) -> list[tuple[Tensor, ...]]:
+    """The weights in the order of torch's own kernels, each unbound."""
+    return [tensors[name].unbind() for name in leaf._flat_weights_names]
+
+
+def _lstm_of_one(leaf: nn.RNNBase, x: Tensor, h: Tensor, c: Tensor, weights: list[Tensor]) -> tuple[Tensor, ...]:
+    """Outputs (time, batch, hidden) and the last h and c of one being."""
+    return torch.lstm(x, (h, c), weights, leaf.bias, leaf.num_layers, 0.0, leaf.training, leaf.bidirectional, False)
 
 
 def _scan(step: Callable[..., State], tensors: Tensors, suffix: str, x: Tensor, state: State) -> tuple[Tensor, State]:

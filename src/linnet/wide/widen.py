@@ -79,8 +79,10 @@ class Wide(nn.Module):
 
     def own(self, module: nn.Module, rows: slice) -> dict[str, Tensor]:
         """The tensors of a leaf for some beings."""
-        own = {**module._parameters, **module._buffers}
-        return {name: self._some(tensor, rows) for name, tensor in own.items() if tensor is not None}
+        own = {**module._parameters, **module._buffers} if module._buffers else module._parameters
+        if rows.start == 0 and rows.stop == self.beings:
+            return {name: tensor for name, tensor in own.items() if tensor is not None}
+        return {name: tensor[rows] for name, tensor in own.items() if tensor is not None}
 
     def state(self, module: nn.Module, rows: slice) -> dict[str, Tensor]:
         """All tensors in a module for some beings, each once."""
