@@ -58,7 +58,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     Samples stand as columns, y = W x, unless they are few: those are faster as rows, as long as the weights stay in a
     cache. The gradient dL/dW = dyᵀ x of either needs no transposed copy.
     """
-    if not eager() or torch.is_autocast_enabled(x.device.type):
+    if not eager() or x.is_meta or torch.is_autocast_enabled(x.device.type):
         return product_reference(x, weight, bias)
     by_hand = weight.requires_grad and torch.is_grad_enabled() and weight.numel() >= LARGE
     if by_hand and x.shape[1] < COLUMNS_FROM:
