@@ -100,6 +100,22 @@ class Vmap(nn.Module):
         return torch.vmap(one, in_dims=(0, 1), out_dims=1)(state, input)
 
 
+class EvoTorch(nn.Module):
+    """EvoTorch's networks: one flat vector of parameters for each, under vmap."""
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__()
+        from evotorch.neuroevolution.net.functional import make_functional_module
+
+        members = ordinary(setting)
+        self.function = [make_functional_module(members[0])]
+        flat = torch.stack([nn.utils.parameters_to_vector(member.parameters()) for member in members])
+        self.flat = nn.Parameter(flat.detach())
+
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.vmap(self.function[0], in_dims=(0, 1), out_dims=1)(self.flat, input)
+
+
 def packages(setting: Setting) -> Iterator[tuple[str, Callable[[], nn.Module]]]:
     pairs = list(itertools.pairwise(setting.sizes))
     yield "a loop of modules", lambda: Loop(setting)
@@ -111,6 +127,7 @@ def packages(setting: Setting) -> Iterator[tuple[str, Callable[[], nn.Module]]]:
     n = setting.beings
     yield "widelinears", layers("widelinears", "WideLinear", lambda kind, i, o: kind(n, i, o))
     yield "stacked-linear", layers("stacked_linear", "StackedLinearLayer", lambda kind, i, o: kind(n, i, o))
+    yield "EvoTorch", lambda: EvoTorch(setting)
     yield "tabm", layers("tabm", "LinearEnsemble", lambda kind, i, o: kind(i, o, k=n))
 
 
@@ -131,7 +148,7 @@ def network_cases(label: str, setting: Setting, reasons: dict[str, str], *, peer
         except Exception as error:
             reasons[name] = f"{type(error).__name__}: {error}".splitlines()[0]
             continue
-        own = x if isinstance(theirs, (Loop, Vmap)) else given
+        own = x if isinstance(theirs, (Loop, Vmap, EvoTorch)) else given
         steps = [without_gradient(lambda m=m, x=i: m(x)) for m, i in ((ours, given), (theirs, own))]
         cases.append(Case(f"forward, {label}", name, setting.beings, *steps))
         if setting.batch > 1:

@@ -57,6 +57,11 @@ def advance(streams: Tensor, count: int) -> None:
     streams.add_(steps * _GOLDEN)
 
 
+def _halves(streams: Tensor, count: int) -> Tensor:
+    """``count`` words of 32 random bits of each stream, (n,) -> (n, count) int32: both halves of every word."""
+    return bits(streams, -(-count // 2)).view(torch.int32)[:, :count]
+
+
 def uniform(streams: Tensor, count: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """U[0, 1) numbers of 24 bits, (n,) -> (n, count).
 
@@ -65,23 +70,15 @@ def uniform(streams: Tensor, count: int, dtype: torch.dtype = torch.float32) -> 
         >>> x.shape, bool(((x >= 0) & (x < 1)).all())
         (torch.Size([3, 1000]), True)
     """
-    words = bits(streams, -(-count // 2))  # (n, count / 2)
-    halves = torch.stack([_shift(words, 40), words & 0xFFFFFF], -1).flatten(1)
-    return halves[:, :count].to(dtype) * 2.0**-24
+    return (_halves(streams, count) >> 8).to(dtype).mul_(2.0**-24).add_(0.5)
 
 
 def normal(streams: Tensor, count: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """N(0, 1) numbers, (n,) -> (n, count).
+    """N(0, 1) numbers, √2 erf⁻¹(u) of u uniform in (−1, 1), (n,) -> (n, count): at most 5.4 in size in float32.
 
     Example:
         >>> normal(streams(torch.arange(3), 0), 5).shape
         torch.Size([3, 5])
-
-    Reference:
-        G. E. P. Box, M. E. Muller, A note on the generation of random normal deviates, 1958.
     """
-    words = bits(streams, -(-count // 2))
-    radius = (_shift(words, 32).to(dtype) + 0.5) * 2.0**-32  # (0, 1]
-    radius = radius.log_().mul_(-2).clamp_(min=0).sqrt_()
-    angle = (words & 0xFFFFFFFF).to(dtype) * (2 * math.pi * 2.0**-32)
-    return torch.stack([angle.cos() * radius, angle.sin_() * radius], -1).flatten(1)[:, :count]
+    u = _halves(streams, count).to(dtype).add_(0.5).mul_(2.0**-31 * (1 - 2.0**-24))  # never ±1, also where it rounds
+    return u.erfinv_().mul_(math.sqrt(2))
