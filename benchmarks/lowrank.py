@@ -70,20 +70,20 @@ def naive_case(width: int, beings: int) -> Case:
 
 
 def many() -> None:
-    """Evaluate MANY beings, and print the seconds and the memory beyond that before them."""
+    """Evaluate MANY beings, and print the seconds and the memory at the peak beyond that before them, in GB."""
     net = network(*MANY_SIZES)
     population, x = LowRank(net, MANY, chunk_size=CHUNK), torch.randn(1, 1, MANY_SIZES[0])
     with torch.no_grad():
         LowRank(net, 2)(x)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
         start = time.perf_counter()
         population.perturb(0, 0, 0.05)
         y = population(x)
         forward = time.perf_counter() - start
     population.estimate(y.sum((0, 2)))
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    print(sum(p.numel() for p in net.parameters()), forward, seconds - forward, peak / 2**20)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    print(sum(p.numel() for p in net.parameters()), forward, seconds - forward, peak / 1e9)
 
 
 def page(cases: Sequence[Case], naive: Case, found: list[float], where: str) -> str:

@@ -234,3 +234,40 @@ def test_the_benchmark_of_populations_runs_and_judges(monkeypatch, tmp_path, cap
     for name in set(sys.modules) - before:
         if name in ("wide", "interleaved"):
             del sys.modules[name]
+
+
+def test_the_page_of_widen_has_a_cell_for_every_size(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import widen
+
+    models = ["policy, one sample", "forward by hand, batch 32", "embedding, batch 32"]
+    monkeypatch.setattr(widen, "MODELS", {name: widen.MODELS[name] for name in models})
+    out = tmp_path / "page.md"
+    widen.main(["--beings", "2", "3", "--rounds", "1", "--budget", "0.01", "--out", str(out), "--models", *models])
+    page = out.read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| ")][2:]
+    assert [row.split(" | ")[0].strip("| ") for row in rows] == models
+    assert all(len(re.findall(r"[\d.]+ \((?:a loop|vmap|stacked)\)", row)) == 4 for row in rows)
+    assert re.search(r"slower than the best in \d+ of 12 cells", page)
+    for name in ("widen", "interleaved"):
+        sys.modules.pop(name, None)
+
+
+def test_the_page_of_low_rank_populations(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import lowrank
+
+    for name, value in (("BEINGS", 4), ("WIDTHS", (8, 16)), ("BATCH", 2), ("MANY", 8), ("CHUNK", 4)):
+        monkeypatch.setattr(lowrank, name, value)
+    monkeypatch.setattr(lowrank, "MANY_SIZES", (5, 4, 3))
+    lowrank.main(["--many"])
+    printed = capsys.readouterr().out
+    assert float(printed.split()[0]) == 5 * 4 + 4 + 4 * 3 + 3
+    monkeypatch.setattr(lowrank.subprocess, "run", lambda *_, **__: type("Done", (), {"stdout": "1e6 2 3 0.5"}))
+    out = tmp_path / "page.md"
+    lowrank.main(["--rounds", "1", "--budget", "0.01", "--out", str(out)])
+    page = out.read_text()
+    assert len(re.findall(r"\| width (?:8|16), rank [14] \| \d+% \| \d+% \|", page)) == 4
+    assert "8 beings of a network of 1,000,000 parameters" in page and "0.50 GB" in page
+    for name in ("lowrank", "interleaved"):
+        sys.modules.pop(name, None)

@@ -365,6 +365,7 @@ def test_evotorch_is_given_a_problem_in_its_own_terms(monkeypatch):
     torch.testing.assert_close(batch.evals, (-TARGET.square().mean()).expand(3))
 
 
+@pytest.mark.filterwarnings("default")  # of evotorch and what it imports
 def test_evotorchs_own_searchers_drive_a_population():
     algorithms = pytest.importorskip("evotorch.algorithms")
     flat = FlatVector(widen(mlp, 50))

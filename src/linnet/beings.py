@@ -48,6 +48,8 @@ def affine(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         wide_bias = None if bias is None else bias.reshape(beings * out_features)
         y = F.linear(x, weight.reshape(beings * out_features, in_features), wide_bias)  # (*, beings * out)
         return y.unflatten(-1, (beings, out_features))
+    if input.dim() == 2:
+        return product(input.unsqueeze(1), weight, bias).squeeze(1)
     x = input.reshape(-1, beings, in_features).transpose(0, 1)  # (beings, batch, in)
     return product(x, weight, bias).transpose(0, 1).reshape(*input.shape[:-1], out_features)
 
@@ -60,8 +62,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """
     if not eager() or x.is_meta or torch.is_autocast_enabled(x.device.type):
         return product_reference(x, weight, bias)
-    by_hand = weight.requires_grad and torch.is_grad_enabled() and weight.numel() >= LARGE
-    if by_hand and x.shape[1] < COLUMNS_FROM:
+    if x.shape[1] < COLUMNS_FROM and torch.is_grad_enabled() and weight.requires_grad and weight.numel() >= LARGE:
         return _Product.apply(x, weight, bias)
     return _rows_or_columns(x, weight, bias)
 
