@@ -4,9 +4,11 @@ Every test of a sentence runs on linnet's class ("native") and on that of linnet
 """
 
 import copy
+import importlib.metadata
 import inspect
 import io
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -455,3 +457,11 @@ def test_b23_each_being_gets_the_gradient_that_it_would_get_alone(kind):
         F.mse_loss(member(x[:, 0]), target).backward()
         for layer, own in zip(nets.linears, itertools.islice(member, 0, None, 2), strict=True):
             torch.testing.assert_close(layer.weight.grad[i], own.weight.grad)
+
+
+def test_b22_the_package_says_what_it_is_and_imports_nothing_that_python_dropped():
+    about = importlib.metadata.metadata("linnet")
+    assert about["License-Expression"] == "MIT" and about["Summary"] not in ("", "UNKNOWN")
+    assert "linear layer" in about.get_payload()  # the description is the README
+    sources = Path(linnet.__file__).parent.rglob("*.py")
+    assert not [path for path in sources if "distutils" in path.read_text()]
