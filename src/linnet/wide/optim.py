@@ -152,6 +152,11 @@ class WideOptimizer(torch.optim.Optimizer, ABC):
                 group["alive"] &= norms.isfinite()
         alive = self.alive
         out = None if bool(alive.all()) else (~alive).nonzero().squeeze(1)
+        factors = {
+            id(group): _clip(norms, group["max_norm"].to(norms))
+            for group in self.param_groups
+            if norms is not None and not _is_infinite(group["max_norm"])
+        }
         for group, p in learned:
             state = self.state[p]
             if not state:
@@ -159,8 +164,8 @@ class WideOptimizer(torch.optim.Optimizer, ABC):
             tensors = [p, *(value for value in state.values() if isinstance(value, Tensor))]
             kept = [] if out is None else [tensor.index_select(0, out) for tensor in tensors]
             gradient = p.grad
-            if norms is not None and not _is_infinite(group["max_norm"]):
-                gradient = gradient * _beside(_clip(norms, group["max_norm"].to(norms)), gradient)
+            if id(group) in factors:
+                gradient = gradient * _beside(factors[id(group)], gradient)
             self._update(group, p, gradient, state)
             if out is not None:
                 for tensor, rows in zip(tensors, kept, strict=True):
