@@ -638,3 +638,19 @@ def test_population_that_trains_as_its_members_would():
 def test_its_repr_names_the_member():
     assert repr(widen(nn.Linear(3, 2), 4)) == "Wide(Linear(in_features=3, out_features=2, bias=True), beings=4)"
     assert "beings=4" in repr(widen(MEMBERS["cnn"][0], 4)) and isinstance(widen(nn.ReLU(), 4), Wide)
+
+
+def test_it_compiles_in_one_graph_and_exports_with_a_dynamic_batch():
+    torch.compiler.reset()
+    nets, x = widen(MEMBERS["mlp"][0], 20), torch.randn(6, 20, 3)
+    compiled = torch.compile(nets, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), nets(x))
+    compiled(x).square().sum().backward()
+    found = [parameter.grad.clone() for parameter in nets.parameters()]
+    nets.zero_grad()
+    nets(x).square().sum().backward()
+    torch.testing.assert_close(found, [parameter.grad for parameter in nets.parameters()])
+    batch = torch.export.Dim("batch", min=2)
+    program = torch.export.export(nets, (x,), dynamic_shapes=(({0: batch},),))
+    more = torch.randn(9, 20, 3)
+    torch.testing.assert_close(program.module()(more), nets(more))
