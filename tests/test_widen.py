@@ -654,3 +654,36 @@ def test_it_compiles_in_one_graph_and_exports_with_a_dynamic_batch():
     program = torch.export.export(nets, (x,), dynamic_shapes=(({0: batch},),))
     more = torch.randn(9, 20, 3)
     torch.testing.assert_close(program.module()(more), nets(more))
+
+
+@pytest.mark.parametrize("name", catalogue())
+def test_penalty_and_violation_are_those_of_the_members(name):
+    cls = catalogue()[name]
+    options = dict(cls.examples()[0])
+    sizes = options.pop("in_features", 4), options.pop("out_features", 4)
+    members = [nn.Sequential(cls(*sizes, **options)) for _ in range(3)]
+    with torch.no_grad():
+        for member in members:
+            for parameter in member.parameters():
+                parameter.add_(torch.randn_like(parameter))
+    nets = stack(members)
+    torch.testing.assert_close(linnet.penalty(nets), sum(linnet.penalty(member) for member in members))
+    torch.testing.assert_close(linnet.violation(nets), max(linnet.violation(member) for member in members))
+    outside = nn.Sequential(nets, cls(*sizes, **options))
+    torch.testing.assert_close(linnet.penalty(outside), linnet.penalty(nets) + outside[1].penalty())
+
+
+def test_what_the_rest_of_linnet_makes_of_a_widened_module():
+    nets = widen(lambda: nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), OrthogonalLinear(4, 4)), 3)
+    shrinking, rest = linnet.param_groups(nets, 0.1)
+    assert [p.shape for p in shrinking["params"]] == [(3, 4, 4)] and len(rest["params"]) == 5
+    torch.testing.assert_close(linnet.matrix_decay(nets), torch.tensor(0.5 * 4 * 3))
+    x = torch.randn(6, 3, 4)
+    with torch.no_grad(), linnet.frozen(nets):
+        frozen = nets(x)
+    torch.testing.assert_close(frozen, nets(x))
+    for convert in (linnet.bake, lambda net: linnet.replace(net, "orthogonal"), lambda net: linnet.sparsify(net, 0.5)):
+        with pytest.raises(ValueError, match="The layers of a widened module have the tensors of all beings"):
+            convert(nets)
+    baked = stack([linnet.bake(member) for member in unstack(nets)])
+    torch.testing.assert_close(baked(x), nets(x), atol=1e-6, rtol=1e-5)

@@ -18,6 +18,7 @@ from linnet.linear import Linear, LinearMap
 from linnet.recurrent import hooked
 from linnet.sparse.export import GatherScatter
 from linnet.sparse.layer import SparseLinear
+from linnet.wide.widen import Wide
 
 __all__ = ["Replacement", "bake", "linear_layers", "replace", "swap", "to_onnx"]
 
@@ -192,6 +193,7 @@ def _with_maps(model: nn.Module, convert: Callable[[str, nn.Module], nn.Module])
 
     Tensors that :func:`linnet.constrain` gave to other modules become plain parameters.
     """
+    _refuse_widened(model)
     inside = {module.map for module in model.modules() if isinstance(module, Constrained)}
     # What stands in the memo is not copied: the old matrices never exist twice.
     memo: dict[int, Any] = {
@@ -223,6 +225,7 @@ def _read_elsewhere(model: nn.Module) -> set[nn.Module]:
 
 def linear_layers(model: nn.Module, where: Where) -> dict[nn.Module, str]:
     """Every single linear layer that ``where`` accepts under any of its names, with the first such name."""
+    _refuse_widened(model)
     found: dict[nn.Module, str] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         single = isinstance(module, nn.Linear) or (isinstance(module, Linear) and module.beings is None)
@@ -246,6 +249,17 @@ def _refuse_ties(model: nn.Module, matches: dict[nn.Module, str]) -> None:
         if len(places) > 1 and any(module in matches for _, module in places):
             names = " and ".join(name for name, _ in places)
             raise ValueError(f"A layer to be replaced must own its tensors alone, however: {names} are one tensor")
+
+
+def _refuse_widened(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        inside = module.modules() if isinstance(module, Wide) else ()
+        if any(isinstance(part, nn.Linear | LinearMap | Constrained) for part in inside):
+            raise ValueError(
+                "The layers of a widened module have the tensors of all beings and cannot be converted, however: "
+                f"{name or 'the model'} is one (convert the member before widen, or its beings, "
+                "which unstack gives, before stack)"
+            )
 
 
 def _refuse_lost(old: nn.Linear) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from linnet.linear import LinearMap
+from linnet.wide.widen import Wide
 
 __all__ = ["matrix_decay", "param_groups"]
 
@@ -39,9 +40,11 @@ def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
         raise ValueError(f"weight_decay must be a finite number >= 0, however: {weight_decay!r}")
     shrinking: dict[Tensor, None] = {}
     rest: dict[Tensor, None] = {}
+    inside = {part for wide in model.modules() if isinstance(wide, Wide) for part in wide.modules()}
     for module in model.modules():
+        axes = 3 if module in inside else 2  # the beings are one of them
         for name, parameter in module.named_parameters(recurse=False):
-            may = name in module.decays if isinstance(module, LinearMap) else parameter.dim() >= 2
+            may = name in module.decays if isinstance(module, LinearMap) else parameter.dim() >= axes
             (shrinking if may else rest)[parameter] = None
     rest = {parameter: None for parameter in rest if parameter not in shrinking}
     return [

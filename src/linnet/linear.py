@@ -56,7 +56,7 @@ def penalty(model: nn.Module) -> Tensor:
         >>> float(penalty(nn.Sequential(Linear(3, 2), nn.ReLU())))
         0.0
     """
-    terms = [module.penalty() for module in model.modules() if isinstance(module, LinearMap)]
+    terms = [module.penalty() for module in _judges(model)]
     return torch.stack([term.to(terms[0]) for term in terms]).sum() if terms else torch.zeros(())
 
 
@@ -67,8 +67,27 @@ def violation(model: nn.Module) -> Tensor:
         >>> float(violation(nn.Sequential(Linear(3, 2), nn.ReLU())))
         0.0
     """
-    terms = [module.violation().max() for module in model.modules() if isinstance(module, LinearMap)]
+    terms = [module.violation().max() for module in _judges(model)]
     return torch.stack([term.cpu() for term in terms]).max() if terms else torch.zeros((), dtype=torch.float64)
+
+
+def _judges(model: nn.Module) -> list[Any]:
+    """The maps in a model, each once, and in the place of those inside a widened module that module."""
+    found: dict[nn.Module, None] = {}
+    seen: set[nn.Module] = set()
+
+    def visit(module: nn.Module) -> None:
+        if module in seen:
+            return
+        seen.add(module)
+        widened = getattr(module, "judges_members", False)
+        if widened or isinstance(module, LinearMap):
+            found[module] = None
+        for child in () if widened else module.children():
+            visit(child)
+
+    visit(model)
+    return list(found)
 
 
 class LinearMap(nn.Module, ABC):

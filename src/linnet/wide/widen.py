@@ -11,6 +11,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.utils._pytree import tree_map
 
 from linnet.beings import check_positive, copy_beings, indices
+from linnet.linear import LinearMap, penalty, violation
 from linnet.wide.axes import Dims, checked_dims, checked_range
 from linnet.wide.leaves import DRAWING, KERNELS, Kernel
 from linnet.wide.noise import Noise
@@ -45,6 +46,8 @@ class Wide(nn.Module):
         ValueError: an input has no axis of beings where it should.
     """
 
+    judges_members: ClassVar[bool] = True
+    """:func:`linnet.penalty` and :func:`linnet.violation` ask this module, not the maps inside it."""
     kernels: ClassVar[Mapping[type[nn.Module], Kernel]] = KERNELS
 
     def __init__(
@@ -113,6 +116,22 @@ class Wide(nn.Module):
         alone = renewed(self._member[0], lambda _, tensor: tensor[i])
         alone._buffers.pop(STREAMS, None)
         return alone
+
+    def penalty(self) -> Tensor:
+        """The penalties of the maps of all members, summed over the beings: what :func:`linnet.penalty` adds."""
+        member, state = self._member[0], self.state(self._member[0], slice(0, self.beings))
+
+        def of_one(rows: dict[str, Tensor]) -> Tensor:
+            with torch.nn.utils.stateless._reparametrize_module(member, rows):
+                return penalty(member)
+
+        if not any(isinstance(part, LinearMap) for part in member.modules()):
+            return torch.zeros(())
+        return torch.vmap(of_one, randomness="different")(state).sum()
+
+    def violation(self) -> Tensor:
+        """How far the maps of each member are from their promises, the largest of each, (beings,) float64."""
+        return torch.stack([violation(self.single(i)) for i in range(self.beings)])
 
     def get_single(self, index: int) -> "WideBeing":
         """Being ``index`` as a live view, see :class:`WideBeing`."""
