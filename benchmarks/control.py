@@ -122,9 +122,9 @@ def main() -> None:
         chosen = max(GRID, key=scores.__getitem__)
         found = np.array([task.judge(last(method(task, *chosen, seed)), seed) for seed in SEEDS])
         print(f"{name} {chosen}: {found}, {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
-        each = ", ".join(f"{value:.0f}" for value in found)
+        each = ", ".join(f"{value:.1f}" for value in found)
         lines.append(
-            f"| {name} | {chosen[0]:g}, {chosen[1]:g} | {found.mean():.0f} ± {found.std(ddof=1):.0f} | {each} |"
+            f"| {name} | {chosen[0]:g}, {chosen[1]:g} | {found.mean():.1f} ± {found.std(ddof=1):.1f} | {each} |"
         )
     text = "\n".join(lines) + "\n"
     if options.out:
