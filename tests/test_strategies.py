@@ -376,3 +376,13 @@ def test_evotorchs_own_searchers_drive_a_population():
         search = make(flat.problem(fitness_of, seed=1), **options)
         search.run(40)
         assert search.status["best_eval"] > -0.05
+
+
+def test_fitness_of_integers_infinite_fitness_and_lists():
+    assert centered_ranks(torch.tensor([3, 1, 2])).tolist() == [0.5, -0.5, 0.0]
+    assert torch.equal(standardized(torch.tensor([1, 2, 3])), standardized(torch.tensor([1.0, 2.0, 3.0])))
+    found = standardized(torch.tensor([1.0, 2.0, -math.inf, 3.0, math.inf]))
+    assert torch.equal(found, standardized(torch.tensor([1.0, 2.0, 1.0, 3.0, 3.0])))
+    with pytest.raises(TypeError, match="fitness must be a tensor, however: list"):
+        OpenAIES(FullRank(nn.Linear(3, 2), 4)).tell([1.0] * 4)
+    assert isinstance(linnet.single(LowRank(nn.Linear(3, 2), 4), 1), nn.Linear)

@@ -687,3 +687,91 @@ def test_what_the_rest_of_linnet_makes_of_a_widened_module():
             convert(nets)
     baked = stack([linnet.bake(member) for member in unstack(nets)])
     torch.testing.assert_close(baked(x), nets(x), atol=1e-6, rtol=1e-5)
+
+
+# ---------------------------------------------------------------------- what a user found
+
+
+def test_settings_that_no_repr_shows_must_be_alike():
+    with pytest.raises(ValueError, match="num_heads"):
+        stack([nn.MultiheadAttention(8, heads) for heads in (2, 4)])
+    with pytest.raises(ValueError, match="All members must have one structure"):
+        stack([nn.TransformerEncoderLayer(8, 2, norm_first=first_norm) for first_norm in (False, True)])
+
+
+class InPlace(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x):
+        self.count += 1
+        return self.layer(F.relu_(x.mul_(2.0))) * self.count
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("beings", [2, 8, 40])
+def test_what_a_member_changes_in_place_is_its_own_affair(beings, shared):
+    members = [InPlace() for _ in range(beings)]
+    nets, stem = stack(members), nn.Linear(3, 3)
+    x = torch.randn(4, 1 if shared else beings, 3)
+    y = nets(stem(x).clone())
+    expected = torch.stack([m(stem(x)[:, 0 if shared else i].clone()) for i, m in enumerate(members)], 1)
+    torch.testing.assert_close(y, expected)
+    y.square().sum().backward()
+    expected.square().sum().backward()
+    rows = torch.stack([member.layer.weight.grad for member in members])
+    torch.testing.assert_close(nets.get_parameter("layer.weight").grad, rows)
+
+
+def test_a_failed_attempt_leaves_the_inputs_and_a_later_call_may_be_looped():
+    class Hard(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+
+        def forward(self, x, hard=False):
+            x = x.mul_(2.0)
+            y = self.layer(x)
+            return -y if hard and y.sum() > 0 else y
+
+    members = [Hard() for _ in range(20)]
+    nets, x = stack(members), torch.randn(4, 20, 3)
+    for hard in (False, True):
+        expected = torch.stack([member(x[:, i].clone(), hard) for i, member in enumerate(members)], 1)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            torch.testing.assert_close(nets(x.clone(), hard=hard), expected)
+        assert len(said) == hard
+
+
+def test_results_that_cannot_be_those_of_all_are_refused():
+    class Number(nn.Linear):
+        def forward(self, x):
+            return x, float(x.sum())
+
+    class Thing(nn.Linear):
+        def forward(self, x):
+            return {x}
+
+    with pytest.raises(ValueError, match="must be the same for all beings"):
+        widen(Number(3, 3), 4)(torch.randn(2, 4, 3))
+    for beings in (2, 40):
+        with pytest.raises(TypeError, match="A member must return tensors and plain values"):
+            widen(Thing(3, 3), beings)(torch.randn(2, beings, 3))
+
+
+@pytest.mark.parametrize("beings", [3, 40])
+@pytest.mark.parametrize("inside", [False, True])
+def test_padding_learns_nothing(beings, inside):
+    class Inside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words = nn.Embedding(7, 4, padding_idx=2)
+
+        def forward(self, x):
+            return self.words(x)
+
+    members = [Inside() if inside else nn.Embedding(7, 4, padding_idx=2) for _ in range(beings)]
+    check_is_loop(stack(members), members, torch.randint(7, (4, beings, 5)))

@@ -80,7 +80,9 @@ def _admitted(module: nn.Module) -> bool:
     """Whether the options of a module are ones that its kernel knows."""
     if isinstance(module, nn.modules.batchnorm._NormBase):
         return module.momentum is not None or not module.training  # 1 / num_batches_tracked differs by being
-    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+    if isinstance(module, nn.Embedding):
+        return module.max_norm is None and not module.sparse
+    if isinstance(module, nn.EmbeddingBag):
         return module.padding_idx is None and module.max_norm is None and not module.sparse
     if isinstance(module, nn.modules.conv._ConvNd):
         return module.padding_mode == "zeros"
@@ -227,7 +229,10 @@ def _embedding(leaf: nn.Embedding, tensors: Tensors, noise: Noise, input: Tensor
     if input.numel() and (bool((input < 0).any()) or bool((input >= rows).any())):
         return NotImplemented  # they would be those of a neighbour
     first = torch.arange(beings, device=input.device).view(-1, *[1] * (input.dim() - 1)) * rows
-    return F.embedding(input + first, weight.flatten(0, 1), scale_grad_by_freq=leaf.scale_grad_by_freq)
+    y = F.embedding(input + first, weight.flatten(0, 1), scale_grad_by_freq=leaf.scale_grad_by_freq)
+    if leaf.padding_idx is None:
+        return y
+    return torch.where((input == leaf.padding_idx).unsqueeze(-1), y.detach(), y)  # padding learns nothing
 
 
 def _embedding_bag(

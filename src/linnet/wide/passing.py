@@ -148,15 +148,19 @@ class Pass:
     def _vmap_or_loop(
         self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any], strategy: str
     ) -> Any:
-        mode = (path, module.training, torch.is_grad_enabled())
         if strategy == "vmap" or self.wide.looped is None:
             return self.vmap(module, path, args, kwargs)
+        plain = [x for x in tree_flatten((args, kwargs))[0] if not isinstance(x, Tensor)]  # may choose another way
+        mode = (path, module.training, torch.is_grad_enabled(), repr(plain))
+        if any(_renormalizes(part) for part in module.modules()):
+            return self.loop(module, args, kwargs)
         if mode in self.wide.looped or few_calls(self.beings, sum(not part._modules for part in module.modules())):
             return self.loop(module, args, kwargs)
         if mode in self.wide.proven:
             return self.vmap(module, path, args, kwargs)
         before = [(buffer, buffer.clone()) for _, buffer in self.wide.named_buffers()]
         generator = torch.get_rng_state()
+        given = tree_map(_copied, (args, kwargs))  # the attempt may change them in place
         try:
             out = self.vmap(module, path, args, kwargs)
         except Exception as error:  # whatever vmap raises where it has no rule
@@ -164,7 +168,7 @@ class Pass:
                 for buffer, saved in before:
                     buffer.copy_(saved)
             torch.set_rng_state(generator)
-            out = self.loop(module, args, kwargs)  # a mistake in the arguments is raised here, in the member's words
+            out = self.loop(module, *given)  # a mistake in the arguments is raised here, in the member's words
             self.wide.looped.add(mode)
             reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
             warnings.warn(
@@ -191,7 +195,7 @@ class Pass:
             with self._escaping(module, path, marker):
                 out = functional_call(module, given, args, kwargs)
             results, outer["spec"] = tree_flatten(out)
-            outer["rest"] = [None if isinstance(y, Tensor) else y for y in results]
+            outer["rest"] = [None if isinstance(y, Tensor) else _plain(y) for y in results]
             outer["changed"] = [name for name, tensor in given.items() if tensor is not rows[name]]
             tensors = [y for y in results if isinstance(y, Tensor)]
             outer["tensors"] = [isinstance(y, Tensor) for y in results]
@@ -217,7 +221,8 @@ class Pass:
         inputs = [x.unbind() if isinstance(x, Tensor) else None for x in flat]
         draws, outs = any(_draws(leaf) for leaf in module.modules()), []
         for i in range(self.beings):
-            own = [y if rows is None else rows[i] for rows, y in zip(inputs, flat, strict=True)]
+            # copies: what a member does to them in place is its own affair
+            own = [y if rows is None else rows[i].clone() for rows, y in zip(inputs, flat, strict=True)]
             own_args, own_kwargs = tree_unflatten(own, spec)
             number = self.rows.start + i
             one = Pass(self.wide, slice(number, number + 1))._drawing(module) if draws else nullcontext()
@@ -280,6 +285,8 @@ class Pass:
             return torch.is_grad_enabled() or self.wide.kernels is not KERNELS
         if isinstance(leaf, nn.modules.dropout._DropoutNd):
             return _draws(leaf)
+        if isinstance(leaf, nn.Embedding):  # the gradient of vmap's own rule does not know of padding
+            return leaf.padding_idx is not None
         return type(leaf) in ESCAPES
 
     @contextmanager
@@ -323,16 +330,19 @@ def _owners(module: nn.Module, state: dict[str, tuple[Tensor, ...]]) -> list[Own
 def _in_place(owners: list[Owner], being: int) -> Iterator[None]:
     """Put the tensors of one being into the module; a buffer that the forward replaces goes to the being's row."""
     before = [getattr(part, kind)[name] for part, kind, name, _ in owners]
+    # a buffer is a copy, written back: its rows are one tensor for autograd, and the next being would change this one's
+    given = [rows[being].clone() if kind == "_buffers" else rows[being] for _, kind, _, rows in owners]
     recurrent = {part for part, *_ in owners if isinstance(part, nn.RNNBase)}
     try:
-        for part, kind, name, rows in owners:
-            getattr(part, kind)[name] = rows[being]
+        for (part, kind, name, _), tensor in zip(owners, given, strict=True):
+            getattr(part, kind)[name] = tensor
         for part in recurrent:
             part._flat_weights = [part._parameters[name] for name in part._flat_weights_names]
         yield
         with torch.no_grad():
             for part, kind, name, rows in owners:
-                if (found := getattr(part, kind)[name]) is not rows[being]:
+                found = getattr(part, kind)[name]
+                if kind == "_buffers" and not torch.equal(found, rows[being]):
                     rows[being].copy_(found)
     finally:
         for (part, kind, name, _), tensor in zip(owners, before, strict=True):
@@ -381,5 +391,38 @@ def _joined(outs: list[Any], join: Callable[[list[Tensor]], Tensor]) -> Any:
     if any(other != spec for _, other in flat):
         raise ValueError(f"All beings must return the same structure, however: {sorted({str(s) for _, s in flat})}")
     columns = zip(*(values for values, _ in flat), strict=True)
-    joined = [join(list(column)) if isinstance(column[0], Tensor) else column[0] for column in columns]
-    return tree_unflatten(joined, spec)
+    return tree_unflatten([_one(list(column), join) for column in columns], spec)
+
+
+def _one(column: list[Any], join: Callable[[list[Tensor]], Tensor]) -> Any:
+    if isinstance(column[0], Tensor):
+        return join(column)
+    if any(_plain(value) != column[0] for value in column):
+        raise ValueError(
+            f"What is no tensor must be the same for all beings, however: a forward returned {column!r:.80}"
+        )
+    return column[0]
+
+
+def _plain(value: Any) -> Any:
+    """A result that is no tensor as it is, if it can hold none."""
+    if value is not None and not isinstance(value, bool | int | float | complex | str | torch.dtype | torch.device):
+        raise TypeError(
+            "A member must return tensors and plain values, in tuples, lists and dicts, "
+            f"however: a {type(value).__name__}"
+        )
+    return value
+
+
+def _copied(x: Any) -> Any:
+    """A copy of a tensor; one that all beings share stays shared."""
+    if not isinstance(x, Tensor):
+        return x
+    return x[0].clone().expand(x.shape) if shared(x) else x.clone()
+
+
+def _renormalizes(leaf: nn.Module) -> bool:
+    """Whether vmap would be silently wrong: tables that change while they are read, bags that skip a row."""
+    if isinstance(leaf, nn.EmbeddingBag) and leaf.padding_idx is not None:
+        return True
+    return isinstance(leaf, nn.Embedding | nn.EmbeddingBag) and leaf.max_norm is not None

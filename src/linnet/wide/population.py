@@ -93,6 +93,8 @@ def single(population: nn.Module, index: int) -> nn.Module:
         >>> torch.allclose(single(nets, 4)(x), nets(x)[:, 4], atol=1e-6)
         True
     """
+    if callable(getattr(population, "single", None)) and getattr(population, "beings", None) is not None:
+        return population.single(index)  # type: ignore[operator]
     parts = parts_of(population)
     i = int(indices(index, _beings(parts[0])))
     memo: dict[int, nn.Module] = {id(part): part.single(i) for part in parts}  # type: ignore[operator]

@@ -38,6 +38,7 @@ def centered_ranks(fitness: Tensor) -> Tensor:
         T. Salimans et al., Evolution strategies as a scalable alternative to reinforcement learning, 2017,
         arXiv:1703.03864.
     """
+    fitness = _floating(fitness)
     known = torch.where(fitness.isnan(), -torch.inf, fitness)
     ordered = known.sort().values
     first, behind = (torch.searchsorted(ordered, known, right=right) for right in (False, True))
@@ -46,16 +47,26 @@ def centered_ranks(fitness: Tensor) -> Tensor:
 
 
 def standardized(fitness: Tensor) -> Tensor:
-    """Fitness -> (f − mean) / standard deviation, (n,) -> (n,); all 0 if they are equal; NaN counts as the worst.
+    """Fitness -> (f − mean) / standard deviation, (n,) -> (n,); all 0 if they are equal.
+
+    NaN counts as the worst of those that are finite, and what is infinite as the worst or the best of them.
 
     Example:
         >>> standardized(torch.tensor([1.0, 2.0, 3.0]))
         tensor([-1.2247,  0.0000,  1.2247])
     """
-    known = fitness[~fitness.isnan()]
-    wide = torch.where(fitness.isnan(), known.min() if len(known) else 0.0, fitness).double()
+    fitness = _floating(fitness)
+    known = fitness[fitness.isfinite()]
+    known = known if len(known) else fitness.new_zeros(1)
+    wide = torch.where(fitness.isnan(), -torch.inf, fitness).clamp(known.min(), known.max()).double()
     spread = wide.std(correction=0)
     return ((wide - wide.mean()) / spread.clamp_min(1e-300)).to(fitness.dtype)
+
+
+def _floating(fitness: Tensor) -> Tensor:
+    if not isinstance(fitness, Tensor):
+        raise TypeError(f"fitness must be a tensor, however: {type(fitness).__name__}")
+    return fitness if fitness.is_floating_point() else fitness.to(torch.get_default_dtype())
 
 
 def generator_of(seed: int, generation: int, purpose: int = 0) -> torch.Generator:
@@ -251,7 +262,7 @@ class OpenAIES(Strategy):
     def tell(self, fitness: Tensor) -> None:
         """Take the fitness of all beings, also of those that other processes evaluated, and make one step."""
         self.ask()
-        shaped = self.shaping(fitness.detach())
+        shaped = self.shaping(_floating(fitness).detach())
         self.population.estimate(shaped)
         self.optimizer.step()
         self.generation += 1

@@ -25,7 +25,8 @@ class Wide(nn.Module):
 
     The member's forward sees the member's shapes: inside it there is no axis of beings. Parameters, buffers and
     sub-modules have the member's names, each tensor with an axis of beings in front. Dropout draws from a stream of
-    each being by itself, which the buffer ``dropout_streams`` holds.
+    each being by itself, which the buffer ``dropout_streams`` holds. What a forward keeps from one call to the next
+    must be a buffer: a plain attribute is one for all beings.
 
     Args:
         member: the module, its tensors already (beings, ...).
@@ -347,7 +348,22 @@ def _described(module: nn.Module) -> dict[str, Any]:
         for name, part in module.named_modules(remove_duplicate=False)
     }
     tensors = {name: (tuple(t.shape), t.dtype, t.requires_grad) for name, t in tensors_of(module).items()}
+    for name, part in module.named_modules():
+        for key, value in vars(part).items():
+            if not key.startswith("_") and key != "training" and (text := _told(value)) is not None:
+                parts[f"{name}.{key}" if name else key] = text  # type: ignore[assignment]
     return {**parts, **{f"{name} (tensor)": what for name, what in tensors.items()}}
+
+
+def _told(value: Any) -> str | None:
+    """A setting of a module as text, so that two can be compared; None for what is none."""
+    if value is None or isinstance(value, bool | int | float | str | torch.dtype):
+        return repr(value)
+    if isinstance(value, tuple | list):
+        return repr([_told(item) for item in value])
+    if isinstance(value, Tensor):
+        return f"tensor {tuple(value.shape)} {value.detach().flatten().tolist()!r:.200}"
+    return getattr(value, "__qualname__", None) if callable(value) and not isinstance(value, nn.Module) else None
 
 
 def _difference(wanted: Mapping[str, Any], given: Mapping[str, Any]) -> str:
