@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 import linnet
+from interleaved import deliver
 from linnet.evolve import FlatVector, LowRank, OpenAIES
 from linnet.tasks.environments import Arena, arena_of, word
 from linnet.tasks.evolution import EvolveSettings, policy_of
@@ -127,10 +128,7 @@ def main() -> None:
             f"| {name} | {chosen[0]:g}, {chosen[1]:g} | {found.mean():.1f} ± {found.std(ddof=1):.1f} | {each} |"
         )
     text = "\n".join(lines) + "\n"
-    if options.out:
-        options.out.write_text(text)
-    else:
-        print(text)
+    deliver(text, options.out)
 
 
 if __name__ == "__main__":

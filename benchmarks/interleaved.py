@@ -18,6 +18,7 @@ __all__ = [
     "SLOW",
     "Case",
     "Step",
+    "deliver",
     "learned",
     "machine",
     "measure",
@@ -173,3 +174,11 @@ def machine() -> str:
         f"{cpu}, one thread, torch {torch.__version__}, linnet {linnet.__version__}, "
         f"Python {platform.python_version()}, {date.today().isoformat()}."
     )
+
+
+def deliver(text: str, out: Path | None) -> None:
+    """Write a page to a file, or, without one, to stdout."""
+    if out:
+        out.write_text(text)
+    else:
+        print(text)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from interleaved import Case, machine, measure, number, table, without_gradient
+from interleaved import Case, deliver, machine, measure, number, table, without_gradient
 from linnet.evolve import LowRank
 
 BEINGS, WIDTHS, BATCH, RANKS = 256, (256, 512, 1024), 32, (1, 4)
@@ -128,10 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = [sys.executable, __file__, "--many"]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     text = page(cases, naive, [float(value) for value in printed.split()], machine())
-    if options.out:
-        options.out.write_text(text)
-    else:
-        print(text)
+    deliver(text, options.out)
     return None
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import linnet
-from interleaved import Case, Step, learned, machine, measure, training, without_gradient
+from interleaved import Case, Step, deliver, learned, machine, measure, training, without_gradient
 from maps_page import BATCH, FROZEN, RECURRENT, REFLECTORS, RNN_BATCH, RNN_SIZE, RNN_STEPS, page
 from peers import Row, built, peers
 
@@ -149,10 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     cases, reasons = run(rows, recurrent, options.sizes, options.rounds, options.budget)
     text = page(cases, rows, reasons, machine())
-    if options.out:
-        options.out.write_text(text)
-    else:
-        print(text)
+    deliver(text, options.out)
     if options.json:
         keep = ("section", "name", "size", "parameters", "rounds", "seconds", "base_seconds")
         found = [{name: getattr(case, name) for name in keep} | {"ratio": case.ratio} for case in cases]

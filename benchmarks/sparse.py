@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 import linnet
-from interleaved import Case, machine, measure, training, without_gradient
+from interleaved import Case, deliver, machine, measure, training, without_gradient
 from sparse_page import GRID, MEMORY, SPARSITIES, page
 from sparse_peers import LINNET, Peer, made, peers
 
@@ -138,10 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{n}, batch {batch}: {time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
     memory = [] if options.no_memory else [measured_memory(*key) for key in MEMORY]
     text = page(cases, grid, options.sparsity, memory, reasons, machine())
-    if options.out:
-        options.out.write_text(text)
-    else:
-        print(text)
+    deliver(text, options.out)
     if options.json:
         keep = ("section", "name", "size", "rounds", "seconds", "base_seconds")
         found = [{name: getattr(case, name) for name in keep} | {"ratio": case.ratio} for case in cases]

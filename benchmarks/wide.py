@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import linnet
-from interleaved import Case, Step, machine, measure, number, table, training, without_gradient
+from interleaved import Case, Step, deliver, machine, measure, number, table, training, without_gradient
 
 
 @dataclass(frozen=True)
@@ -281,10 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         measure(found, options.rounds, options.budget)
         cases += found
     text = page(cases, settings, reasons, machine())
-    if options.out:
-        options.out.write_text(text)
-    else:
-        print(text)
+    deliver(text, options.out)
 
 
 if __name__ == "__main__":

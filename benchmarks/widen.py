@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import linnet
-from interleaved import Case, machine, measure, number, table, training, without_gradient
+from interleaved import Case, deliver, machine, measure, number, table, training, without_gradient
 
 TARGET = 1.05
 """How much slower than the best of the others widen may be."""
@@ -231,10 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             cases += found
         print(f"{name}: done", file=sys.stderr, flush=True)
     text = page(cases, machine())
-    if options.out:
-        options.out.write_text(text)
-    else:
-        print(text)
+    deliver(text, options.out)
 
 
 if __name__ == "__main__":
