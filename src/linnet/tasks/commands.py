@@ -162,10 +162,8 @@ def train(
     from linnet.tasks.train import fit, prepare, resumed_settings, seeds_of
 
     with user_input():
-        if resume and out is None:
-            raise ValueError("--resume must say which run: --out FOLDER, however: none given")
-        before = resumed_settings(out) if resume and out is not None else None
-        settings = Settings(**given) if before is None else dataclasses.replace(before, **given)
+        before = _to_resume(resume, out)
+        settings = Settings(**given) if before is None else dataclasses.replace(resumed_settings(before), **given)
         folder = out or Path("runs") / f"{settings.data}-{time.strftime('%Y%m%d-%H%M%S')}"
         run = prepare(settings, folder, resume=resume)
     try:
@@ -177,9 +175,7 @@ def train(
         results = results_of(run, fits, costs)
         numbers, pictures = write_results(results, run.out), draw(run, fits)
     except KeyboardInterrupt:
-        again = f"linnet train --resume --out {shlex.quote(str(folder))}"
-        Console(stderr=True).print(f"linnet: stopped; to go on: {again}", highlight=False, markup=False, soft_wrap=True)
-        raise typer.Exit(130) from None
+        raise _stopped("train", folder) from None
     console = Console()
     console.print(table_of(results))
     shown = ", ".join(path.name for path in [numbers, *pictures])
@@ -282,9 +278,8 @@ def evolve(
     from linnet.tasks.evolving import processes, report, watching
 
     with user_input():
-        if resume and out is None:
-            raise ValueError("--resume must say which run: --out FOLDER, however: none given")
-        settings = dataclasses.replace(resumed(out) if resume and out is not None else EvolveSettings(), **given)
+        before = _to_resume(resume, out)
+        settings = EvolveSettings(**given) if before is None else dataclasses.replace(resumed(before), **given)
         slug = "".join(c if c.isalnum() or c in "-_." else "-" for c in settings.env)
         folder = out or Path("runs") / f"{slug}-{time.strftime('%Y%m%d-%H%M%S')}"
         shards = processes(settings)
@@ -294,9 +289,21 @@ def evolve(
             evolution.run(watch)
         report(evolution)
     except KeyboardInterrupt:
-        again = f"linnet evolve --resume --out {shlex.quote(str(folder))}"
-        Console(stderr=True).print(f"linnet: stopped; to go on: {again}", highlight=False, markup=False, soft_wrap=True)
-        raise typer.Exit(130) from None
+        raise _stopped("evolve", folder) from None
+
+
+def _to_resume(resume: bool, out: Path | None) -> Path | None:
+    """The folder of the run to go on with; None if it is a new one."""
+    if resume and out is None:
+        raise ValueError("--resume must say which run: --out FOLDER, however: none given")
+    return out if resume else None
+
+
+def _stopped(command: str, folder: Path) -> typer.Exit:
+    """Say how to go on, and the exit after Ctrl-C."""
+    again = f"linnet {command} --resume --out {shlex.quote(str(folder))}"
+    Console(stderr=True).print(f"linnet: stopped; to go on: {again}", highlight=False, markup=False, soft_wrap=True)
+    return typer.Exit(130)
 
 
 class Watcher:

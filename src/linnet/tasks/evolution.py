@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from linnet import checkpoint
 from linnet.beings import check_positive
+from linnet.blocks import MLP
 from linnet.evolve import FullRank, Gaussian, GeneticAlgorithm, LowRank, OpenAIES, Shards, Strategy, Truncation
 from linnet.tasks.environments import Arena, Normalizer, Policy, arena_of, word
-from linnet.wide.operators import ranking
+from linnet.tasks.specs import differences
 from linnet.wide.population import genes_of
 from linnet.wide.widen import stack, widen
 
@@ -114,11 +115,8 @@ Watch = Callable[[Generation, float], None]
 
 def policy_of(settings: EvolveSettings, arena: Arena) -> nn.Sequential:
     """A fresh policy: linear layers with tanh between them."""
-    sizes = [arena.observations] + [settings.hidden] * (settings.depth - 1) + [arena.outputs]
-    parts: list[nn.Module] = []
-    for i in range(settings.depth):
-        parts += [nn.Linear(sizes[i], sizes[i + 1])] + ([nn.Tanh()] if i < settings.depth - 1 else [])
-    return nn.Sequential(*parts)
+    sizes = arena.observations, settings.hidden, arena.outputs
+    return nn.Sequential(*MLP(*sizes, depth=settings.depth, layer=nn.Linear, activation=nn.Tanh))
 
 
 @dataclass
@@ -233,7 +231,7 @@ class Evolution:
     def _diversity(self, sums: Tensor) -> float:
         if isinstance(self.strategy, OpenAIES):
             return self.strategy.sigma  # E ‖ε‖² is the number of parameters, whatever the rank
-        total, squares = torch.stack(list(sums)).cumsum(0)[-1].chunk(2)
+        total, squares = sums.cumsum(0)[-1].chunk(2)
         beings = self.settings.beings
         return float((squares / beings - (total / beings).square()).clamp_min(0).mean().sqrt())
 
@@ -242,10 +240,7 @@ class Evolution:
         last = generation + 1 == self.settings.generations
         if not last and (self.target is None or float(fitness.max()) < self.target):
             return None
-        if isinstance(self.strategy, OpenAIES):
-            candidates = [self.strategy.best()]
-        else:
-            candidates = [self.strategy.being(int(i)) for i in ranking(fitness)[:CANDIDATES]]  # type: ignore[attr-defined]
+        candidates = self.strategy.candidates(fitness, CANDIDATES)
         returns = self._judge(candidates, word(self.settings.seed, VALIDATE, generation))
         scores, errors = returns.mean(1), returns.std(1, ddof=1) / math.sqrt(EPISODES)
         best = int(scores.argmax())
@@ -347,9 +342,7 @@ def found(
         except OSError as error:
             raise ValueError(f"The output folder must be one that can be made, however: {error}") from error
         return evolution
-    before = resumed(out)
-    pairs = ((f.name, getattr(settings, f.name), getattr(before, f.name)) for f in dataclasses.fields(settings))
-    different = [f"{name} {mine}, not {theirs}" for name, mine, theirs in pairs if mine != theirs]
+    different = differences(settings, resumed(out))
     if any(not text.startswith("generations ") for text in different):
         raise ValueError(f"A run is resumed with its own settings, however: {'; '.join(different)} as in {out}")
     for left_over in folder.glob(".*.tmp") if leads else ():

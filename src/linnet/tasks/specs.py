@@ -17,7 +17,7 @@ from linnet.blocks import MLP
 from linnet.catalogue import catalogue, find_layer
 from linnet.tasks.data import DATA_SETS
 
-__all__ = ["LayerSpec", "Settings", "layer_options", "parse_layer"]
+__all__ = ["LayerSpec", "Settings", "differences", "layer_options", "parse_layer"]
 
 WIDE_BEINGS = 8
 _NOT_OPTIONS = ("self", "in_features", "out_features", "device", "dtype")
@@ -226,10 +226,11 @@ class Settings:
             raise ValueError(f"The device must be one of {', '.join(known)} on this machine, however: {self.device!r}")
         return device
 
-    def difference(self, other: "Settings") -> list[str]:
-        """Where two settings differ, one sentence each."""
-        pairs = ((f.name, getattr(self, f.name), getattr(other, f.name)) for f in dataclasses.fields(self))
-        return [f"{name} {_shown(mine)}, not {_shown(theirs)}" for name, mine, theirs in pairs if mine != theirs]
+
+def differences(mine: Any, theirs: Any) -> list[str]:
+    """Where the settings of two runs, dataclasses of one kind, differ, one sentence each."""
+    pairs = ((f.name, getattr(mine, f.name), getattr(theirs, f.name)) for f in dataclasses.fields(mine))
+    return [f"{name} {_shown(own)}, not {_shown(other)}" for name, own, other in pairs if own != other]
 
 
 def _shown(value: Any) -> str:

@@ -19,7 +19,7 @@ from linnet.blocks import MLP
 from linnet.decoupled.dni import DNI
 from linnet.linear import penalty
 from linnet.tasks.data import Data, Split, load_data
-from linnet.tasks.specs import LayerSpec, Settings
+from linnet.tasks.specs import LayerSpec, Settings, differences
 from linnet.wide.losses import per_being
 
 __all__ = ["Fit", "Run", "accuracy", "fit", "prepare", "trainable", "training_step"]
@@ -105,7 +105,7 @@ def prepare(settings: Settings, out: str | os.PathLike[str], *, resume: bool = F
         trainable(net, run, spec)
     record = {"settings": asdict(settings) | {"layers": list(settings.layers)}, "data_sha256": data.fingerprint}
     if resume:
-        if different := settings.difference(resumed_settings(out)):
+        if different := differences(settings, resumed_settings(out)):
             raise ValueError(f"A run is resumed with its own settings, however: {'; '.join(different)} as in {out}")
         if _read_record(run.out)["data_sha256"] != data.fingerprint:
             raise ValueError(f"A run is resumed on its own data, however: {settings.data} differs from that of {out}")

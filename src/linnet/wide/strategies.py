@@ -69,9 +69,9 @@ def _floating(fitness: Tensor) -> Tensor:
     return fitness if fitness.is_floating_point() else fitness.to(torch.get_default_dtype())
 
 
-def generator_of(seed: int, generation: int, purpose: int = 0) -> torch.Generator:
+def generator_of(seed: int, generation: int) -> torch.Generator:
     """A generator on the CPU whose draws are a function of these numbers alone."""
-    word = int(bits(streams(torch.tensor([purpose]), seed, generation), 1))
+    word = int(bits(streams(torch.tensor([0]), seed, generation), 1))
     return torch.Generator().manual_seed(word & (2**63 - 1))
 
 
@@ -96,6 +96,10 @@ class Strategy(ABC):
     @abstractmethod
     def best(self) -> nn.Module:
         """The best network that is known now, as an independent ordinary module."""
+
+    @abstractmethod
+    def candidates(self, fitness: Tensor, count: int) -> list[nn.Module]:
+        """The networks, at most ``count``, that the fitness of the population now asked for speaks for."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
@@ -159,17 +163,14 @@ class GeneticAlgorithm(Strategy):
         self._best = None
         fitness = fitness.detach().cpu()
         elites = self.selection.elites
-        best = int(ranking(fitness)[0])
         if not elites:
-            self._best = self.being(best)
+            self._best = self.being(int(ranking(fitness)[0]))
         generator = generator_of(self.seed, self.generation)
+        parents = self.selection(fitness, generator)
         mates: dict[str, Any] = {}
         if self.crossover is not None:
-            parents = self.selection(fitness, generator)
             mates = {"mates": torch.cat([parents[:elites], self.selection(fitness, generator)[elites:]])}
             mates |= {"crossover": self.crossover, "generator": generator}
-        else:
-            parents = self.selection(fitness, generator)
         reproduce(self.population, parents, **mates, shards=self.shards)
         self.generation += 1
         place = {"seed": self.seed, "generation": self.generation, "keep": elites, "first": self._first}
@@ -178,6 +179,10 @@ class GeneticAlgorithm(Strategy):
     def best(self) -> nn.Module:
         """The fittest of the generation that was told last; before the first, being 0."""
         return self.being(0) if self._best is None else self._best
+
+    def candidates(self, fitness: Tensor, count: int) -> list[nn.Module]:
+        """The fittest."""
+        return [self.being(int(i)) for i in ranking(fitness)[:count]]
 
     def being(self, index: int) -> nn.Module:
         """One being of the population as an independent ordinary module, in every process."""
@@ -272,6 +277,10 @@ class OpenAIES(Strategy):
         alone = copy.deepcopy(self.population.center)
         alone.zero_grad()
         return alone
+
+    def candidates(self, fitness: Tensor, count: int) -> list[nn.Module]:
+        """The network at the center: the fitness is of its perturbations."""
+        return [self.best()]
 
     def state_dict(self) -> dict[str, Any]:
         center = self.population.center.state_dict()
