@@ -25,6 +25,7 @@ __all__ = [
     "plain_linear",
     "product",
     "product_reference",
+    "product_rows",
 ]
 
 LARGEST_DENSE = 10**8
@@ -76,6 +77,11 @@ def product_reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def _rows_or_columns(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if x.shape[1] >= COLUMNS_FROM or weight.numel() > CACHED:
         return product_reference(x, weight, bias)
+    return product_rows(x, weight, bias)
+
+
+def product_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """:func:`product` with samples as rows, y = x Wᵀ, whatever their number."""
     return torch.bmm(x, weight.mT) if bias is None else torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
 
 

@@ -1,12 +1,25 @@
-"""Where the axis of beings is: in the arguments and results of a population of any module."""
+"""The arguments and results of a population of any module: where the axis of beings is, what they may hold."""
 
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-__all__ = ["Dims", "checked_dims", "checked_range", "moved", "placed"]
+__all__ = [
+    "Dims",
+    "checked_dims",
+    "checked_range",
+    "dropped",
+    "joined",
+    "lifted",
+    "moved",
+    "placed",
+    "results",
+    "split",
+]
 
 Dims = int | None | tuple[Any, ...]
 """One place for all tensors, None where all beings are given the same, or an entry for each positional argument."""
@@ -72,3 +85,59 @@ def _at(y: Any, dim: int) -> Any:
             f"gives {tuple(y.shape[1:])} (out_dims= says where the beings come)"
         )
     return y.movedim(0, dim)
+
+
+def lifted(tree: Any) -> Any:
+    """The tensors of one being -> with an axis of beings, of size 1, in front."""
+    return tree_map(lambda x: x.unsqueeze(0) if isinstance(x, Tensor) else x, tree)
+
+
+def dropped(tree: Any) -> Any:
+    """The inverse of :func:`lifted`."""
+    return tree_map(lambda y: y.squeeze(0) if isinstance(y, Tensor) else y, tree)
+
+
+def split(tree: Any) -> tuple[list[Tensor], Callable[[Iterable[Tensor]], Any]]:
+    """The tensors of a tree, and how to put others in their places."""
+    leaves, spec = tree_flatten(tree)
+
+    def rebuilt(tensors: Iterable[Tensor]) -> Any:
+        given = iter(tensors)
+        return tree_unflatten([next(given) if isinstance(x, Tensor) else x for x in leaves], spec)
+
+    return [x for x in leaves if isinstance(x, Tensor)], rebuilt
+
+
+def results(out: Any) -> Any:
+    """What a member returned, as it is, unless something in it could hold tensors that nobody sees."""
+    return tree_map(_result, out)
+
+
+def _result(value: Any) -> Any:
+    plain = Tensor | bool | int | float | complex | str | torch.dtype | torch.device
+    if value is not None and not isinstance(value, plain):
+        raise TypeError(
+            "A member must return tensors and plain values, in tuples, lists and dicts, "
+            f"however: a {type(value).__name__}"
+        )
+    return value
+
+
+def joined(outs: list[Any], join: Callable[[list[Tensor]], Tensor]) -> Any:
+    """Results of some beings each -> those of all, place by place."""
+    flat = [tree_flatten(results(out)) for out in outs]
+    spec = flat[0][1]
+    if any(other != spec for _, other in flat):
+        raise ValueError(f"All beings must return the same structure, however: {sorted({str(s) for _, s in flat})}")
+    columns = zip(*(values for values, _ in flat), strict=True)
+    return tree_unflatten([_one(list(column), join) for column in columns], spec)
+
+
+def _one(column: list[Any], join: Callable[[list[Tensor]], Tensor]) -> Any:
+    if isinstance(column[0], Tensor):
+        return join(column)
+    if any(value != column[0] for value in column):
+        raise ValueError(
+            f"What is no tensor must be the same for all beings, however: a forward returned {column!r:.80}"
+        )
+    return column[0]

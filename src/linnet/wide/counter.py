@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["advance", "bits", "normal", "streams", "uniform"]
+__all__ = ["advance", "at_once", "bits", "normal", "streams", "uniform"]
 
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # as a signed number: torch's int64 wraps around
 _FIRST = 0xBF58476D1CE4E5B9 - 2**64
@@ -49,6 +49,15 @@ def bits(streams: Tensor, count: int) -> Tensor:
     """
     steps = torch.arange(1, count + 1, device=streams.device) * _GOLDEN
     return _mix(streams[:, None] + steps)
+
+
+PIECE = 2**16
+"""Random numbers drawn at a time: fewer cost calls, more leave the cache."""
+
+
+def at_once(count: int) -> int:
+    """How many streams of ``count`` numbers to draw from at a time."""
+    return max(1, PIECE // count)
 
 
 def advance(streams: Tensor, count: int) -> None:

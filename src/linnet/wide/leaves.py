@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from linnet.beings import affine, product
 from linnet.linear import Linear
+from linnet.recurrent import hooked
 from linnet.wide.noise import Noise
 from linnet.wide.steps import CELLS, RECURRENT
 
-__all__ = ["DRAWING", "ELEMENTWISE", "ESCAPES", "KERNELS", "Kernel", "hooked", "is_known", "shared"]
+__all__ = ["DRAWING", "ELEMENTWISE", "ESCAPES", "KERNELS", "Kernel", "is_known", "may_draw", "shared", "watched"]
 
 Kernel = Callable[..., Any]
 Tensors = Mapping[str, Tensor]
@@ -71,9 +72,19 @@ def shared(x: Tensor) -> bool:
 
 def is_known(module: nn.Module) -> bool:
     """Whether a kernel does all that the module would: its class is exact, no hook watches, no option is in the way."""
-    if type(module) not in KERNELS or hooked(module):
+    if type(module) not in KERNELS or watched(module):
         return False
     return type(module) not in CONDITIONAL or _admitted(module)
+
+
+def watched(module: nn.Module) -> bool:
+    """Whether calling a module is not what its class does: a hook, or a forward of its own."""
+    return "forward" in vars(module) or hooked(module)
+
+
+def may_draw(module: nn.Module) -> bool:
+    """Whether something in a module can draw random numbers that a being should have a stream for."""
+    return any(isinstance(part, DRAWING) and getattr(part, "dropout", True) for part in module.modules())
 
 
 def _admitted(module: nn.Module) -> bool:
@@ -89,18 +100,6 @@ def _admitted(module: nn.Module) -> bool:
     if isinstance(module, nn.modules.pooling._MaxPoolNd):
         return not module.return_indices
     return True
-
-
-def hooked(module: nn.Module) -> bool:
-    """Whether something watches or replaces the forward of a module."""
-    own = module.__dict__
-    return bool(
-        own["_forward_hooks"]
-        or own["_forward_pre_hooks"]
-        or own["_backward_hooks"]
-        or own["_backward_pre_hooks"]
-        or "forward" in own
-    )
 
 
 def _elementwise(leaf: nn.Module, tensors: Tensors, noise: Noise, input: Tensor) -> Tensor:
@@ -182,7 +181,7 @@ def _batch_norm(leaf: nn.BatchNorm1d, tensors: Tensors, noise: Noise, input: Ten
     else:
         x = input.transpose(0, 1).flatten(1, 2)
     flat = {name: tensor.reshape(-1) for name, tensor in tensors.items() if name != "num_batches_tracked"}
-    mean, var = (tensors[name].reshape(-1) if name in tensors else None for name in ("running_mean", "running_var"))
+    mean, var = flat.get("running_mean"), flat.get("running_var")
     if leaf.training and "num_batches_tracked" in tensors:
         tensors["num_batches_tracked"].add_(1)
     from_batch = leaf.training or mean is None
@@ -203,14 +202,12 @@ def _convolution(leaf: nn.Conv2d, tensors: Tensors, noise: Noise, input: Tensor)
     x = input if batched else input.unsqueeze(1)  # (beings, batch, channels, *)
     beings = len(x)
     if shared(x) and leaf.groups == 1:  # filters of all beings side by side
-        wide_bias = None if bias is None else bias.flatten()
-        y = convolve(x[0], weight.flatten(0, 1), wide_bias, groups=1, **options)
-        y = y.unflatten(1, (beings, leaf.out_channels)).transpose(0, 1)
+        x, groups = x[0], 1
     else:
-        x = x.transpose(0, 1).flatten(1, 2)  # (batch, beings · channels, *)
-        wide_bias = None if bias is None else bias.flatten()
-        y = convolve(x, weight.flatten(0, 1), wide_bias, groups=beings * leaf.groups, **options)
-        y = y.unflatten(1, (beings, leaf.out_channels)).transpose(0, 1)
+        x, groups = x.transpose(0, 1).flatten(1, 2), beings * leaf.groups  # (batch, beings · channels, *)
+    wide_bias = None if bias is None else bias.flatten()
+    y = convolve(x, weight.flatten(0, 1), wide_bias, groups=groups, **options)
+    y = y.unflatten(1, (beings, leaf.out_channels)).transpose(0, 1)
     return y if batched else y.squeeze(1)
 
 
@@ -223,13 +220,20 @@ def _pool(leaf: nn.Module, tensors: Tensors, noise: Noise, input: Tensor) -> Ten
     return leaf(input.reshape(-1, *input.shape[-1 - places :])).unflatten(0, lead)
 
 
+def _in_one_table(input: Tensor, weight: Tensor) -> Tensor | None:
+    """Indices into the table of each being -> into all tables below one another; None if one is out of its table."""
+    beings, rows, _ = weight.shape
+    if input.numel() and bool(((input < 0) | (input >= rows)).any()):
+        return None  # it would be a row of a neighbour
+    return input + torch.arange(beings, device=input.device).view(-1, *[1] * (input.dim() - 1)) * rows
+
+
 def _embedding(leaf: nn.Embedding, tensors: Tensors, noise: Noise, input: Tensor) -> Tensor:
     weight = tensors["weight"]  # (beings, rows, features)
-    beings, rows, _ = weight.shape
-    if input.numel() and (bool((input < 0).any()) or bool((input >= rows).any())):
-        return NotImplemented  # they would be those of a neighbour
-    first = torch.arange(beings, device=input.device).view(-1, *[1] * (input.dim() - 1)) * rows
-    y = F.embedding(input + first, weight.flatten(0, 1), scale_grad_by_freq=leaf.scale_grad_by_freq)
+    flat = _in_one_table(input, weight)
+    if flat is None:
+        return NotImplemented
+    y = F.embedding(flat, weight.flatten(0, 1), scale_grad_by_freq=leaf.scale_grad_by_freq)
     if leaf.padding_idx is None:
         return y
     return torch.where((input == leaf.padding_idx).unsqueeze(-1), y.detach(), y)  # padding learns nothing
@@ -245,10 +249,9 @@ def _embedding_bag(
 ) -> Tensor:
     """Bags of one length: (beings, bags, length) -> (beings, bags, features)."""
     weight = tensors["weight"]
-    beings, rows, _ = weight.shape
-    if input.dim() != 3 or offsets is not None or (input.numel() and bool(((input < 0) | (input >= rows)).any())):
+    flat = _in_one_table(input, weight)
+    if input.dim() != 3 or offsets is not None or flat is None:
         return NotImplemented
-    flat = input + torch.arange(beings, device=input.device).view(-1, 1, 1) * rows
     y = F.embedding_bag(
         flat.flatten(0, 1),
         weight.flatten(0, 1),

@@ -192,6 +192,13 @@ def _is_infinite(max_norm: Tensor) -> bool:
     return bool(max_norm.isinf().all())
 
 
+def _decayed(group: dict[str, Any], p: Tensor, gradient: Tensor) -> Tensor:
+    """g + λ θ."""
+    if bool((group["weight_decay"] != 0).any()):
+        return torch.addcmul(gradient, p, _beside(group["weight_decay"], p))
+    return gradient
+
+
 class WideSGD(WideOptimizer):
     """v ← μ v + g + λ θ, θ ← θ − η v, with η, μ, λ of each being: torch.optim.SGD.
 
@@ -240,8 +247,7 @@ class WideSGD(WideOptimizer):
         return {"momentum_buffer": torch.zeros_like(p)} if bool((group["momentum"] != 0).any()) else {}
 
     def _update(self, group: dict[str, Any], p: Tensor, gradient: Tensor, state: dict[str, Tensor]) -> None:
-        if bool((group["weight_decay"] != 0).any()):
-            gradient = torch.addcmul(gradient, p, _beside(group["weight_decay"], p))
+        gradient = _decayed(group, p, gradient)
         if "momentum_buffer" in state:
             momentum, v = _beside(group["momentum"], p), state["momentum_buffer"]
             v.mul_(momentum).add_(gradient)
@@ -249,7 +255,32 @@ class WideSGD(WideOptimizer):
         p.sub_(gradient * _beside(group["lr"], p))
 
 
-class WideAdam(WideOptimizer):
+class _WideMoments(WideOptimizer, ABC):
+    """What Adam and AdamW share: the moments of each being, and the step along them."""
+
+    intervals: ClassVar = {
+        "lr": (0.0, math.inf),
+        "beta1": (0.0, 1.0),
+        "beta2": (0.0, 1.0),
+        "eps": (0.0, math.inf),
+        "weight_decay": (0.0, math.inf),
+    }
+
+    def _fresh(self, group: dict[str, Any], p: Tensor) -> dict[str, Tensor]:
+        step = torch.zeros(self.beings, dtype=torch.float64, device=p.device)
+        return {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+
+    def _descend(self, group: dict[str, Any], p: Tensor, gradient: Tensor, state: dict[str, Tensor]) -> None:
+        """m ← β₁ m + (1 − β₁) g, v ← β₂ v + (1 − β₂) g², θ ← θ − η / (1 − β₁ᵗ) · m / (√(v / (1 − β₂ᵗ)) + ε)."""
+        beta1, beta2, t = group["beta1"], group["beta2"], state["step"].add_(1)
+        m, v = state["exp_avg"], state["exp_avg_sq"]
+        m.lerp_(gradient, _beside(1 - beta1, p))
+        v.mul_(_beside(beta2, p)).addcmul_(gradient * _beside(1 - beta2, p), gradient)
+        root = v.sqrt().mul_(_beside((1 - beta2**t).rsqrt(), p)).add_(_beside(group["eps"], p))
+        p.sub_(root.reciprocal_().mul_(m).mul_(_beside(group["lr"] / (1 - beta1**t), p)))
+
+
+class WideAdam(_WideMoments):
     """θ ← θ − η m̂ / (√v̂ + ε), with η, β₁, β₂, λ of each being: torch.optim.Adam; weight decay goes into g.
 
     Args:
@@ -280,14 +311,6 @@ class WideAdam(WideOptimizer):
         D. P. Kingma, J. Ba, Adam, 2015, arXiv:1412.6980.
     """
 
-    intervals: ClassVar = {
-        "lr": (0.0, math.inf),
-        "beta1": (0.0, 1.0),
-        "beta2": (0.0, 1.0),
-        "eps": (0.0, math.inf),
-        "weight_decay": (0.0, math.inf),
-    }
-
     def __init__(
         self,
         params: Any,
@@ -304,17 +327,11 @@ class WideAdam(WideOptimizer):
         hyper = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, beings, max_norm=max_norm, quarantine=quarantine, **hyper)
 
-    def _fresh(self, group: dict[str, Any], p: Tensor) -> dict[str, Tensor]:
-        step = torch.zeros(self.beings, dtype=torch.float64, device=p.device)
-        return {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-
     def _update(self, group: dict[str, Any], p: Tensor, gradient: Tensor, state: dict[str, Tensor]) -> None:
-        if bool((group["weight_decay"] != 0).any()):
-            gradient = torch.addcmul(gradient, p, _beside(group["weight_decay"], p))
-        _adam(group, p, gradient, state)
+        self._descend(group, p, _decayed(group, p, gradient), state)
 
 
-class WideAdamW(WideOptimizer):
+class WideAdamW(_WideMoments):
     """θ ← (1 − η λ) θ − η m̂ / (√v̂ + ε), with η, β₁, β₂, λ of each being: torch.optim.AdamW.
 
     Args:
@@ -345,8 +362,6 @@ class WideAdamW(WideOptimizer):
         I. Loshchilov, F. Hutter, Decoupled weight decay regularization, 2019, arXiv:1711.05101.
     """
 
-    intervals = WideAdam.intervals
-
     def __init__(
         self,
         params: Any,
@@ -363,18 +378,6 @@ class WideAdamW(WideOptimizer):
         hyper = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, beings, max_norm=max_norm, quarantine=quarantine, **hyper)
 
-    _fresh = WideAdam._fresh
-
     def _update(self, group: dict[str, Any], p: Tensor, gradient: Tensor, state: dict[str, Tensor]) -> None:
         p.mul_(_beside(1 - group["lr"] * group["weight_decay"], p))
-        _adam(group, p, gradient, state)
-
-
-def _adam(group: dict[str, Any], p: Tensor, gradient: Tensor, state: dict[str, Tensor]) -> None:
-    """m ← β₁ m + (1 − β₁) g, v ← β₂ v + (1 − β₂) g², θ ← θ − η / (1 − β₁ᵗ) · m / (√(v / (1 − β₂ᵗ)) + ε)."""
-    beta1, beta2, t = group["beta1"], group["beta2"], state["step"].add_(1)
-    m, v = state["exp_avg"], state["exp_avg_sq"]
-    m.lerp_(gradient, _beside(1 - beta1, p))
-    v.mul_(_beside(beta2, p)).addcmul_(gradient * _beside(1 - beta2, p), gradient)
-    root = v.sqrt().mul_(_beside((1 - beta2**t).rsqrt(), p)).add_(_beside(group["eps"], p))
-    p.sub_(root.reciprocal_().mul_(m).mul_(_beside(group["lr"] / (1 - beta1**t), p)))
+        self._descend(group, p, gradient, state)

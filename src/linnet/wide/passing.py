@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map
 
 from linnet.linear import Linear
-from linnet.wide.axes import Dims, moved, placed
-from linnet.wide.leaves import DRAWING, ESCAPES, KERNELS, Kernel, hooked, is_known, shared
+from linnet.wide.axes import Dims, dropped, joined, lifted, moved, placed, results, split
+from linnet.wide.leaves import DRAWING, ESCAPES, KERNELS, Kernel, is_known, shared, watched
 from linnet.wide.measured import few_calls
 from linnet.wide.noise import Noise
 
@@ -80,20 +80,18 @@ class Population(Protocol):
         """All tensors in a module for some beings, (beings, ...)."""
 
 
-def evaluate(
-    wide: Population, member: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], rows: slice | None = None
-) -> Any:
-    """The forward of all beings, ``chunk_size`` of them at a time, or of some."""
-    start, stop, _ = (slice(None) if rows is None else rows).indices(wide.beings)
-    args, kwargs = moved(args, kwargs, wide.in_dims, stop - start)
-    if wide.chunk_size is None or wide.chunk_size >= stop - start:
-        return placed(Pass(wide, slice(start, stop)).run(member, "", args, kwargs), wide.out_dims)
+def evaluate(wide: Population, member: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], rows: slice) -> Any:
+    """The forward of some beings, ``chunk_size`` of them at a time."""
+    beings = rows.stop - rows.start
+    args, kwargs = moved(args, kwargs, wide.in_dims, beings)
+    if wide.chunk_size is None or wide.chunk_size >= beings:
+        return placed(Pass(wide, rows).run(member, "", args, kwargs), wide.out_dims)
     parts = []
-    for first in range(start, stop, wide.chunk_size):
-        some = slice(first - start, first - start + wide.chunk_size)
+    for first in range(0, beings, wide.chunk_size):
+        some = slice(first, min(beings, first + wide.chunk_size))
         own = tree_map(lambda x, some=some: x[some] if isinstance(x, Tensor) else x, (args, kwargs))
-        parts.append(Pass(wide, slice(first, min(stop, first + wide.chunk_size))).run(member, "", *own))
-    return placed(_joined(parts, torch.cat), wide.out_dims)
+        parts.append(Pass(wide, slice(rows.start + some.start, rows.start + some.stop)).run(member, "", *own))
+    return placed(joined(parts, torch.cat), wide.out_dims)
 
 
 def checked_strategy(strategy: Any, member: nn.Module) -> dict[str, str]:
@@ -108,6 +106,10 @@ def checked_strategy(strategy: Any, member: nn.Module) -> dict[str, str]:
     return by_name
 
 
+_SILENCE = Noise(torch.zeros(0, dtype=torch.int64))
+"""Of a population in which nothing draws."""
+
+
 class Pass:
     """One forward of a population, or of some of its beings.
 
@@ -120,7 +122,7 @@ class Pass:
         self.wide, self.rows = wide, rows
         self.beings = rows.stop - rows.start
         streams = wide._buffers.get(STREAMS)
-        self.noise = Noise(torch.zeros(0, dtype=torch.int64) if streams is None else streams[self.rows])
+        self.noise = _SILENCE if streams is None else Noise(streams[rows])
         self.held: dict[nn.Module, dict[str, Tensor]] = {}
 
     def _own(self, module: nn.Module) -> dict[str, Tensor]:
@@ -150,11 +152,12 @@ class Pass:
     ) -> Any:
         if strategy == "vmap" or self.wide.looped is None:
             return self.vmap(module, path, args, kwargs)
+        parts = list(module.modules())
+        if any(_renormalizes(part) for part in parts):
+            return self.loop(module, args, kwargs)
         plain = [x for x in tree_flatten((args, kwargs))[0] if not isinstance(x, Tensor)]  # may choose another way
         mode = (path, module.training, torch.is_grad_enabled(), repr(plain))
-        if any(_renormalizes(part) for part in module.modules()):
-            return self.loop(module, args, kwargs)
-        if mode in self.wide.looped or few_calls(self.beings, sum(not part._modules for part in module.modules())):
+        if mode in self.wide.looped or few_calls(self.beings, sum(not part._modules for part in parts)):
             return self.loop(module, args, kwargs)
         if mode in self.wide.proven:
             return self.vmap(module, path, args, kwargs)
@@ -183,22 +186,18 @@ class Pass:
     def vmap(self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The module's own forward under torch.vmap, with kernels in the place of the leaves that have one."""
         state = self.wide.state(module, self.rows)
-        flat, spec = tree_flatten((args, kwargs))
-        inputs = [x for x in flat if isinstance(x, Tensor)]
+        inputs, rebuilt = split((args, kwargs))
         dims = [None if shared(x) else 0 for x in inputs]
         inputs = [x if dim == 0 else x[0] for x, dim in zip(inputs, dims, strict=True)]
         outer: dict[str, Any] = {}
 
         def member(marker: Tensor, rows: dict[str, Tensor], inputs: list[Tensor]) -> tuple[Any, ...]:
-            given, left = dict(rows), iter(inputs)
-            args, kwargs = tree_unflatten([next(left) if isinstance(x, Tensor) else x for x in flat], spec)
+            given = dict(rows)
+            args, kwargs = rebuilt(inputs)
             with self._escaping(module, path, marker):
                 out = functional_call(module, given, args, kwargs)
-            results, outer["spec"] = tree_flatten(out)
-            outer["rest"] = [None if isinstance(y, Tensor) else _plain(y) for y in results]
+            tensors, outer["rebuilt"] = split(results(out))
             outer["changed"] = [name for name, tensor in given.items() if tensor is not rows[name]]
-            tensors = [y for y in results if isinstance(y, Tensor)]
-            outer["tensors"] = [isinstance(y, Tensor) for y in results]
             return (*tensors, *(given[name] for name in outer["changed"]))
 
         marker = next(iter(state.values()), torch.empty(0)).new_empty(self.beings, 0)
@@ -208,27 +207,22 @@ class Pass:
             for name in reversed(outer["changed"]):
                 state[name].copy_(out[-1])
                 out = out[:-1]
-        found = iter(out)
-        results = [
-            next(found) if is_tensor else rest for is_tensor, rest in zip(outer["tensors"], outer["rest"], strict=True)
-        ]
-        return tree_unflatten(results, outer["spec"])
+        return outer["rebuilt"](out)
 
     def loop(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The module's own forward for one being after another; dropout draws from the being's own stream."""
         owners = _owners(module, {name: rows.unbind() for name, rows in self.wide.state(module, self.rows).items()})
-        flat, spec = tree_flatten((args, kwargs))
-        inputs = [x.unbind() if isinstance(x, Tensor) else None for x in flat]
+        inputs, rebuilt = split((args, kwargs))
+        each = [x.unbind() for x in inputs]
         draws, outs = any(_draws(leaf) for leaf in module.modules()), []
         for i in range(self.beings):
             # copies: what a member does to them in place is its own affair
-            own = [y if rows is None else rows[i].clone() for rows, y in zip(inputs, flat, strict=True)]
-            own_args, own_kwargs = tree_unflatten(own, spec)
+            own_args, own_kwargs = rebuilt(rows[i].clone() for rows in each)
             number = self.rows.start + i
             one = Pass(self.wide, slice(number, number + 1))._drawing(module) if draws else nullcontext()
             with one, _in_place(owners, i):
                 outs.append(module(*own_args, **own_kwargs))
-        return _joined(outs, torch.stack)
+        return joined(outs, torch.stack)
 
     @contextmanager
     def _escaping(self, module: nn.Module, path: str, marker: Tensor) -> Iterator[None]:
@@ -236,20 +230,19 @@ class Pass:
         parts = self._outermost(module, path)
 
         def forward(part: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            flat, spec = tree_flatten((args, kwargs))
-            shape: dict[str, Any] = {}
+            inputs, rebuilt = split((args, kwargs))
+            outer: dict[str, Any] = {}
 
             def call(*tensors: Tensor) -> tuple[Tensor, ...]:
-                given = iter(tensors)
-                args, kwargs = tree_unflatten([next(given) if isinstance(x, Tensor) else x for x in flat], spec)
-                results, shape["spec"] = tree_flatten(self.run(part, parts[part], args, kwargs))
-                return tuple(results)
+                args, kwargs = rebuilt(tensors)
+                found, outer["rebuilt"] = split(self.run(part, parts[part], args, kwargs))
+                return tuple(found)
 
             try:
-                out = _Escape.apply(call, marker, *(x for x in flat if isinstance(x, Tensor)))
+                out = _Escape.apply(call, marker, *inputs)
             except _Unknown:
                 return type(part).forward(part, *args, **kwargs)
-            return tree_unflatten(list(out), shape["spec"])
+            return outer["rebuilt"](out)
 
         leaves = [leaf for part in parts for leaf in part.modules()]
         self.held = {leaf: self._own(leaf) for leaf in leaves}  # before functional_call puts others in their place
@@ -294,13 +287,13 @@ class Pass:
         """In a loop: what draws random numbers draws them from the stream of the being."""
 
         def forward(leaf: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            lifted = tree_map(lambda x: x.unsqueeze(0) if isinstance(x, Tensor) else x, (args, kwargs))
+            own_args, own_kwargs = lifted((args, kwargs))
             named = {**leaf._parameters, **leaf._buffers}.items()
             own = {name: tensor.unsqueeze(0) for name, tensor in named if tensor is not None}
-            out = KERNELS[type(leaf)](leaf, own, self.noise, *lifted[0], **lifted[1])
+            out = KERNELS[type(leaf)](leaf, own, self.noise, *own_args, **own_kwargs)
             if out is NotImplemented:
                 return type(leaf).forward(leaf, *args, **kwargs)
-            return tree_map(lambda y: y.squeeze(0), out)
+            return dropped(out)
 
         with _with_forward([leaf for leaf in module.modules() if _draws(leaf) and is_known(leaf)], forward):
             yield
@@ -381,37 +374,7 @@ def _without_fused_attention() -> Iterator[None]:
 
 def _is_chain(module: nn.Module) -> bool:
     """Whether the module does nothing but call its children in order."""
-    return type(module).forward is nn.Sequential.forward and not hooked(module)
-
-
-def _joined(outs: list[Any], join: Callable[[list[Tensor]], Tensor]) -> Any:
-    """Results of some beings each -> those of all, place by place."""
-    flat = [tree_flatten(out) for out in outs]
-    spec = flat[0][1]
-    if any(other != spec for _, other in flat):
-        raise ValueError(f"All beings must return the same structure, however: {sorted({str(s) for _, s in flat})}")
-    columns = zip(*(values for values, _ in flat), strict=True)
-    return tree_unflatten([_one(list(column), join) for column in columns], spec)
-
-
-def _one(column: list[Any], join: Callable[[list[Tensor]], Tensor]) -> Any:
-    if isinstance(column[0], Tensor):
-        return join(column)
-    if any(_plain(value) != column[0] for value in column):
-        raise ValueError(
-            f"What is no tensor must be the same for all beings, however: a forward returned {column!r:.80}"
-        )
-    return column[0]
-
-
-def _plain(value: Any) -> Any:
-    """A result that is no tensor as it is, if it can hold none."""
-    if value is not None and not isinstance(value, bool | int | float | complex | str | torch.dtype | torch.device):
-        raise TypeError(
-            "A member must return tensors and plain values, in tuples, lists and dicts, "
-            f"however: a {type(value).__name__}"
-        )
-    return value
+    return type(module).forward is nn.Sequential.forward and not watched(module)
 
 
 def _copied(x: Any) -> Any:

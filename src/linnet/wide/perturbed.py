@@ -19,16 +19,13 @@ from torch.utils._pytree import tree_flatten
 from linnet.beings import check_positive, indices
 from linnet.linear import Linear
 from linnet.wide.axes import Dims, checked_dims, checked_range
-from linnet.wide.counter import normal, streams
-from linnet.wide.leaves import DRAWING, KERNELS, Kernel, is_known, shared
+from linnet.wide.counter import at_once, normal, streams
+from linnet.wide.leaves import KERNELS, Kernel, is_known, may_draw, shared
 from linnet.wide.noise import Noise
 from linnet.wide.passing import STREAMS, evaluate, tensors_of
 from linnet.wide.widen import widen
 
 __all__ = ["FullRank", "LowRank", "Perturbed"]
-
-PIECE = 2**16
-"""Random numbers drawn at a time."""
 
 LINEAR = (nn.Linear, Linear)
 
@@ -89,7 +86,7 @@ class Perturbed(nn.Module, ABC):
     def _direction(self, name: str, parameter: Tensor, differences: Tensor) -> Tensor:
         """Σ_j d_j ε_j, in pieces."""
         total = torch.zeros_like(parameter).flatten()
-        for pairs in torch.arange(len(differences), device=parameter.device).split(_at_once(parameter.numel())):
+        for pairs in torch.arange(len(differences), device=parameter.device).split(at_once(parameter.numel())):
             total += differences[pairs] @ self.noise(name, pairs, parameter.numel())
         return total.view_as(parameter)
 
@@ -120,11 +117,6 @@ class Perturbed(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         return f"beings={self.beings}, sigma={self.sigma:g}"
-
-
-def _at_once(count: int) -> int:
-    """How many streams of ``count`` numbers make a piece."""
-    return max(1, PIECE // count)
 
 
 class FullRank(Perturbed):
@@ -168,8 +160,8 @@ class FullRank(Perturbed):
                 parameter, rows = self.center.get_parameter(name), self.members.get_parameter(name)
                 first, count = self.first // 2, parameter.numel()
                 pairs = torch.arange(first, first + self.beings // 2, device=rows.device)
-                at_once = _at_once(count)
-                for some, part in zip(pairs.split(at_once), rows.view(-1, 2, count).split(at_once), strict=True):
+                each = zip(pairs.split(at_once(count)), rows.view(-1, 2, count).split(at_once(count)), strict=True)
+                for some, part in each:
                     noise = self.noise(name, some, count).mul_(self.sigma)
                     torch.add(parameter.view(-1), noise, out=part[:, 0])
                     torch.sub(parameter.view(-1), noise, out=part[:, 1])
@@ -276,7 +268,7 @@ class LowRank(Perturbed):
         if not self._thin:
             raise ValueError(f"A low-rank population needs linear layers that learn, however: {module}")
         self._kept: dict[Any, Any] = {}
-        if any(isinstance(part, DRAWING) and getattr(part, "dropout", True) for part in module.modules()):
+        if may_draw(module):
             self.register_buffer(STREAMS, Noise.states(first + torch.arange(beings)))
 
     def perturb(self, seed: int, generation: int, sigma: float) -> None:
@@ -324,23 +316,19 @@ class LowRank(Perturbed):
         for name, tensor in tensors_of(module).items():
             full = self._path[module] + name
             if full in self._thin:
-                found[name] = torch.empty_like(tensor, device="meta").expand(self._count(rows), *tensor.shape)
+                found[name] = torch.empty_like(tensor, device="meta").expand(rows.stop - rows.start, *tensor.shape)
             else:
                 found[name] = self._rows(full, tensor, rows)
         return found
 
-    def _count(self, rows: slice) -> int:
-        return len(range(self.beings)[rows])
-
     def _pairs(self, rows: slice, device: torch.device) -> Tensor:
-        start, stop, _ = rows.indices(self.beings)
-        return torch.arange((self.first + start) // 2, (self.first + stop) // 2, device=device)
+        return torch.arange((self.first + rows.start) // 2, (self.first + rows.stop) // 2, device=device)
 
     def _rows(self, name: str, tensor: Tensor, rows: slice) -> Tensor:
         """A parameter with noise of full rank, or a buffer, for some beings, (beings, ...)."""
         own_name = self._own_name.get(name)
         if own_name not in self.places:
-            return tensor.expand(self._count(rows), *tensor.shape)
+            return tensor.expand(rows.stop - rows.start, *tensor.shape)
 
         def draw() -> Tensor:
             noise = self.noise(own_name, self._pairs(rows, tensor.device), tensor.numel()).mul_(self.sigma)
@@ -377,7 +365,7 @@ class LowRank(Perturbed):
         if name not in self._thin:
             return super()._direction(name, parameter, differences)
         total = torch.zeros_like(parameter)
-        for pairs in torch.arange(len(differences), device=parameter.device).split(_at_once(sum(parameter.shape))):
+        for pairs in torch.arange(len(differences), device=parameter.device).split(at_once(sum(parameter.shape))):
             a, b = self._drawn_factors(name, pairs)
             a = a * differences[pairs, None, None]
             total.addmm_(a.flatten(0, 1).T, b.flatten(0, 1))

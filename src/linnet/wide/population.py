@@ -12,16 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from linnet.beings import Spread, indices
-from linnet.wide.counter import streams
+from linnet.wide.counter import at_once, streams
 from linnet.wide.operators import Crossover, Mutation
 
 if TYPE_CHECKING:
     from linnet.wide.sharding import Shards
 
 __all__ = ["beings_of", "genes_of", "mutate", "parts_of", "reproduce", "single", "unstack"]
-
-PIECE = 2**16
-"""Random numbers drawn at a time: fewer cost calls, more leave the cache."""
 
 
 class Part(Protocol):
@@ -255,6 +252,5 @@ def mutate(
                 )
                 dtype = torch.promote_types(parameter.dtype, torch.float32)
                 count = parameter[0].numel()
-                at_once = max(1, PIECE // count)  # beings
-                for some, rows in zip(own.split(at_once), parameter[keep:].split(at_once), strict=True):
+                for some, rows in zip(own.split(at_once(count)), parameter[keep:].split(at_once(count)), strict=True):
                     rows.add_(mutation(some, count, dtype).view_as(rows).to(rows.dtype))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from linnet.beings import product_rows
 from linnet.wide.measured import lstm_one_by_one
 from linnet.wide.noise import Noise
 
@@ -19,27 +20,22 @@ State = tuple[Tensor, ...]
 """h, or h and c, each (beings, batch, hidden)."""
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """(beings, batch, in), (beings, out, in), (beings, out) -> (beings, batch, out)."""
-    return torch.bmm(x, weight.mT) if bias is None else torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
-
-
 def _plain(phi: Callable[[Tensor], Tensor]) -> Callable[..., State]:
     def step(given: Tensor, state: State, weight: Tensor, bias: Tensor | None) -> State:
-        return (phi(given + _product(state[0], weight, bias)),)
+        return (phi(given + product_rows(state[0], weight, bias)),)
 
     return step
 
 
 def _lstm(given: Tensor, state: State, weight: Tensor, bias: Tensor | None) -> State:
-    i, f, g, o = (given + _product(state[0], weight, bias)).chunk(4, -1)
+    i, f, g, o = (given + product_rows(state[0], weight, bias)).chunk(4, -1)
     c = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
     return o.sigmoid() * c.tanh(), c
 
 
 def _gru(given: Tensor, state: State, weight: Tensor, bias: Tensor | None) -> State:
     r_in, z_in, n_in = given.chunk(3, -1)
-    r_state, z_state, n_state = _product(state[0], weight, bias).chunk(3, -1)
+    r_state, z_state, n_state = product_rows(state[0], weight, bias).chunk(3, -1)
     n = (n_in + (r_in + r_state).sigmoid() * n_state).tanh()
     return (n + (z_in + z_state).sigmoid() * (state[0] - n),)
 
@@ -66,7 +62,7 @@ def _cell(leaf: nn.RNNCellBase, tensors: Tensors, noise: Noise, input: Tensor, h
         state = tuple(part if batched else part.unsqueeze(1) for part in (hx if two else (hx,)))
     if any(part.shape != (*x.shape[:2], leaf.hidden_size) for part in state):
         return NotImplemented
-    given = _product(x, tensors["weight_ih"], tensors.get("bias_ih"))
+    given = product_rows(x, tensors["weight_ih"], tensors.get("bias_ih"))
     state = _step_of(leaf)(given, state, tensors["weight_hh"], tensors.get("bias_hh"))
     state = state if batched else tuple(part.squeeze(1) for part in state)
     return state if two else state[0]
@@ -135,12 +131,12 @@ def _scan(step: Callable[..., State], tensors: Tensors, suffix: str, x: Tensor, 
     """One layer in one direction: (beings, time, batch, in) -> (beings, time, batch, hidden) and the last state."""
     weight, bias = tensors[f"weight_hh{suffix}"], tensors.get(f"bias_hh{suffix}")
     projection = tensors.get(f"weight_hr{suffix}")
-    given = _product(x.flatten(1, 2), tensors[f"weight_ih{suffix}"], tensors.get(f"bias_ih{suffix}"))
+    given = product_rows(x.flatten(1, 2), tensors[f"weight_ih{suffix}"], tensors.get(f"bias_ih{suffix}"))
     outputs = []
     for now in given.unflatten(1, x.shape[1:3]).unbind(1):
         state = step(now, state, weight, bias)
         if projection is not None:
-            state = (_product(state[0], projection, None), *state[1:])
+            state = (product_rows(state[0], projection, None), *state[1:])
         outputs.append(state[0])
     return torch.stack(outputs, 1), state
 

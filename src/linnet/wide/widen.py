@@ -8,12 +8,11 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
-from torch.utils._pytree import tree_map
 
 from linnet.beings import check_positive, copy_beings, indices
 from linnet.linear import LinearMap, penalty, violation
-from linnet.wide.axes import Dims, checked_dims, checked_range
-from linnet.wide.leaves import DRAWING, KERNELS, Kernel
+from linnet.wide.axes import Dims, checked_dims, checked_range, dropped, lifted
+from linnet.wide.leaves import KERNELS, Kernel, may_draw
 from linnet.wide.noise import Noise
 from linnet.wide.passing import STREAMS, Pass, checked_strategy, evaluate, tensors_of
 
@@ -74,7 +73,7 @@ class Wide(nn.Module):
         self.looped: set[Any] | None = set()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return evaluate(self, self._member[0], args, kwargs)
+        return evaluate(self, self._member[0], args, kwargs, slice(0, self.beings))
 
     def part(self, start: int, stop: int) -> Callable[..., Any]:
         """The forward of beings start to stop − 1 alone: a function of what those are given."""
@@ -83,10 +82,8 @@ class Wide(nn.Module):
 
     def own(self, module: nn.Module, rows: slice) -> dict[str, Tensor]:
         """The tensors of a leaf for some beings."""
-        own = {**module._parameters, **module._buffers} if module._buffers else module._parameters
-        if rows.start == 0 and rows.stop == self.beings:
-            return {name: tensor for name, tensor in own.items() if tensor is not None}
-        return {name: tensor[rows] for name, tensor in own.items() if tensor is not None}
+        own = {**module._parameters, **module._buffers}
+        return {name: self._some(tensor, rows) for name, tensor in own.items() if tensor is not None}
 
     def state(self, module: nn.Module, rows: slice) -> dict[str, Tensor]:
         """All tensors in a module for some beings, each once."""
@@ -190,9 +187,7 @@ class WideBeing(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         population = self._source[0]
         rows = slice(self.index, self.index + 1)
-        args, kwargs = tree_map(lambda x: x.unsqueeze(0) if isinstance(x, Tensor) else x, (args, kwargs))
-        out = Pass(population, rows).loop(population._member[0], args, kwargs)
-        return tree_map(lambda y: y.squeeze(0) if isinstance(y, Tensor) else y, out)
+        return dropped(Pass(population, rows).loop(population._member[0], *lifted((args, kwargs))))
 
     def extra_repr(self) -> str:
         return f"index={self.index}, beings={self._source[0].beings}"
@@ -323,7 +318,7 @@ def stack(
 
 
 def _populated(member: nn.Module, beings: int, seeds: Sequence[int] | None, options: dict[str, Any]) -> Wide:
-    if any(isinstance(part, DRAWING) and getattr(part, "dropout", True) for part in member.modules()):
+    if may_draw(member):
         drawn = torch.randint(2**62, (beings,)) if seeds is None else torch.tensor([operator.index(s) for s in seeds])
         device = next((tensor.device for tensor in tensors_of(member).values()), None)
         member.register_buffer(STREAMS, Noise.states(drawn).to(device))
