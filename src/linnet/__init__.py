@@ -17,8 +17,14 @@ from linnet.convert import to_onnx as to_onnx
 from linnet.decay import matrix_decay as matrix_decay
 from linnet.decay import param_groups as param_groups
 from linnet.decoupled import DNI as DNI
+from linnet.decoupled import Backprop as Backprop
+from linnet.decoupled import Delayed as Delayed
+from linnet.decoupled import DirectFeedback as DirectFeedback
 from linnet.decoupled import LinearSynthesizer as LinearSynthesizer
+from linnet.decoupled import LocalLoss as LocalLoss
+from linnet.decoupled import Source as Source
 from linnet.decoupled import Synthesizer as Synthesizer
+from linnet.decoupled import Synthetic as Synthetic
 from linnet.frozen import Materialized as Materialized
 from linnet.frozen import frozen as frozen
 from linnet.linear import Linear as Linear
@@ -114,6 +120,7 @@ __all__ = [
     "RNN",
     "SET",
     "ActivationSparsity",
+    "Backprop",
     "Being",
     "BlockDiagonalLinear",
     "Blocks",
@@ -124,7 +131,9 @@ __all__ = [
     "Constrained",
     "ContractiveLinear",
     "DampedSkewSymmetricLinear",
+    "Delayed",
     "DiagonallyDominantLinear",
+    "DirectFeedback",
     "DoublyStochasticLinear",
     "ErdosRenyi",
     "GershgorinLinear",
@@ -142,6 +151,7 @@ __all__ = [
     "Linear",
     "LinearMap",
     "LinearSynthesizer",
+    "LocalLoss",
     "LowRankLinear",
     "Materialized",
     "MonarchLinear",
@@ -163,6 +173,7 @@ __all__ = [
     "SkewSymmetricLinear",
     "SmallWorld",
     "SoftPowerBoundLinear",
+    "Source",
     "SparseLinear",
     "SpectralLinear",
     "SplitLinear",
@@ -174,6 +185,7 @@ __all__ = [
     "SymmetricSpectralLinear",
     "SymplecticLinear",
     "Synthesizer",
+    "Synthetic",
     "TrivialNullSpaceLinear",
     "Uniform",
     "Update",

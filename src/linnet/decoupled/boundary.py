@@ -11,11 +11,14 @@ When ``backward`` reaches that node with the gradient of the loss in x, this gra
 and goes no further; the node hands on the gradients of step 2 instead. So they arrive in ``.grad`` by the ordinary
 way: they add up over several passes, it does not matter when ``zero_grad`` was called, a pass without a backward
 leaves nothing behind, and hooks, inputs of the network and ``torch.autograd.grad`` see them too.
+
+A late source knows g only in backward. The graph of its stage is kept, and step 2 happens when backward reaches the
+node. With immediate updates the gradients of the parameters are not kept: their optimizer steps in step 2.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,53 +26,133 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
-from linnet.decoupled.sources import Prediction, Synthetic
+from linnet.decoupled.immediate import Immediate
+from linnet.decoupled.sources import Source
 
-__all__ = ["ForwardPass", "tensors"]
+__all__ = ["ForwardPass", "replaced", "tensors"]
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
+class Shared:
+    """What all claims of one pass know; they must not hold the pass, whose nodes hold them."""
+
+    scale: float
+    scaled: bool  # whether there is a loss scale, with which gradients may overflow
+    immediate: Immediate | None
+    error: Tensor | None = None  # the gradient of the loss in the output, in backward
+
+    def listen(self, gradient: Tensor) -> None:
+        self.error = gradient
+
+
+@dataclass(eq=False, repr=False)
+class Stage:
+    """What a gradient below a cut is computed from: the outputs of the stage and where its graph ends."""
+
+    outputs: list[Tensor]
+    lower: list[tuple["Claim", list[GradientEdge]]]  # the cuts below, with the edges of what they gave
+    leaves: list[Tensor]  # parameters and inputs of the network
+
+    def targets(self, gradients: Sequence[Tensor | None], keep: bool) -> None:
+        """From the gradients of the outputs the targets of the cuts below."""
+        self._give(self._found(gradients, [edge for _, edges in self.lower for edge in edges], keep))
+
+    def backward(self, gradients: Sequence[Tensor | None], keep: bool) -> tuple[Tensor | None, ...]:
+        """From the gradients of the outputs the targets of the cuts below, and the gradients of the leaves."""
+        edges: list[Any] = [edge for _, edges in self.lower for edge in edges]
+        found = self._found(gradients, [*edges, *self.leaves], keep)
+        self._give(found[: len(edges)])
+        return found[len(edges) :]
+
+    def _found(self, gradients: Sequence[Tensor | None], wanted: list[Any], keep: bool) -> tuple[Tensor | None, ...]:
+        pairs = [(h, g) for h, g in zip(self.outputs, gradients, strict=True) if g is not None]
+        if not pairs or not wanted:
+            return (None,) * len(wanted)
+        with torch.autocast(pairs[0][0].device.type, enabled=False), _without_hooks(self.leaves):
+            return torch.autograd.grad(
+                [h for h, _ in pairs], wanted, [g for _, g in pairs], retain_graph=keep, allow_unused=True
+            )
+
+    def _give(self, found: Sequence[Tensor | None]) -> None:
+        rest = iter(found)
+        for claim, edges in self.lower:
+            claim.targets = [next(rest) for _ in edges]
+
+
+@dataclass(eq=False, repr=False)
 class Claim:
-    """What one cut owes in one pass: gradients to what lies below, a lesson to its source."""
+    """What one cut owes in one pass: gradients to what lies below, a lesson to its sources."""
 
     name: str
-    source: Synthetic
-    prediction: Prediction
-    gradients: tuple[Tensor | None, ...]
-    target: Tensor | None = None  # the gradient in x, if it came from the next cut and not from the loss
+    sources: list[Source]
+    memories: list[Any]
+    run: Shared
+    gradients: tuple[Tensor | None, ...] = ()  # of the leaves, if they are known
+    stage: Stage | None = None  # if it is needed in backward
+    targets: list[Tensor | None] = field(default_factory=list)  # those that came from the next cut, not from the loss
     settled: bool = False
 
-    def settle(self, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
+    def settle(self, arrived: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
         if self.settled:
             raise RuntimeError(
                 "One forward of a DNI must be followed by at most one backward, for its synthetic gradient stands for "
                 f"the whole loss, however: a second one has reached the cut after {self.name!r} (add the losses up)"
             )
         self.settled = True
-        target = self.target if gradient is None else gradient
-        if target is not None:
-            self.source.learn(self.prediction, target)
+        if self.run.immediate is not None:
+            self.run.immediate.reached_by_backward(self.run)
+        ahead = self.targets or [None] * len(arrived)
+        targets = [t if g is None else g for g, t in zip(arrived, ahead, strict=True)]
+        unscaled = [_scaled(target, 1 / self.run.scale) for target in targets]
         gradients = self.gradients
-        del self.prediction, self.gradients, self.target  # the loss may live for long
+        if self.stage is not None:
+            if all(source.late for source in self.sources):
+                gradients = self._late(self.stage, unscaled)
+            else:
+                self.stage.targets(targets, keep=False)
+        try:
+            for source, memory, target in zip(self.sources, self.memories, unscaled, strict=True):
+                source.learn(memory, target)
+        except FloatingPointError:
+            if not self.run.scaled:  # else the loss scale was too large, the optimizer will skip this step too
+                raise ValueError(
+                    f"The gradient at a cut must be finite, however: that after {self.name!r} holds NaN or infinity "
+                    "(with a GradScaler, give DNI scaler=)"
+                ) from None
+        del self.memories, self.gradients, self.targets, self.stage  # the loss may live for long
         return gradients
+
+    def _late(self, stage: Stage, targets: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+        error = None if self.run.error is None else self.run.error / self.run.scale
+        found = [
+            source.respond(memory, target, error)
+            for source, memory, target in zip(self.sources, self.memories, targets, strict=True)
+        ]
+        scale = self.run.scale
+        gradients = stage.backward([_scaled(g, scale) for g in found], keep=False)
+        own = [isinstance(leaf, nn.Parameter) for leaf in stage.leaves]
+        mine = [_scaled(g, 1 / scale) for g, is_own in zip(gradients, own, strict=True) if is_own]
+        delayed = iter([_scaled(g, scale) for g in self.sources[0].delay(mine)])
+        return tuple(next(delayed) if is_own else g for g, is_own in zip(gradients, own, strict=True))
 
 
 class Cut(torch.autograd.Function):
-    """h -> (a copy of h, an anchor); backward hands on the gradients of the claim, whatever comes in.
+    """h, ... -> (copies of them, an anchor); backward hands on the gradients of the claim, whatever comes in.
 
     The anchor, (0,), ties the next cut to this one, so that backward passes through all of them.
     """
 
     @staticmethod
-    def forward(ctx: Any, claim: Claim, h: Tensor, *below: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.claim = claim
+    def forward(ctx: Any, claim: Claim, count: int, anchors: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.claim, ctx.count = claim, count
+        ctx.nothing = [torch.zeros_like(anchor) for anchor in tensors[count : count + anchors]]
         ctx.set_materialize_grads(False)
-        return h.clone(), h.new_empty(0)
+        return (*(h.clone() for h in tensors[:count]), tensors[0].new_empty(0))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor | None, anchor: Tensor | None) -> tuple[Tensor | None, ...]:
-        return (None, None, *ctx.claim.settle(gradient))
+    def backward(ctx: Any, *arrived: Tensor | None) -> tuple[Tensor | None, ...]:
+        return (None, None, None, *([None] * ctx.count), *ctx.nothing, *ctx.claim.settle(arrived[:-1]))
 
 
 class ForwardPass:
@@ -78,40 +161,76 @@ class ForwardPass:
     Args:
         network: to name parameters in error messages.
         inputs: the inputs of the network: what lies before them is not part of any stage.
+        context: handed to the sources.
+        scale: by how much the loss will be multiplied before backward; None: by nothing.
+        immediate: steps the parameters below a cut at once; None: they get their gradients in backward.
     """
 
-    def __init__(self, network: nn.Module, inputs: Iterable[Tensor]) -> None:
-        self._network = network
+    def __init__(
+        self,
+        network: nn.Module,
+        inputs: Iterable[Tensor],
+        context: Tensor | None = None,
+        scale: float | None = None,
+        immediate: Immediate | None = None,
+    ) -> None:
+        self._network, self._context = network, context
+        self._shared = Shared(1.0 if scale is None else scale, scale is not None, immediate)
         self._inputs = {_edge(tensor): tensor for tensor in inputs if tensor.requires_grad}
-        self._open: dict[Node, tuple[Claim, Tensor]] = {}  # cuts that no stage has followed yet
+        self._open: dict[Node, tuple[Claim, Tensor, list[GradientEdge]]] = {}  # cuts that no stage has followed yet
         self._used: dict[Node, str] = {}  # nodes of finished stages -> the place where they ended
+        self._needs_error = False
 
-    def cut(self, name: str, source: Synthetic, h: Tensor) -> Tensor:
-        """The output of the stage below -> the input of the stage above."""
-        if not h.requires_grad:
-            return h  # nothing below can learn
-        lower, others = self._below([h], f"below the cut after {name!r}")
-        gradient, prediction = source.predict(h)
-        wanted: list[Any] = [*(GradientEdge(node, 0) for node in lower), *others]
-        with torch.autocast(h.device.type, enabled=False), _without_hooks(others):
-            gradients = torch.autograd.grad(h, wanted, gradient, allow_unused=True)
-        for (claim, _), target in zip(lower.values(), gradients[: len(lower)], strict=True):
-            claim.target = target
-        anchors = [anchor for _, anchor in lower.values()]
-        nothing = [torch.zeros_like(anchor) for anchor in anchors]
-        claim = Claim(name, source, prediction, (*nothing, *gradients[len(lower) :]))
-        x, anchor = Cut.apply(claim, h.detach(), *anchors, *others)
-        self._open[_edge(x)[0]] = claim, anchor
-        return x
+    def cut(self, name: str, source_of: Callable[[int, Tensor], Source], outputs: list[Tensor]) -> list[Tensor]:
+        """The outputs of the stage below -> the inputs of the stage above.
+
+        Args:
+            name: of the cut.
+            source_of: (number of an output, output) -> its source.
+            outputs: what the stage below gives.
+        """
+        learning = [i for i, h in enumerate(outputs) if h.requires_grad]
+        if not learning:
+            return outputs  # nothing below can learn
+        hs, mine = [outputs[i] for i in learning], [source_of(i, outputs[i]) for i in learning]
+        lower, leaves = self._below(hs, f"below the cut after {name!r}")
+        stage = Stage(hs, [(claim, edges) for claim, _, edges in lower], leaves)
+        predicted = [source.predict(h, self._context) for source, h in zip(mine, hs, strict=True)]
+        claim = Claim(name, mine, [memory for _, memory in predicted], self._shared)
+        self._needs_error |= any(source.needs_error for source in mine)
+        if all(source.late for source in mine):
+            claim.stage = stage
+        else:
+            keep = any(source.true_targets for source in mine)
+            gradients = [_scaled(g, self._shared.scale) for g, _ in predicted]
+            claim.gradients = stage.backward(gradients, keep)
+            claim.stage = stage if keep else None
+            if self._shared.immediate is not None:
+                claim.gradients = self._shared.immediate.step(name, leaves, claim.gradients)
+        anchors = [anchor for _, anchor, _ in lower]
+        *copies, anchor = Cut.apply(claim, len(hs), len(anchors), *(h.detach() for h in hs), *anchors, *leaves)
+        edges = [GradientEdge(*_edge(x)) for x in copies]
+        self._open[edges[0].node] = claim, anchor, edges
+        given = list(outputs)
+        for i, x in zip(learning, copies, strict=True):
+            given[i] = x
+        return given
 
     def close(self, outputs: Iterable[Tensor]) -> None:
-        """Check the stage above the last cut."""
-        self._below([tensor for tensor in outputs if tensor.requires_grad], "above the last cut")
+        """Check the stage above the last cut, and listen to the gradient of the loss in the output."""
+        learning = [tensor for tensor in outputs if tensor.requires_grad]
+        self._below(learning, "above the last cut")
+        if self._needs_error:
+            if len(learning) != 1:
+                raise ValueError(f"Feedback needs a network with one output, however: {len(learning)} have a gradient")
+            learning[0].register_hook(self._shared.listen)
 
-    def _below(self, tensors: list[Tensor], place: str) -> tuple[dict[Node, tuple[Claim, Tensor]], list[Tensor]]:
+    def _below(
+        self, tensors: list[Tensor], place: str
+    ) -> tuple[list[tuple[Claim, Tensor, list[GradientEdge]]], list[Tensor]]:
         """The open cuts that the graph of the tensors ends at, and the leaves and inputs it ends at."""
         stack: list[tuple[Node | None, int]] = [_edge(tensor) for tensor in tensors]
-        cuts: dict[Node, tuple[Claim, Tensor]] = {}
+        cuts: dict[Node, tuple[Claim, Tensor, list[GradientEdge]]] = {}
         ends: dict[int, Tensor] = {}
         mine: set[Node] = set()
         while stack:
@@ -133,7 +252,7 @@ class ForwardPass:
             else:
                 stack.extend(node.next_functions)
         self._used.update(dict.fromkeys(mine, place))
-        return cuts, list(ends.values())
+        return list(cuts.values()), list(ends.values())
 
     def _crossing(self, node: Node, place: str) -> ValueError:
         if type(node).__name__ == "AccumulateGrad":
@@ -159,6 +278,22 @@ def tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from tensors(item)
+
+
+def replaced(value: Any, new: Iterator[Tensor]) -> Any:
+    """The same nested tuples, lists and dicts with other tensors, in the order of :func:`tensors`."""
+    if isinstance(value, Tensor):
+        return next(new)
+    if isinstance(value, dict):
+        return type(value)((key, replaced(item, new)) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        items = [replaced(item, new) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value
+
+
+def _scaled(gradient: Tensor | None, factor: float) -> Tensor | None:
+    return gradient if gradient is None or factor == 1 else gradient * factor
 
 
 def _edge(tensor: Tensor) -> tuple[Node, int]:

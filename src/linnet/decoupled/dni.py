@@ -1,87 +1,112 @@
 """DNI: a network in pieces that learn without waiting for the loss."""
 
+import copy
 import functools
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
+from zlib import crc32
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from linnet.decoupled.boundary import ForwardPass, tensors
-from linnet.decoupled.places import cuts_by_default, cuts_by_name, layer_before, plan
-from linnet.decoupled.sources import Synthetic
-from linnet.decoupled.synthesizers import LinearSynthesizer, Synthesizer
+from linnet.decoupled.immediate import Immediate
+from linnet.decoupled.owned import OptimizerFactory
+from linnet.decoupled.passing import untouched, visiting
+from linnet.decoupled.places import convolved, cuts_by_default, cuts_by_name, is_chain
+from linnet.decoupled.sources import Source
+from linnet.decoupled.synthetic import Synthetic
+from linnet.decoupled.trace import cuts_by_trace
 
 __all__ = ["DNI"]
 
-ADAM = functools.partial(torch.optim.Adam, lr=0.1)
-"""The optimizer of a linear synthesizer: fast, for the network that it follows changes all the time."""
-
 
 class DNI(nn.Module):
-    """A network cut in stages; each stage below a cut gets a *synthetic* gradient inside forward, without the loss.
+    """A network cut in stages; each stage below a cut gets its gradient without the loss, by default a synthetic one.
 
-    At a cut the synthesizer predicts from the activations h the gradient g of the loss in them, and the stage below
-    computes its gradients from g at once; its graph is freed. The gradient that reaches the cut from above, from the
-    loss or from the synthetic gradient of the next cut, does not pass it: it is what the synthesizer learns from.
-    The stage above the last cut gets its true gradient. All gradients are in ``.grad`` after ``loss.backward()``,
-    and the ordinary loop stays as it is::
+    At a cut a *gradient source* gives the gradient g of the loss in the activations h, and the stage below computes
+    its gradients from g at once; its graph is freed. The gradient that reaches the cut from above, from the loss or
+    from the source of the next cut, does not pass it: it is what the source learns from. The stage above the last
+    cut gets its true gradient. All gradients are in ``.grad`` after ``loss.backward()``, and the ordinary loop stays
+    as it is::
 
         net = DNI(net, optim=opt)
         for input, target in data:
             opt.zero_grad()
-            loss = criterion(net(input), target)
+            output = net(input)
+            loss = criterion(output, target)
             loss.backward()
             opt.step()
 
+    ================================================ ========================================= =====================
+    ``gradient=``                                    what the stage below gets                 known
+    ================================================ ========================================= =====================
+    :class:`Synthetic() <linnet.Synthetic>`          what a synthesizer makes of h             in forward
+    ``Synthetic(context=10)``                        the same, told the label (cDNI)           in forward
+    ``Synthetic(mix=0.5)``                           half of it the gradient from above        in backward
+    :class:`~linnet.LocalLoss`                       the gradient of an auxiliary head         in forward
+    :class:`~linnet.DirectFeedback`                  the output's error through a fixed matrix after the loss
+    :class:`~linnet.Delayed`                         the true gradient, some steps late        in backward
+    :class:`~linnet.Backprop`                        the true gradient: the control            in backward
+    ================================================ ========================================= =====================
+
     Args:
         network: the network; it stays reachable as ``.network``.
-        optim: the optimizer that the loop steps. DNI never steps it and adds nothing to it, it only checks that it
-            holds every trainable parameter of the network, lest a part be forgotten. None: no check.
-        at: where to cut. None, for an nn.Sequential: in front of every layer but the first, so that the norm and
-            the activation behind a layer stay with it. Otherwise a list of modules, a cut after each: indices of an
-            nn.Sequential, qualified names of any network, or patterns (``"encoder.*"``: the children of encoder).
-        synthesizer: class or factory of a :class:`Synthesizer`, called for each cut as
-            ``synthesizer(features, hidden_size, features)``.
-        hidden_size: handed to the synthesizer.
-        synthesizer_optim: factory of the optimizer of each synthesizer, called with a list of parameters; its state
-            must be tensors. DNI steps it, inside backward.
-        example: one input, or the tuple of inputs, to size the synthesizers by a dry run, which leaves buffers and
-            random state as they were. None: each synthesizer is built at first use or by ``load_state_dict``.
+        optim: the optimizer that the loop steps. It must hold every trainable parameter of the network, lest a part
+            be forgotten. Deferred updates never step it. None: no check.
+        at: where to cut. None: in front of every layer but the first, so that the norm and the activation behind a
+            layer stay with it; if the network is not an nn.Sequential, wherever this can be without a path that
+            passes by, found by one call with the example or the first input. Otherwise a list of modules, a cut after
+            each: indices of an nn.Sequential, qualified names of any network, or patterns (``"encoder.*"``: the
+            children of encoder).
+        gradient: a gradient source, of which each cut gets a deep copy; or a dict of one for each place, which is
+            ``at`` too. None: ``Synthetic()``, a linear synthesizer.
+        update: ``"deferred"``: gradients are in ``.grad`` when the loop steps. ``"immediate"``: the parameters below
+            a cut step inside forward, before the loss exists; ``optim.step()`` of the loop is left with the top stage.
+        stage_optim: for immediate updates, class or factory of an optimizer for each stage; its state must be tensors
+            and is in ``state_dict``. None: ``optim`` steps them, with all its hyper-parameters, state and schedulers.
+        scaler: the ``GradScaler`` of the loop, if there is one.
+        example: one input, or the tuple of inputs, to size the sources by a dry run, which leaves buffers and
+            random state as they were. None: each is built at first use or by ``load_state_dict``.
 
     Shape:
-        - as the network; at a cut the activations are (batch, *, features) of a floating dtype. A synthesizer acts
-          on the last axis. The first axis counts the samples; in a population, (batch, beings, features), all beings
-          share the synthesizer, which can learn no more than what their gradients have in common.
+        - as the network; at a cut the activations are (batch, *, features), or (batch, channels, *) after a
+          convolution, of a floating dtype; a module that gives several tensors is cut in each. The first axis counts
+          the samples; in a population, (batch, beings, features), all beings share the synthesizer, which can learn no
+          more than what their gradients have in common.
 
     Raises:
         TypeError: network, optim, or what a factory makes, is of the wrong kind.
-        ValueError: there is no such place; the last module or nothing is named; optim lacks a parameter; in the first
-            training forward: a parameter is used on both sides of a cut, or a connection skips over one.
-        RuntimeError: a second backward through the same forward.
+        ValueError: there is no such place; the last module or nothing is named; optim lacks a parameter; immediate
+            updates with a source that waits for backward or with a scaler; in a training forward: a parameter is used
+            on both sides of a cut, a connection skips over one, a conditioned source has no context; in backward: a
+            gradient is not finite and there is no scaler.
+        RuntimeError: a second backward through the same forward; with immediate updates, a second backward without a
+            step in between, or a GradScaler.
 
     Note:
         * **Values.** The output is the network's, bit for bit. In eval mode and where gradients are off, DNI is the
           network alone and stores nothing; so in eval mode gradients are true ones.
         * **Scale.** Synthesizers read activations in units of their root mean square and predict the gradient of one
-          sample (batch size times the gradient of a mean loss) in units of its running root mean square. With
-          ``GradScaler`` the targets carry the loss scale, hence so do the synthetic gradients, and ``unscale_`` is
-          right for all; for about ten steps after a change of scale those below the cuts lag behind it. A target
-          that is 0 or not finite teaches nothing. Under autocast the synthesizers stay in float32.
+          sample (batch size times the gradient of a mean loss) in units of its running root mean square. Under a
+          ``GradScaler`` give ``scaler=``, so that sources see gradients of the unscaled loss. A target of 0 teaches
+          nothing, nor does one that overflows under a scaler. Under autocast the sources stay in float32.
         * **Loops.** ``zero_grad`` may stand anywhere before or after forward; several forwards may precede their
-          backwards; gradients accumulate. A forward without a backward leaves nothing behind.
-        * **Parameters.** ``parameters()`` gives those of the synthesizers too. They never have a ``.grad`` after
+          backwards; deferred gradients accumulate. A forward without a backward leaves nothing behind, but with
+          immediate updates the step that it took. These take no account of what is in the loss beside the output: the
+          gradient of a penalty on lower parameters is left for ``optim.step()``.
+        * **Parameters.** ``parameters()`` gives those of the sources too. They never have a ``.grad`` after
           backward, so an optimizer that was given them by mistake skips them, weight decay included. To build an
           optimizer after wrapping, take ``dni.network.parameters()``.
-        * **State.** Everything is in ``state_dict``, the state of the synthesizers' optimizers included, all of it
+        * **State.** Everything is in ``state_dict``, the state of the sources' own optimizers included, all of it
           tensors; hyper-parameters are not. What belongs to the cut after module ``a.b`` is ``cuts["a/b"]``.
         * **What to expect.** The activations say nothing of the label that the network does not know yet, so a
           synthesizer that sees only them can tell the stage below little: with more than two or three cuts, and
-          without norm layers, this learns clearly worse than backpropagation. The synthesizer has to follow the
-          network as it changes, hence the large default learning rate; it suits the linear one, with hidden layers
-          take 1e-3. Images (batch, channels, height, width) have to be flattened before a cut.
+          without norm layers, this learns clearly worse than backpropagation. With the labels as context it learns
+          about as well; see docs/decoupled.md for what to choose. The synthesizer has to follow the network as it
+          changes, hence the large default learning rate; it suits the linear one, with hidden layers take 1e-3.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -108,9 +133,10 @@ class DNI(nn.Module):
         optim: Optimizer | None = None,
         *,
         at: str | Iterable[int | str] | None = None,
-        synthesizer: Callable[[int, int | None, int], Synthesizer] = LinearSynthesizer,
-        hidden_size: int | None = None,
-        synthesizer_optim: Callable[[Iterable[nn.Parameter]], Optimizer] = ADAM,
+        gradient: Source | Mapping[int | str, Source] | None = None,
+        update: str = "deferred",
+        stage_optim: OptimizerFactory | None = None,
+        scaler: torch.amp.GradScaler | None = None,
         example: Tensor | tuple[Any, ...] | None = None,
     ) -> None:
         super().__init__()
@@ -120,20 +146,78 @@ class DNI(nn.Module):
             raise ValueError("network must not contain a DNI, however: it does (its cuts cannot be cut again)")
         _never_compiled()
         self.network = network
-        self.at = tuple(cuts_by_default(network) if at is None else cuts_by_name(network, at))
+        self.scaler = scaler
+        self._context: Tensor | None = None
         if optim is not None:
             check_optimizer(optim, network)
-        device = next((parameter.device for parameter in network.parameters()), None)
+        self._prototypes = _prototypes(network, gradient)
+        if at is None and isinstance(gradient, Mapping):
+            at = list(gradient)
+        self.at: tuple[str, ...] = ()
         self.cuts = nn.ModuleDict()
-        for name in self.at:
-            self.cuts[self._key(name)] = Synthetic(synthesizer, hidden_size, synthesizer_optim).to(device)
+        if at is not None:
+            self._cut_at(cuts_by_name(network, at))
+        elif is_chain(network):
+            self._cut_at(cuts_by_default(network))
+        self.immediate = self._immediate(optim, update, stage_optim)
         if example is not None:
-            self._dry_run(example if isinstance(example, tuple) else (example,))
+            self._dry_run(example if isinstance(example, tuple) else (example,), {})
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if not (self.training and torch.is_grad_enabled()):
             return self.network(*args, **kwargs)
         return self._training_forward(args, kwargs)
+
+    @contextmanager
+    def context(self, context: Tensor) -> Iterator[None]:
+        """Condition the gradient sources of the forwards inside on the labels, or features, of the batch.
+
+        Args:
+            context: integer labels, (batch) or with more leading axes of the activations; or floats with the features
+                on one more axis.
+
+        Raises:
+            ValueError: no source takes a context.
+        """
+        if not isinstance(context, Tensor):
+            raise TypeError(f"The context must be a tensor, however: {type(context).__name__}")
+        if not any(source.conditioned for source in (*self._prototypes.values(), *self.cuts.values())):
+            raise ValueError("A context needs a source that takes one (Synthetic(context=...)), however: none does")
+        before, self._context = self._context, context
+        try:
+            yield
+        finally:
+            self._context = before
+
+    @property
+    def mix(self) -> float:
+        """λ of all :class:`Synthetic` sources: the share of the gradient from above; it may be set between steps."""
+        mixes = {source.mix for source in self._synthetic()}
+        if len(mixes) != 1:
+            raise ValueError(f"Synthetic sources must have one mix to read, however: {sorted(mixes)}")
+        return mixes.pop()
+
+    @mix.setter
+    def mix(self, value: float) -> None:
+        if self.immediate is not None and value > 0:
+            raise ValueError(f"Immediate updates cannot wait for the gradient from above, however: mix = {value}")
+        for source in self._synthetic():
+            source.mix = value
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        """How well each synthesizer predicts: of its last target, before it learned from it.
+
+        Returns:
+            for each cut with a synthesizer, scalars named ``cosine/<cut>``: of prediction and target;
+            ``norm_ratio/<cut>``: the length of the prediction over that of the target; ``loss/<cut>``: the mean
+            squared error in units of the running mean square of the targets.
+        """
+        found: dict[str, Tensor] = {}
+        for key, source in self.cuts.items():
+            if isinstance(source, Synthetic) and float(source.seen) > 0:
+                for name, value in source.measured().items():
+                    found[f"{name}/{_name(key)}"] = value
+        return found
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -142,81 +226,100 @@ class DNI(nn.Module):
     def extra_repr(self) -> str:
         return f"at={list(self.at)}"
 
+    # ------------------------------------------------------------------ one training forward
+
     def _training_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        run = ForwardPass(self.network, tensors([args, kwargs]))
+        if not self.at:
+            self._dry_run(args, kwargs)
+        scale = None if self.scaler is None else float(self.scaler.get_scale())
+        run = ForwardPass(self.network, tensors([args, kwargs]), self._context, scale, self.immediate)
 
-        def visit(name: str, h: Tensor) -> Tensor:
-            return run.cut(name, self._source(name, h), h)
+        def visit(name: str, outputs: list[Tensor]) -> list[Tensor]:
+            return run.cut(name, functools.partial(self._source, name), outputs)
 
-        with self._visiting(visit) as reached:
+        with visiting(self.network, self.at, visit) as reached:
             output = self.network(*args, **kwargs)
         if not reached:
             raise ValueError(f"A forward must reach a cut, however: none of {list(self.at)} was called")
         run.close(tensors(output))
         return output
 
-    def _dry_run(self, args: tuple[Any, ...]) -> None:
-        """Size every synthesizer; modes, buffers and random state are left as they were."""
+    def _dry_run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Find the cuts if they are not known, and size every source; the network is left as it was."""
+        if not self.at:
+            with untouched(self.network) as call:
+                self._cut_at(cuts_by_trace(self.network, lambda: call(args, kwargs)))
 
-        def visit(name: str, h: Tensor) -> Tensor:
-            self._source(name, h).size(h.shape[-1], h.device, h.dtype)
-            return h
+        def visit(name: str, outputs: list[Tensor]) -> list[Tensor]:
+            for i, h in enumerate(outputs):
+                self._source(name, i, h)
+            return outputs
 
-        modes = {module: module.training for module in self.network.modules()}
-        buffers = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
-        cuda = {buffer.device for buffer in (*self.network.parameters(), *buffers.values()) if buffer.is_cuda}
-        self.network.eval()
-        try:
-            with torch.no_grad(), torch.random.fork_rng(devices=list(cuda)), self._visiting(visit) as reached:
-                torch.func.functional_call(self.network, buffers, args)
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
+        with torch.no_grad(), untouched(self.network) as call, visiting(self.network, self.at, visit) as reached:
+            call(args, kwargs)
         if missed := [name for name in self.at if name not in reached]:
             raise ValueError(f"The example must reach every cut, however: {missed} were not called")
 
-    @contextmanager
-    def _visiting(self, visit: Callable[[str, Tensor], Tensor]) -> Iterator[set[str]]:
-        """Replace the output at each cut by what ``visit`` makes of it; gives the names of the cuts reached so far.
+    # ------------------------------------------------------------------ cuts and their sources
 
-        The hooks live as long as the context: outside of it the network is untouched.
-        """
-        calls = plan(self.network, self.at)
-        count = dict.fromkeys(calls, 0)
-        reached: set[str] = set()
+    def _cut_at(self, names: list[str]) -> None:
+        self.at = tuple(names)
+        self._image_axes = {name: convolved(self.network, name) for name in names}
+        for name in names:
+            self._make_source(self._key(name))
 
-        def hook(module: nn.Module, args: Any, output: Any) -> Tensor | None:
-            names = calls[module]
-            if count[module] == len(names):
-                raise ValueError(f"A module before a cut must be called once in a forward, however: {names} again")
-            name = names[count[module]]
-            count[module] += 1
-            if name is None:
-                return None
-            reached.add(name)
-            if not isinstance(output, Tensor) or not output.is_floating_point() or output.dim() == 0:
-                found = f"{output.dtype} {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-                raise ValueError(
-                    f"A module before a cut must give one floating tensor (batch, *, features), however: {name!r} "
-                    f"gives {found}"
-                )
-            return visit(name, output)
-
-        with ExitStack() as stack:
-            for module in calls:
-                stack.enter_context(module.register_forward_hook(hook))
-            yield reached
-
-    def _source(self, name: str, h: Tensor) -> Synthetic:
-        source = cast(Synthetic, self.cuts[self._key(name)])
-        if source.synthesizer is None and h.dim() > 2:
-            layer = layer_before(self.network, name)
-            if isinstance(layer, nn.modules.conv._ConvNd):
-                raise ValueError(
-                    f"A synthesizer acts on the last axis, (batch, *, features), however: after {name!r} that is a "
-                    f"place in an image, {tuple(h.shape)} (flatten it before the cut)"
-                )
+    def _make_source(self, key: str) -> Source:
+        source = copy.deepcopy(self._prototypes.get(_name(key)) or self._prototypes[None])
+        for parameter in self.network.parameters():
+            source.to(parameter.device, parameter.dtype if parameter.is_floating_point() else None)
+            break
+        self.cuts[key] = source.train(self.training)
         return source
+
+    def _source(self, name: str, i: int, h: Tensor) -> Source:
+        """The source of the i-th tensor that the module gives; it is built by what it sees first."""
+        key = f"{self._key(name)}#{i}" if i else self._key(name)
+        source = cast(Source, self.cuts[key]) if key in self.cuts else self._make_source(key)
+        source.axis = 1 if h.dim() == self._image_axes[name] else -1
+        if not source.sized:
+            with torch.random.fork_rng(devices=[]):  # equal for one seed and place, whatever was drawn before
+                torch.default_generator.manual_seed((torch.initial_seed() + crc32(key.encode())) % 2**63)
+                source.size(h)
+        return source
+
+    def _synthetic(self) -> list[Synthetic]:
+        return [source for source in (*self._prototypes.values(), *self.cuts.values()) if isinstance(source, Synthetic)]
+
+    def _immediate(self, optim: Optimizer | None, update: str, make: OptimizerFactory | None) -> Immediate | None:
+        if update not in ("deferred", "immediate"):
+            raise ValueError(f"update must be 'deferred' or 'immediate', however: {update!r}")
+        if update == "deferred":
+            if make is not None:
+                raise ValueError("stage_optim steps in immediate updates, however: update='deferred'")
+            return None
+        if optim is None:
+            raise ValueError("Immediate updates need the optimizer of the loop, however: optim is None")
+        if self.scaler is not None:
+            raise ValueError("Immediate updates step before the loss is scaled, however: a GradScaler is given")
+        for source in self._prototypes.values():
+            if source.late or source.true_targets:
+                mix = f" with mix = {source.mix}" if isinstance(source, Synthetic) and source.late else ""
+                targets = " with true targets" if source.true_targets else ""
+                raise ValueError(
+                    "Immediate updates need a gradient that is known in forward, however: "
+                    f"{type(source).__name__}{mix}{targets} waits for backward"
+                )
+        return Immediate(optim, make, self.network)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        start = prefix + "cuts."
+        keys = dict.fromkeys(entry[len(start) :].partition(".")[0] for entry in state_dict if entry.startswith(start))
+        if not self.at:
+            self._cut_at([_name(key) for key in keys if "#" not in key])
+        for key in keys:
+            if key not in self.cuts and _name(key) in self.at:
+                self._make_source(key)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _key(self, name: str) -> str:
         """Keys of an nn.ModuleDict have no dots and are not its own attributes."""
@@ -228,6 +331,25 @@ class DNI(nn.Module):
 def _never_compiled() -> None:
     """Keep torch.compile out of training; not at import, which would import the compiler, longer than all of linnet."""
     DNI._training_forward = torch.compiler.disable(DNI._training_forward)  # type: ignore[method-assign]
+
+
+def _name(key: str) -> str:
+    """The name of the cut of a key of ``cuts``."""
+    return key.partition("#")[0].rstrip("/").replace("/", ".")
+
+
+def _prototypes(network: nn.Module, gradient: Source | Mapping[int | str, Source] | None) -> dict[str | None, Source]:
+    """The name of a cut, None for any other, -> the source to copy."""
+    given: dict[str | None, Source] = {None: Synthetic()}
+    if isinstance(gradient, Mapping):
+        for place, source in gradient.items():
+            given |= dict.fromkeys(cuts_by_name(network, [place]), source)
+    elif gradient is not None:
+        given[None] = gradient
+    for source in given.values():
+        if not isinstance(source, Source):
+            raise TypeError(f"gradient must be a gradient source such as Synthetic(), however: {type(source).__name__}")
+    return given
 
 
 def check_optimizer(optim: Optimizer, network: nn.Module) -> None:

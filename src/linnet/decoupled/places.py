@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-__all__ = ["cuts_by_default", "cuts_by_name", "layer_before", "plan"]
+__all__ = ["convolved", "cuts_by_default", "cuts_by_name", "is_chain", "is_layer", "plan"]
 
 FOLLOWERS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.PReLU)
 """Modules with parameters that belong to the layer before them."""
@@ -49,11 +49,6 @@ def cuts_by_default(network: nn.Module) -> list[str]:
         >>> cuts_by_default(nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.ReLU(), nn.Linear(4, 4)))
         ['2']
     """
-    if not is_chain(network):
-        raise ValueError(
-            "Without at=[...] the network must be an nn.Sequential, whose order is known, "
-            f"however: {type(network).__name__}"
-        )
     modules = links(network)
     layers = [i for i, (_, module) in enumerate(modules) if is_layer(module)]
     if len(layers) < 2:
@@ -134,11 +129,18 @@ def plan(network: nn.Module, names: Iterable[str]) -> dict[nn.Module, list[str |
     return {module: found for module, found in calls.items() if any(found)}
 
 
-def layer_before(network: nn.Module, name: str) -> nn.Module:
-    """The layer whose output, normed and activated perhaps, is cut after the module of this name."""
-    found = network.get_submodule(name)
-    for other, module in links(network):
-        found = module if is_layer(module) else found
-        if other == name:
-            return found
-    return network.get_submodule(name)
+def convolved(network: nn.Module, name: str) -> int | None:
+    """How many axes an image has there, if the last layer up to the end of this module is a convolution.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(2, 2))
+        >>> convolved(net, "1"), convolved(net, "3")
+        (4, None)
+    """
+    names = [other for other, _ in network.named_modules(remove_duplicate=False)]
+    last = max(i for i, other in enumerate(names) if other == name or other.startswith(name + "."))
+    layers = [network.get_submodule(other) for other in names[: last + 1]]
+    layer = next((module for module in reversed(layers) if module._parameters and is_layer(module)), None)
+    if isinstance(layer, nn.modules.conv._ConvNd):
+        return 2 + len(layer.kernel_size)
+    return None

@@ -1,7 +1,7 @@
 """Synthesizers: small networks that predict the gradient of a loss from the activations alone."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +52,9 @@ class Synthesizer(nn.Module, ABC):
     Reference:
         M. Jaderberg et al., Decoupled neural interfaces using synthetic gradients, 2017, arXiv 1608.05343.
     """
+
+    axis: ClassVar[int] = -1
+    """Where the features are: -1, or 1 for images (batch, channels, height, width)."""
 
     def __init__(self, input_size: int, hidden_size: int | None, output_size: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -1,0 +1,133 @@
+"""Immediate updates: the parameters below a cut step inside forward, before the loss exists."""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from linnet.decoupled.owned import OptimizerFactory, OwnedOptimizer
+
+__all__ = ["Immediate"]
+
+
+class Immediate(nn.Module):
+    """Steps the parameters of one stage at a time, by the user's optimizer or by one of the stage's own.
+
+    The user's optimizer steps with only the stage's parameters in its groups, so all hyper-parameters of the groups,
+    what schedulers make of them, and its state are the same as ever. Afterwards these parameters have no ``.grad``,
+    so the loop's own ``optim.step()`` passes them over.
+
+    Args:
+        optim: the user's optimizer.
+        make: class or factory of an optimizer for each stage instead; its state is in ``state_dict``.
+        network: to name the parameters.
+    """
+
+    def __init__(self, optim: Optimizer, make: OptimizerFactory | None, network: nn.Module) -> None:
+        super().__init__()
+        self.optim = optim
+        self._make = make
+        self._names = {id(parameter): name for name, parameter in network.named_parameters()}
+        self._owned: dict[str, OwnedOptimizer] = {}
+        self._stages: dict[str, dict[str, nn.Parameter]] = {}
+        self._inside = False  # whether it is this object that steps the user's optimizer
+        self._open: Any = None  # the pass that backward has gone through since the user's last step
+        self._listen()
+
+    def _listen(self) -> None:
+        self.optim.register_step_pre_hook(self._before_step)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._listen()  # a copied optimizer has no hooks
+
+    def step(
+        self, name: str, leaves: Sequence[Tensor], gradients: Sequence[Tensor | None]
+    ) -> tuple[Tensor | None, ...]:
+        """Step the parameters among the leaves; returns the gradients that are left, those of the inputs."""
+        stage: dict[str, nn.Parameter] = {}
+        found: list[Tensor | None] = []
+        left: list[Tensor | None] = []
+        for leaf, gradient in zip(leaves, gradients, strict=True):
+            name_of_leaf = self._names.get(id(leaf))
+            left.append(gradient if name_of_leaf is None else None)
+            if name_of_leaf is not None and gradient is not None:
+                stage[name_of_leaf] = cast(nn.Parameter, leaf)
+                for hook in (leaf._backward_hooks or {}).values():
+                    changed = hook(gradient)
+                    gradient = gradient if changed is None else changed
+                found.append(gradient)
+        if self._make is not None and stage:
+            self._stages[name] = stage
+            self._owned.setdefault(name, self._own()).step(stage, found)
+        elif stage:
+            self._narrowed(stage, found)
+        return tuple(left)
+
+    def _own(self) -> OwnedOptimizer:
+        return OwnedOptimizer(cast(OptimizerFactory, self._make), "stage_optim")
+
+    def _narrowed(self, stage: Mapping[str, nn.Parameter], gradients: Sequence[Tensor | None]) -> None:
+        before = [parameter.grad for parameter in stage.values()]
+        groups = [group["params"] for group in self.optim.param_groups]
+        mine = {id(parameter) for parameter in stage.values()}
+        for parameter, gradient in zip(stage.values(), gradients, strict=True):
+            parameter.grad = gradient
+        for group in self.optim.param_groups:
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) in mine]
+        self._inside = True
+        try:
+            self.optim.step()
+        finally:
+            self._inside = False
+            for group, parameters in zip(self.optim.param_groups, groups, strict=True):
+                group["params"] = parameters
+            for parameter, gradient in zip(stage.values(), before, strict=True):
+                parameter.grad = gradient
+
+    def reached_by_backward(self, run: object) -> None:
+        """A backward has reached a cut of this pass."""
+        if self._open is not None and self._open is not run:
+            raise RuntimeError(
+                "Immediate updates step once for every batch, so gradients cannot accumulate, however: there is a "
+                "second backward without optim.step() in between (use update='deferred')"
+            )
+        self._open = run
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name, owned in self._owned.items():
+            owned.save(self._stages.get(name, {}), destination, f"{prefix}{name}.", keep_vars)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        found: dict[str, dict[str, Tensor]] = {}
+        if self._make is not None:
+            for entry in [entry for entry in state_dict if entry.startswith(prefix)]:
+                name, _, rest = entry[len(prefix) :].partition(".optimizer.")
+                found.setdefault(name, {})[rest] = state_dict.pop(entry)
+        for name, state in found.items():
+            self._owned.setdefault(name, self._own()).load(state)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Immediate":
+        for owned in self._owned.values():
+            owned.rebind()
+        return super()._apply(fn, recurse)
+
+    def _before_step(self, *_: Any) -> None:
+        if self._inside:
+            return
+        self._open = None
+        frame = sys._getframe(1)
+        for _level in range(8):
+            if isinstance(frame.f_locals.get("self"), torch.amp.GradScaler):
+                raise RuntimeError(
+                    "Immediate updates step before the loss is scaled, so they cannot be unscaled, however: a "
+                    "GradScaler steps the optimizer (use update='deferred')"
+                )
+            if frame.f_back is None:
+                break
+            frame = frame.f_back

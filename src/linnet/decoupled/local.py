@@ -1,0 +1,138 @@
+"""Local losses: an auxiliary head at the cut tells the stage below what would help it to tell the classes apart."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from linnet.decoupled.owned import OptimizerFactory, OwnedOptimizer, at_least_float32
+from linnet.decoupled.sources import Source
+
+__all__ = ["LocalLoss"]
+
+ADAM = functools.partial(torch.optim.Adam, lr=1e-3)
+
+
+class LocalLoss(Source):
+    """g = ∂ criterion(head(h), context) / ∂h: the gradient of an auxiliary head's own loss, known in forward.
+
+    The context, usually the labels, comes from ``with net.context(labels):``. The head is trained along by the same
+    loss, with its own optimizer, inside backward. The gradient from above is not used.
+
+    Args:
+        criterion: called as ``criterion(head(h), context)``; gives a scalar, the mean over the batch.
+        outputs: number of outputs of the head.
+        head: class or factory of the head, called as ``head(features, outputs)``. None: one nn.Linear, on the mean
+            over the places if the activations are images.
+        optim: class or factory of the head's optimizer, called with a list of parameters; its state must be tensors.
+
+    Shape:
+        - activations: (batch, *, features), or (batch, features, *) after a convolution
+
+    Raises:
+        ValueError: the context is missing; the criterion does not give a scalar.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from linnet import DNI
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> net = DNI(net, gradient=LocalLoss(nn.functional.cross_entropy, outputs=3))
+        >>> y = torch.tensor([0, 2])
+        >>> with net.context(y):
+        ...     loss = nn.functional.cross_entropy(net(torch.randn(2, 4)), y)
+        >>> loss.backward()
+        >>> bool(net.network[0].weight.grad.abs().sum() > 0)
+        True
+
+    Reference:
+        E. Belilovsky, M. Eickenberg, E. Oyallon, Decoupled greedy learning of CNNs, 2020, arXiv 1901.08164.
+        A. Nøkland, L. H. Eidnes, Training neural networks with local error signals, 2019, arXiv 1901.06656.
+    """
+
+    conditioned = True
+    features: Tensor
+    head: nn.Module | None
+
+    def __init__(
+        self,
+        criterion: Callable[[Any, Tensor], Tensor],
+        outputs: int,
+        head: Callable[[int, int], nn.Module] | None = None,
+        optim: OptimizerFactory = ADAM,
+    ) -> None:
+        super().__init__()
+        self.criterion, self.outputs = criterion, outputs
+        self._make = head or nn.Linear
+        self._pooled = head is None
+        self.register_module("head", None)
+        self.register_buffer("features", torch.zeros((), dtype=torch.int64))  # 0: not sized yet
+        self.owned = OwnedOptimizer(optim, "the head's optim")
+
+    @property
+    def sized(self) -> bool:
+        return self.head is not None
+
+    def size(self, h: Tensor) -> None:
+        self._build(h.shape[self.axis], h.device, h.dtype)
+
+    def _build(self, features: int, device: torch.device, dtype: torch.dtype) -> None:
+        with torch.device("cpu"):
+            self.head = self._make(features, self.outputs)
+        self.features.fill_(features)
+        self.to(device, torch.promote_types(dtype, torch.float32))
+
+    def predict(self, h: Tensor, context: Tensor | None) -> tuple[Tensor, list[Tensor | None]]:
+        if context is None:
+            raise ValueError(
+                "A local loss needs the context of the batch, however: there is none "
+                "(call the network in `with net.context(labels):`)"
+            )
+        if self.head is None:
+            self.size(h)
+        head = self._head()
+        parameters = [parameter for parameter in head.parameters() if parameter.requires_grad]
+        dtype = torch.promote_types(h.dtype, torch.float32)
+        with torch.enable_grad(), torch.autocast(h.device.type, enabled=False):
+            state = h.detach().to(dtype).requires_grad_()
+            inputs = state.flatten(2).mean(2) if self._pooled and self.axis == 1 else state
+            loss = self.criterion(head(inputs), context)
+            if not isinstance(loss, Tensor) or loss.dim() != 0:
+                found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+                raise ValueError(f"The criterion of a local loss must give a scalar, however: {found}")
+            gradient, *lesson = torch.autograd.grad(loss, [state, *parameters], allow_unused=True)
+        rest = iter(lesson)
+        return gradient.to(h.dtype), [next(rest) if p.requires_grad else None for p in head.parameters()]
+
+    def learn(self, memory: list[Tensor | None], target: Tensor | None) -> None:
+        self.owned.step(dict(self._head().named_parameters()), memory)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.head is not None:
+            self.owned.save(dict(self.head.named_parameters()), destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        features = int(state_dict.get(prefix + "features", 0))
+        if self.head is None and features:
+            self._build(features, self.features.device, _dtype_of(state_dict, prefix + "head."))
+        if self.head is not None:
+            self.owned.take(dict(self.head.named_parameters()), state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _head(self) -> nn.Module:
+        if self.head is None:
+            raise RuntimeError("A source must predict before it learns, however: it has not been sized")
+        return self.head
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LocalLoss":
+        super()._apply(lambda tensor: at_least_float32(fn(tensor)), recurse)
+        self.owned.rebind()
+        return self
+
+
+def _dtype_of(state_dict: dict[str, Any], prefix: str) -> torch.dtype:
+    found = [value.dtype for name, value in state_dict.items() if name.startswith(prefix) and value.is_floating_point()]
+    return found[0] if found else torch.float32

@@ -1,0 +1,121 @@
+"""An optimizer that belongs to a module: its state is tensors in the state_dict of the module."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+__all__ = ["OptimizerFactory", "OwnedOptimizer"]
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
+"""A class or factory of optimizers, called with a list of parameters."""
+
+
+class OwnedOptimizer:
+    """Steps parameters that nobody else steps; survives that they are moved, replaced, saved and loaded.
+
+    The entries of the state are named ``<parameter>.<key>``. What is loaded waits until the parameters are there.
+
+    Args:
+        make: class or factory of the optimizer, called with a list of parameters; its state must be tensors.
+        argument: what the user calls it, for error messages.
+    """
+
+    def __init__(self, make: OptimizerFactory, argument: str) -> None:
+        self._make, self._argument = make, argument
+        self._optimizer: Optimizer | None = None
+        self._loaded: dict[str, Tensor] | None = None  # state that no optimizer has taken up yet
+        self._stale = False
+
+    def rebind(self) -> None:
+        """The parameters were moved or replaced: bind the optimizer again before it steps."""
+        self._stale = True
+
+    def step(self, named: Mapping[str, nn.Parameter], gradients: Sequence[Tensor | None]) -> None:
+        """One step with these gradients; ``.grad`` is left as it was."""
+        optimizer = self.bound(named)
+        before = [parameter.grad for parameter in named.values()]
+        for parameter, gradient in zip(named.values(), gradients, strict=True):
+            parameter.grad = gradient
+        try:
+            optimizer.step()
+        finally:
+            for parameter, gradient in zip(named.values(), before, strict=True):
+                parameter.grad = gradient
+
+    def bound(self, named: Mapping[str, nn.Parameter]) -> Optimizer:
+        """The optimizer of the parameters as they are now, its state on their device and in their dtype."""
+        if self._optimizer is None or self._stale or self._loaded is not None:
+            fresh = self._make(list(named.values()))
+            if not isinstance(fresh, Optimizer):
+                raise TypeError(f"{self._argument} must make an Optimizer, however: {type(fresh).__name__}")
+            if self._loaded is not None:
+                self._fill(fresh, named, self._loaded)
+            elif self._optimizer is not None:
+                state = self._optimizer.state_dict()["state"]
+                self._restore(fresh, state)
+            self._optimizer, self._stale, self._loaded = fresh, False, None
+        return self._optimizer
+
+    def state(self, named: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+        """``<parameter>.<key>`` -> tensor."""
+        if self._loaded is not None:
+            return dict(self._loaded)
+        if self._optimizer is None:
+            return {}
+        optimizer, found = self.bound(named), {}
+        for name, parameter in named.items():
+            for key, value in optimizer.state.get(parameter, {}).items():
+                if not isinstance(value, Tensor):
+                    raise TypeError(
+                        f"The state of {self._argument} must be tensors, however: {key!r} is a {type(value).__name__}"
+                    )
+                found[f"{name}.{key}"] = value
+        return found
+
+    def save(
+        self, named: Mapping[str, nn.Parameter], destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        """Put the state into a state_dict, as ``<prefix>optimizer.<parameter>.<key>``."""
+        for entry, value in self.state(named).items():
+            destination[f"{prefix}optimizer.{entry}"] = value if keep_vars else value.detach()
+
+    def take(self, named: Mapping[str, nn.Parameter], state_dict: dict[str, Any], prefix: str) -> None:
+        """Take out of a state_dict what :meth:`save` put there; what belongs to no parameter stays."""
+        own = prefix + "optimizer."
+        entries = [entry for entry in state_dict if entry.startswith(own)]
+        known = [entry for entry in entries if entry[len(own) :].rpartition(".")[0] in named]
+        self.load({entry[len(own) :]: state_dict.pop(entry) for entry in known})
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what :meth:`state` gave, at the next step."""
+        self._loaded = {name: value.detach().clone() for name, value in state.items()}
+
+    @staticmethod
+    def _fill(fresh: Optimizer, named: Mapping[str, nn.Parameter], entries: Mapping[str, Tensor]) -> None:
+        index = {id(parameter): i for i, parameter in enumerate(_parameters(fresh))}
+        state: dict[int, dict[str, Tensor]] = {}
+        for entry, value in entries.items():
+            name, _, key = entry.rpartition(".")
+            if name in named:
+                state.setdefault(index[id(named[name])], {})[key] = value
+        OwnedOptimizer._restore(fresh, state)
+
+    @staticmethod
+    def _restore(fresh: Optimizer, state: Mapping[int, Mapping[str, Any]]) -> None:
+        fresh.load_state_dict({"state": dict(state), "param_groups": fresh.state_dict()["param_groups"]})
+        for index, parameter in enumerate(_parameters(fresh)):
+            for key, value in state.get(index, {}).items():
+                if isinstance(value, Tensor) and value.dim() == 0:  # a counter keeps its dtype
+                    fresh.state[parameter][key] = fresh.state[parameter][key].to(value.dtype)
+
+
+def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Half precision -> float32; what is no floating tensor stays."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32)) if tensor.is_floating_point() else tensor

@@ -1,0 +1,68 @@
+"""Running a network with something done to the outputs of chosen modules; running it without a trace."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from linnet.decoupled.boundary import replaced, tensors
+from linnet.decoupled.places import plan
+
+__all__ = ["untouched", "visiting"]
+
+Visit = Callable[[str, list[Tensor]], list[Tensor]]
+"""Called as (name of the cut, floating tensors that the module gave) -> the tensors to go on with."""
+
+
+@contextmanager
+def visiting(network: nn.Module, names: Iterable[str], visit: Visit) -> Iterator[set[str]]:
+    """Replace the output at each cut by what ``visit`` makes of it; gives the names of the cuts reached so far.
+
+    The hooks live as long as the context: outside of it the network is untouched.
+    """
+    calls = plan(network, names)
+    count = dict.fromkeys(calls, 0)
+    reached: set[str] = set()
+
+    def hook(module: nn.Module, args: Any, output: Any) -> Any:
+        own = calls[module]
+        if count[module] == len(own):
+            raise ValueError(f"A module before a cut must be called once in a forward, however: {own} again")
+        name = own[count[module]]
+        count[module] += 1
+        if name is None:
+            return None
+        reached.add(name)
+        given = list(tensors(output))
+        floating = [i for i, h in enumerate(given) if h.is_floating_point() and h.dim() > 0]
+        if not floating:
+            found = f"{output.dtype} {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+            raise ValueError(
+                f"A module before a cut must give a floating tensor (batch, *, features), however: {name!r} "
+                f"gives {found}"
+            )
+        for i, x in zip(floating, visit(name, [given[i] for i in floating]), strict=True):
+            given[i] = x
+        return replaced(output, iter(given))
+
+    with ExitStack() as stack:
+        for module in calls:
+            stack.enter_context(module.register_forward_hook(hook))
+        yield reached
+
+
+@contextmanager
+def untouched(network: nn.Module) -> Iterator[Callable[[tuple[Any, ...], dict[str, Any]], Any]]:
+    """Gives a way to call the network, in eval mode, after which modes, buffers and random state are as before."""
+    modes = {module: module.training for module in network.modules()}
+    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    cuda = {tensor.device for tensor in (*network.parameters(), *buffers.values()) if tensor.is_cuda}
+    network.eval()
+    try:
+        with torch.random.fork_rng(devices=list(cuda)):
+            yield lambda args, kwargs: torch.func.functional_call(network, buffers, args, kwargs)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

@@ -1,0 +1,261 @@
+"""Synthetic gradients: a synthesizer that learns to predict the gradient at a cut from the activations there."""
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from linnet.beings import check_positive
+from linnet.decoupled.context import attach
+from linnet.decoupled.owned import OptimizerFactory, OwnedOptimizer, at_least_float32
+from linnet.decoupled.sources import Source, batch_size
+from linnet.decoupled.synthesizers import LinearSynthesizer, Synthesizer
+
+__all__ = ["Prediction", "Synthetic", "root_mean_square"]
+
+ADAM = functools.partial(torch.optim.Adam, lr=0.1)
+"""The optimizer of a linear synthesizer: fast, for the network that it follows changes all the time."""
+
+DECAY = 0.9
+"""How much of the running size of the targets each step keeps."""
+
+
+def root_mean_square(x: Tensor) -> Tensor:
+    """√(mean of x²), a scalar."""
+    return torch.linalg.vector_norm(x) / math.sqrt(max(x.numel(), 1))
+
+
+@dataclass
+class Prediction:
+    """What a source remembers from forward, to learn from the target when it comes."""
+
+    state: Tensor  # (batch, *, features + context): the activations in units of their size
+    output: Tensor  # (batch, *, features): what the synthesizer made of them, with its graph
+    gradient: Tensor  # (batch, *, features): the prediction, in the units of the loss
+    versions: list[int]  # of the parameters with which it did
+
+
+class Synthetic(Source):
+    """g = rms · synthesizer(h / rms(h), context) / batch: activations h -> predicted gradient of a mean loss in them.
+
+    ``rms`` is the running size of the gradients of one sample. Gradients of a mean loss are of size 1/batch and shrink
+    by orders of magnitude while the loss falls; in units of their own size they are a regression task of scale 1
+    from the first step to the last. The same holds for the activations that the synthesizer reads.
+
+    The synthesizer is built by :meth:`size`, at first use or from a state_dict, and computes in at least float32. Its
+    optimizer belongs to this module: the state is in ``state_dict`` as tensors named
+    ``optimizer.<parameter>.<key>``, moves with ``.to()``, and the gradients never stay in ``.grad``.
+
+    Args:
+        synthesizer: class or factory, called as ``synthesizer(features + context, hidden_size, features)``.
+        hidden_size: handed to it.
+        optim: class or factory of the synthesizer's own optimizer, called with a list of parameters; its state must
+            be tensors.
+        context: number of classes, or of context features: the synthesizer is conditioned on what
+            ``with net.context(labels):`` gives (cDNI). None: it sees the activations alone.
+        mix: λ in [0, 1]: the stage below gets (1 − λ) g + λ · the gradient from above. With λ > 0 it has to wait for
+            backward; λ = 1 is backpropagation that trains the synthesizers beside it, to observe or to warm them up.
+            It may be changed between steps.
+        targets: ``"bootstrapped"``: the synthesizer learns from the gradient that the stage above got, at the next
+            cut a synthetic one; ``"true"``: from that of the loss, for which all graphs are kept until backward.
+
+    Raises:
+        TypeError: what they make is not a :class:`Synthesizer` or not an optimizer.
+        ValueError: an option is out of range.
+
+    Reference:
+        M. Jaderberg et al., Decoupled neural interfaces using synthetic gradients, 2017, arXiv 1608.05343.
+    """
+
+    synthesizer: Synthesizer | None
+    rms: Tensor
+    seen: Tensor
+    features: Tensor
+    quality: Tensor
+
+    def __init__(
+        self,
+        synthesizer: Callable[[int, int | None, int], Synthesizer] = LinearSynthesizer,
+        hidden_size: int | None = None,
+        optim: OptimizerFactory = ADAM,
+        *,
+        context: int | None = None,
+        mix: float = 0.0,
+        targets: str = "bootstrapped",
+    ) -> None:
+        super().__init__()
+        if targets not in ("bootstrapped", "true"):
+            raise ValueError(f"targets must be 'bootstrapped' or 'true', however: {targets!r}")
+        self._make, self._hidden_size = synthesizer, hidden_size
+        self._context = None if context is None else check_positive(context=context)[0]
+        self.conditioned = context is not None
+        self.true_targets = targets == "true"
+        self.mix = mix
+        self.register_module("synthesizer", None)
+        self.owned = OwnedOptimizer(optim, "the synthesizer's optim")
+        self.register_buffer("rms", torch.zeros(()))
+        self.register_buffer("seen", torch.zeros(()))  # sum of the weights in the running mean, 1 in the end
+        self.register_buffer("features", torch.zeros((), dtype=torch.int64))  # 0: not sized yet
+        self.register_buffer("quality", torch.zeros(3), persistent=False)  # of the last target: see diagnostics
+
+    @property
+    def mix(self) -> float:
+        """λ, the share of the gradient from above."""
+        return self._mix
+
+    @mix.setter
+    def mix(self, value: float) -> None:
+        if not (isinstance(value, float | int) and 0 <= value <= 1):
+            raise ValueError(f"mix must lie in [0, 1], however: {value!r}")
+        self._mix = float(value)
+
+    @property
+    def late(self) -> bool:  # type: ignore[override]
+        return self._mix > 0
+
+    @property
+    def optimizer(self) -> Optimizer | None:
+        """The synthesizer's optimizer, once there is a synthesizer."""
+        return None if self.synthesizer is None else self.owned.bound(self._named())
+
+    @property
+    def sized(self) -> bool:
+        return self.synthesizer is not None
+
+    def size(self, h: Tensor) -> None:
+        self._build(h.shape[self.axis], h.device, h.dtype)
+
+    def _build(self, features: int, device: torch.device, dtype: torch.dtype) -> None:
+        with torch.device("cpu"):
+            synthesizer = self._make(features + (self._context or 0), self._hidden_size, features)
+        if not isinstance(synthesizer, Synthesizer):
+            raise TypeError(f"synthesizer must make a Synthesizer, however: {type(synthesizer).__name__}")
+        self.synthesizer = synthesizer
+        self.features.fill_(features)
+        self.to(device, torch.promote_types(dtype, torch.float32))
+        self.owned.bound(self._named())  # refuses now what is no optimizer
+
+    # ------------------------------------------------------------------ predict in forward, learn in backward
+
+    def predict(self, h: Tensor, context: Tensor | None) -> tuple[Tensor | None, Prediction]:
+        if self.synthesizer is None:
+            self.size(h)
+        synthesizer = self._synthesizer()
+        if h.shape[self.axis] != synthesizer.output_size:
+            size = synthesizer.output_size
+            shape = f"(batch, *, {size})" if self.axis == -1 else f"(batch, {size}, *)"
+            raise ValueError(f"A synthesizer for {size} features needs activations {shape}, however: {tuple(h.shape)}")
+        if self.axis == -1 and synthesizer.axis == 1:
+            raise ValueError(
+                f"A {type(synthesizer).__name__} needs images (batch, channels, *), however: {tuple(h.shape)} that no "
+                "convolution has made"
+            )
+        state = h.detach().to(self.rms.dtype)
+        state = state / root_mean_square(state).clamp_min(torch.finfo(state.dtype).tiny)
+        state = state.movedim(self.axis, synthesizer.axis)
+        if self._context is not None:
+            state = attach(state, context, self._context, synthesizer.axis)
+        output = self._call(state)
+        gradient = (self._as_activations(output.detach()) * (self.rms / batch_size(h))).to(h.dtype)
+        prediction = Prediction(state, output, gradient, _versions(synthesizer))
+        return None if self.late else gradient, prediction
+
+    def respond(self, memory: Prediction, target: Tensor | None, error: Tensor | None) -> Tensor:
+        if target is None:
+            return memory.gradient * (1 - self.mix)
+        return target if self.mix == 1 else torch.lerp(memory.gradient, target, self.mix)
+
+    def learn(self, memory: Prediction, target: Tensor | None) -> None:
+        """One step of the synthesizer towards the gradient that has arrived; none if that is 0.
+
+        Raises:
+            FloatingPointError: the gradient is not finite.
+        """
+        if target is None:
+            return
+        synthesizer = self._synthesizer()
+        target = target.detach().to(self.rms.dtype) * batch_size(target)
+        size = root_mean_square(target)
+        if not math.isfinite(length := float(size)):
+            raise FloatingPointError("a target is not finite")
+        if length == 0:
+            return
+        self.seen.lerp_(torch.ones_like(self.seen), 1 - DECAY)
+        self.rms.lerp_(size, (1 - DECAY) / self.seen)
+        if memory.versions == _versions(synthesizer):
+            output = memory.output
+        else:  # it has been trained since, by another forward: predict again
+            output = self._call(memory.state)
+        target = target.movedim(self.axis, synthesizer.axis)
+        if output.requires_grad:
+            with torch.enable_grad():
+                loss = (output - target / self.rms).square().mean()
+            named = self._named()
+            learning = [parameter for parameter in named.values() if parameter.requires_grad]
+            found = iter(torch.autograd.grad(loss, learning, allow_unused=True))
+            self.owned.step(named, [next(found) if p.requires_grad else None for p in named.values()])
+            self.quality.copy_(torch.stack([loss.detach(), root_mean_square(output.detach()), size / self.rms]))
+
+    def measured(self) -> dict[str, Tensor]:
+        """Of the last target: cosine of prediction and target, ratio of their lengths, mean squared error."""
+        loss, predicted, target = self.quality.unbind()
+        dot = (predicted.square() + target.square() - loss) / 2
+        return {
+            "cosine": torch.where(predicted > 0, dot / (predicted * target), 0.0),
+            "norm_ratio": predicted / target,
+            "loss": loss.clone(),
+        }
+
+    def _as_activations(self, output: Tensor) -> Tensor:
+        return output.movedim(self._synthesizer().axis, self.axis)
+
+    def _call(self, state: Tensor) -> Tensor:
+        synthesizer = self._synthesizer()
+        with torch.enable_grad(), torch.autocast(state.device.type, enabled=False):
+            output, _ = synthesizer(state, None)
+        shape = list(state.shape)
+        shape[synthesizer.axis] -= self._context or 0
+        if not isinstance(output, Tensor) or list(output.shape) != shape:
+            found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise ValueError(
+                f"A synthesizer must return (gradient, hidden) with a gradient of shape {tuple(shape)}, as the "
+                f"activations, however: {found}"
+            )
+        return output
+
+    def _synthesizer(self) -> Synthesizer:
+        if self.synthesizer is None:
+            raise RuntimeError("A source must predict before it learns, however: it has not been sized")
+        return self.synthesizer
+
+    def _named(self) -> dict[str, torch.nn.Parameter]:
+        return dict(self._synthesizer().named_parameters())
+
+    # ------------------------------------------------------------------ the optimizer's state is tensors of this module
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Synthetic":
+        super()._apply(lambda tensor: at_least_float32(fn(tensor)), recurse)
+        self.owned.rebind()
+        return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.synthesizer is not None:
+            self.owned.save(self._named(), destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        features = int(state_dict.get(prefix + "features", 0))
+        if self.synthesizer is None and features:
+            self._build(features, self.rms.device, state_dict[prefix + "rms"].dtype)
+        if self.synthesizer is not None:
+            self.owned.take(self._named(), state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)  # reports what is left as unexpected
+
+
+def _versions(synthesizer: Synthesizer) -> list[int]:
+    return [parameter._version for parameter in synthesizer.parameters()]
