@@ -18,13 +18,20 @@ from linnet.decay import matrix_decay as matrix_decay
 from linnet.decay import param_groups as param_groups
 from linnet.decoupled import DNI as DNI
 from linnet.decoupled import Backprop as Backprop
+from linnet.decoupled import BatchNormSynthesizer as BatchNormSynthesizer
+from linnet.decoupled import ConvSynthesizer as ConvSynthesizer
 from linnet.decoupled import Delayed as Delayed
 from linnet.decoupled import DirectFeedback as DirectFeedback
 from linnet.decoupled import LinearSynthesizer as LinearSynthesizer
 from linnet.decoupled import LocalLoss as LocalLoss
+from linnet.decoupled import LowRankSynthesizer as LowRankSynthesizer
+from linnet.decoupled import MLPSynthesizer as MLPSynthesizer
+from linnet.decoupled import RecurrentSynthesizer as RecurrentSynthesizer
+from linnet.decoupled import SigmoidSynthesizer as SigmoidSynthesizer
 from linnet.decoupled import Source as Source
 from linnet.decoupled import Synthesizer as Synthesizer
 from linnet.decoupled import Synthetic as Synthetic
+from linnet.decoupled import Unlocked as Unlocked
 from linnet.frozen import Materialized as Materialized
 from linnet.frozen import frozen as frozen
 from linnet.linear import Linear as Linear
@@ -121,6 +128,7 @@ __all__ = [
     "SET",
     "ActivationSparsity",
     "Backprop",
+    "BatchNormSynthesizer",
     "Being",
     "BlockDiagonalLinear",
     "Blocks",
@@ -130,6 +138,7 @@ __all__ = [
     "ConstantFanIn",
     "Constrained",
     "ContractiveLinear",
+    "ConvSynthesizer",
     "DampedSkewSymmetricLinear",
     "Delayed",
     "DiagonallyDominantLinear",
@@ -153,6 +162,8 @@ __all__ = [
     "LinearSynthesizer",
     "LocalLoss",
     "LowRankLinear",
+    "LowRankSynthesizer",
+    "MLPSynthesizer",
     "Materialized",
     "MonarchLinear",
     "Move",
@@ -162,6 +173,7 @@ __all__ = [
     "PerronFrobeniusLinear",
     "PowerBoundLinear",
     "RNNCell",
+    "RecurrentSynthesizer",
     "Rewiring",
     "RigL",
     "RightStochasticLinear",
@@ -170,6 +182,7 @@ __all__ = [
     "SVDLinearLearnBounds",
     "SchurDecompositionLinear",
     "SchurStableLinear",
+    "SigmoidSynthesizer",
     "SkewSymmetricLinear",
     "SmallWorld",
     "SoftPowerBoundLinear",
@@ -188,6 +201,7 @@ __all__ = [
     "Synthetic",
     "TrivialNullSpaceLinear",
     "Uniform",
+    "Unlocked",
     "Update",
     "Wide",
     "WideAdam",

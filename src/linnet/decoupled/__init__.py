@@ -3,21 +3,35 @@
 from linnet.decoupled.delayed import Delayed as Delayed
 from linnet.decoupled.dni import DNI as DNI
 from linnet.decoupled.feedback import DirectFeedback as DirectFeedback
+from linnet.decoupled.hidden_synthesizers import BatchNormSynthesizer as BatchNormSynthesizer
+from linnet.decoupled.hidden_synthesizers import ConvSynthesizer as ConvSynthesizer
+from linnet.decoupled.hidden_synthesizers import MLPSynthesizer as MLPSynthesizer
+from linnet.decoupled.hidden_synthesizers import RecurrentSynthesizer as RecurrentSynthesizer
 from linnet.decoupled.local import LocalLoss as LocalLoss
 from linnet.decoupled.sources import Backprop as Backprop
 from linnet.decoupled.sources import Source as Source
 from linnet.decoupled.synthesizers import LinearSynthesizer as LinearSynthesizer
+from linnet.decoupled.synthesizers import LowRankSynthesizer as LowRankSynthesizer
+from linnet.decoupled.synthesizers import SigmoidSynthesizer as SigmoidSynthesizer
 from linnet.decoupled.synthesizers import Synthesizer as Synthesizer
 from linnet.decoupled.synthetic import Synthetic as Synthetic
+from linnet.decoupled.unlocked import Unlocked as Unlocked
 
 __all__ = [
     "DNI",
     "Backprop",
+    "BatchNormSynthesizer",
+    "ConvSynthesizer",
     "Delayed",
     "DirectFeedback",
     "LinearSynthesizer",
     "LocalLoss",
+    "LowRankSynthesizer",
+    "MLPSynthesizer",
+    "RecurrentSynthesizer",
+    "SigmoidSynthesizer",
     "Source",
     "Synthesizer",
     "Synthetic",
+    "Unlocked",
 ]

@@ -206,8 +206,11 @@ class ForwardPass:
             claim.gradients = stage.backward(gradients, keep)
             claim.stage = stage if keep else None
             if self._shared.immediate is not None:
-                claim.gradients = self._shared.immediate.step(name, leaves, claim.gradients)
+                leaves, left = self._shared.immediate.step(name, leaves, claim.gradients)
+                claim.gradients = tuple(left)
         anchors = [anchor for _, anchor, _ in lower]
+        if not anchors and not leaves:  # all have stepped already: x must have a gradient all the same
+            anchors = [hs[0].new_empty(0).requires_grad_()]
         *copies, anchor = Cut.apply(claim, len(hs), len(anchors), *(h.detach() for h in hs), *anchors, *leaves)
         edges = [GradientEdge(*_edge(x)) for x in copies]
         self._open[edges[0].node] = claim, anchor, edges

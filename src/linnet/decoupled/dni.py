@@ -2,19 +2,18 @@
 
 import copy
 import functools
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
-from zlib import crc32
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from linnet.decoupled.base import Decoupled
 from linnet.decoupled.boundary import ForwardPass, tensors
 from linnet.decoupled.immediate import Immediate
 from linnet.decoupled.owned import OptimizerFactory
-from linnet.decoupled.passing import untouched, visiting
+from linnet.decoupled.passing import drawn_for, untouched, visiting
 from linnet.decoupled.places import convolved, cuts_by_default, cuts_by_name, is_chain
 from linnet.decoupled.sources import Source
 from linnet.decoupled.synthetic import Synthetic
@@ -23,7 +22,7 @@ from linnet.decoupled.trace import cuts_by_trace
 __all__ = ["DNI"]
 
 
-class DNI(nn.Module):
+class DNI(Decoupled):
     """A network cut in stages; each stage below a cut gets its gradient without the loss, by default a synthetic one.
 
     At a cut a *gradient source* gives the gradient g of the loss in the activations h, and the stage below computes
@@ -139,22 +138,13 @@ class DNI(nn.Module):
         scaler: torch.amp.GradScaler | None = None,
         example: Tensor | tuple[Any, ...] | None = None,
     ) -> None:
-        super().__init__()
-        if not isinstance(network, nn.Module):
-            raise TypeError(f"network must be an nn.Module, however: {type(network).__name__}")
-        if any(isinstance(module, DNI) for module in network.modules()):
-            raise ValueError("network must not contain a DNI, however: it does (its cuts cannot be cut again)")
+        super().__init__(network, optim)
         _never_compiled()
-        self.network = network
         self.scaler = scaler
-        self._context: Tensor | None = None
-        if optim is not None:
-            check_optimizer(optim, network)
         self._prototypes = _prototypes(network, gradient)
         if at is None and isinstance(gradient, Mapping):
             at = list(gradient)
         self.at: tuple[str, ...] = ()
-        self.cuts = nn.ModuleDict()
         if at is not None:
             self._cut_at(cuts_by_name(network, at))
         elif is_chain(network):
@@ -162,32 +152,6 @@ class DNI(nn.Module):
         self.immediate = self._immediate(optim, update, stage_optim)
         if example is not None:
             self._dry_run(example if isinstance(example, tuple) else (example,), {})
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if not (self.training and torch.is_grad_enabled()):
-            return self.network(*args, **kwargs)
-        return self._training_forward(args, kwargs)
-
-    @contextmanager
-    def context(self, context: Tensor) -> Iterator[None]:
-        """Condition the gradient sources of the forwards inside on the labels, or features, of the batch.
-
-        Args:
-            context: integer labels, (batch) or with more leading axes of the activations; or floats with the features
-                on one more axis.
-
-        Raises:
-            ValueError: no source takes a context.
-        """
-        if not isinstance(context, Tensor):
-            raise TypeError(f"The context must be a tensor, however: {type(context).__name__}")
-        if not any(source.conditioned for source in (*self._prototypes.values(), *self.cuts.values())):
-            raise ValueError("A context needs a source that takes one (Synthetic(context=...)), however: none does")
-        before, self._context = self._context, context
-        try:
-            yield
-        finally:
-            self._context = before
 
     @property
     def mix(self) -> float:
@@ -282,13 +246,15 @@ class DNI(nn.Module):
         source = cast(Source, self.cuts[key]) if key in self.cuts else self._make_source(key)
         source.axis = 1 if h.dim() == self._image_axes[name] else -1
         if not source.sized:
-            with torch.random.fork_rng(devices=[]):  # equal for one seed and place, whatever was drawn before
-                torch.default_generator.manual_seed((torch.initial_seed() + crc32(key.encode())) % 2**63)
+            with drawn_for(key):
                 source.size(h)
         return source
 
+    def _sources(self) -> list[Source]:
+        return [*self._prototypes.values(), *super()._sources()]
+
     def _synthetic(self) -> list[Synthetic]:
-        return [source for source in (*self._prototypes.values(), *self.cuts.values()) if isinstance(source, Synthetic)]
+        return [source for source in self._sources() if isinstance(source, Synthetic)]
 
     def _immediate(self, optim: Optimizer | None, update: str, make: OptimizerFactory | None) -> Immediate | None:
         if update not in ("deferred", "immediate"):
@@ -321,11 +287,6 @@ class DNI(nn.Module):
                 self._make_source(key)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def _key(self, name: str) -> str:
-        """Keys of an nn.ModuleDict have no dots and are not its own attributes."""
-        key = name.replace(".", "/")
-        return key if key in self.cuts or not hasattr(self.cuts, key) else key + "/"
-
 
 @functools.cache
 def _never_compiled() -> None:
@@ -350,16 +311,3 @@ def _prototypes(network: nn.Module, gradient: Source | Mapping[int | str, Source
         if not isinstance(source, Source):
             raise TypeError(f"gradient must be a gradient source such as Synthetic(), however: {type(source).__name__}")
     return given
-
-
-def check_optimizer(optim: Optimizer, network: nn.Module) -> None:
-    """Refuse an optimizer that leaves out a trainable parameter of the network."""
-    if not isinstance(optim, Optimizer):
-        raise TypeError(f"optim must be a torch.optim.Optimizer, however: {type(optim).__name__}")
-    held = {id(parameter) for group in optim.param_groups for parameter in group["params"]}
-    named = network.named_parameters()
-    if missing := [name for name, parameter in named if parameter.requires_grad and id(parameter) not in held]:
-        raise ValueError(
-            f"optim must hold every trainable parameter of the network, however: {', '.join(missing)} are not in it "
-            "(optim=None if several optimizers share the network)"
-        )

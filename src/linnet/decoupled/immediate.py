@@ -30,7 +30,8 @@ class Immediate(nn.Module):
         super().__init__()
         self.optim = optim
         self._make = make
-        self._names = {id(parameter): name for name, parameter in network.named_parameters()}
+        self._network = (network,)  # not a module of this one
+        self._names: dict[int, tuple[str, nn.Parameter | None]] = {}
         self._owned: dict[str, OwnedOptimizer] = {}
         self._stages: dict[str, dict[str, nn.Parameter]] = {}
         self._inside = False  # whether it is this object that steps the user's optimizer
@@ -46,26 +47,37 @@ class Immediate(nn.Module):
 
     def step(
         self, name: str, leaves: Sequence[Tensor], gradients: Sequence[Tensor | None]
-    ) -> tuple[Tensor | None, ...]:
-        """Step the parameters among the leaves; returns the gradients that are left, those of the inputs."""
+    ) -> tuple[list[Tensor], list[Tensor | None]]:
+        """Step the parameters among the leaves; returns the other leaves, the inputs, and their gradients."""
         stage: dict[str, nn.Parameter] = {}
-        found: list[Tensor | None] = []
-        left: list[Tensor | None] = []
+        found: list[Tensor] = []
+        left: list[Tensor] = []
+        of_left: list[Tensor | None] = []
         for leaf, gradient in zip(leaves, gradients, strict=True):
-            name_of_leaf = self._names.get(id(leaf))
-            left.append(gradient if name_of_leaf is None else None)
-            if name_of_leaf is not None and gradient is not None:
-                stage[name_of_leaf] = cast(nn.Parameter, leaf)
+            own = self._name_of(leaf)
+            if own is None:
+                left.append(leaf)
+                of_left.append(gradient)
+            elif gradient is not None:
+                stage[own] = cast(nn.Parameter, leaf)
                 for hook in (leaf._backward_hooks or {}).values():
                     changed = hook(gradient)
                     gradient = gradient if changed is None else changed
                 found.append(gradient)
-        if self._make is not None and stage:
+        if stage and self._make is not None:
             self._stages[name] = stage
             self._owned.setdefault(name, self._own()).step(stage, found)
         elif stage:
             self._narrowed(stage, found)
-        return tuple(left)
+        return left, of_left
+
+    def _name_of(self, leaf: Tensor) -> str | None:
+        name, parameter = self._names.get(id(leaf), ("", None))
+        if parameter is not leaf:  # they were replaced, or this is a copy
+            (network,) = self._network
+            self._names = {id(p): (name, p) for name, p in network.named_parameters()}
+            name, parameter = self._names.get(id(leaf), ("", None))
+        return name if parameter is leaf else None
 
     def _own(self) -> OwnedOptimizer:
         return OwnedOptimizer(cast(OptimizerFactory, self._make), "stage_optim")

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from linnet.decoupled.boundary import replaced, tensors
 from linnet.decoupled.places import plan
 
-__all__ = ["untouched", "visiting"]
+__all__ = ["drawn_for", "untouched", "visiting"]
 
 Visit = Callable[[str, list[Tensor]], list[Tensor]]
 """Called as (name of the cut, floating tensors that the module gave) -> the tensors to go on with."""
@@ -51,6 +52,14 @@ def visiting(network: nn.Module, names: Iterable[str], visit: Visit) -> Iterator
         for module in calls:
             stack.enter_context(module.register_forward_hook(hook))
         yield reached
+
+
+@contextmanager
+def drawn_for(key: str) -> Iterator[None]:
+    """Random numbers on the CPU for what is built at this place: equal for one seed, whatever was drawn before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed((torch.initial_seed() + crc32(key.encode())) % 2**63)
+        yield
 
 
 @contextmanager

@@ -22,6 +22,7 @@ def is_chain(module: nn.Module) -> bool:
 
 
 def is_layer(module: nn.Module) -> bool:
+    """Whether the module has parameters and is none of those that belong to the layer before."""
     return next(module.parameters(), None) is not None and not isinstance(module, FOLLOWERS)
 
 

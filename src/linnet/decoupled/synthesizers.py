@@ -1,5 +1,6 @@
 """Synthesizers: small networks that predict the gradient of a loss from the activations alone."""
 
+import itertools
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from linnet.beings import check_positive
 
-__all__ = ["LinearSynthesizer", "Synthesizer"]
+__all__ = ["LinearSynthesizer", "LowRankSynthesizer", "SigmoidSynthesizer", "Synthesizer"]
 
 
 class Synthesizer(nn.Module, ABC):
@@ -112,3 +113,84 @@ class LinearSynthesizer(Synthesizer):
 
     def extra_repr(self) -> str:
         return f"{self.input_size}, {self.output_size}"
+
+
+class LowRankSynthesizer(Synthesizer):
+    """g = (h A) B + b with few columns in A, B zero at the start: the linear synthesizer at a fraction of the cost.
+
+    Args:
+        input_size: number of activations.
+        hidden_size: the rank; None for an eighth of the outputs, at least 1.
+        output_size: number of gradient entries.
+
+    Shape:
+        - input: (*, input_size)
+        - gradient: (*, output_size)
+
+    Raises:
+        ValueError: a size is not a positive integer.
+
+    Example:
+        >>> gradient, hidden = LowRankSynthesizer(64, 8, 64)(torch.randn(4, 64))
+        >>> gradient.shape, bool((gradient == 0).all())
+        (torch.Size([4, 64]), True)
+
+    Reference:
+        W. M. Czarnecki et al., Understanding synthetic gradients and decoupled neural interfaces, 2017,
+        arXiv 1703.00522.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int | None, output_size: int) -> None:
+        rank = max(output_size // 8, 1) if hidden_size is None else hidden_size
+        super().__init__(input_size, rank, output_size)
+        self.reduce = nn.Linear(input_size, rank, bias=False)
+        self.expand = zeroed(nn.Linear(rank, output_size))
+
+    def forward(self, input: Tensor, hidden: None = None) -> tuple[Tensor, None]:
+        return self.expand(self.reduce(input)), None
+
+
+class SigmoidSynthesizer(Synthesizer):
+    """g = s σ(h A + b) + c, element by element, with s = c = 0 at the start: for losses of sigmoids and softmaxes.
+
+    The gradient of a log loss saturates as the sigmoid does, which a linear synthesizer cannot follow; s may have both
+    signs.
+
+    Args:
+        input_size: number of activations.
+        hidden_size: width of a linear layer between the activations and the last one; None for no such layer.
+        output_size: number of gradient entries.
+
+    Shape:
+        - input: (*, input_size)
+        - gradient: (*, output_size)
+
+    Raises:
+        ValueError: a size is not a positive integer.
+
+    Example:
+        >>> gradient, hidden = SigmoidSynthesizer(8, None, 8)(torch.randn(4, 8))
+        >>> bool((gradient == 0).all()), hidden
+        (True, None)
+
+    Reference:
+        W. M. Czarnecki et al., Understanding synthetic gradients and decoupled neural interfaces, 2017,
+        arXiv 1703.00522.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int | None, output_size: int) -> None:
+        super().__init__(input_size, hidden_size, output_size)
+        sizes = [input_size, *([] if hidden_size is None else [hidden_size]), output_size]
+        self.linear = nn.Sequential(*(nn.Linear(a, b) for a, b in itertools.pairwise(sizes)))
+        self.scale = nn.Parameter(torch.zeros(output_size))
+        self.shift = nn.Parameter(torch.zeros(output_size))
+
+    def forward(self, input: Tensor, hidden: None = None) -> tuple[Tensor, None]:
+        return torch.addcmul(self.shift, self.scale, torch.sigmoid(self.linear(input))), None
+
+
+def zeroed(layer: nn.Module) -> nn.Module:
+    """The layer, all its parameters zero."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer

@@ -16,7 +16,7 @@ from linnet.decoupled.owned import OptimizerFactory, OwnedOptimizer, at_least_fl
 from linnet.decoupled.sources import Source, batch_size
 from linnet.decoupled.synthesizers import LinearSynthesizer, Synthesizer
 
-__all__ = ["Prediction", "Synthetic", "root_mean_square"]
+__all__ = ["Prediction", "Synthetic", "follow", "root_mean_square"]
 
 ADAM = functools.partial(torch.optim.Adam, lr=0.1)
 """The optimizer of a linear synthesizer: fast, for the network that it follows changes all the time."""
@@ -28,6 +28,26 @@ DECAY = 0.9
 def root_mean_square(x: Tensor) -> Tensor:
     """√(mean of x²), a scalar."""
     return torch.linalg.vector_norm(x) / math.sqrt(max(x.numel(), 1))
+
+
+def follow(rms: Tensor, seen: Tensor, target: Tensor) -> bool:
+    """Move the running size of the targets towards this one's, in place; False if that is 0, which tells nothing.
+
+    Args:
+        rms: the running root mean square.
+        seen: the sum of the weights in it, 1 in the end.
+        target: (batch, *)
+
+    Raises:
+        FloatingPointError: the target is not finite.
+    """
+    size = root_mean_square(target)
+    if not math.isfinite(length := float(size)):
+        raise FloatingPointError("a target is not finite")
+    if length > 0:
+        seen.lerp_(torch.ones_like(seen), 1 - DECAY)
+        rms.lerp_(size, (1 - DECAY) / seen)
+    return length > 0
 
 
 @dataclass
@@ -180,13 +200,8 @@ class Synthetic(Source):
             return
         synthesizer = self._synthesizer()
         target = target.detach().to(self.rms.dtype) * batch_size(target)
-        size = root_mean_square(target)
-        if not math.isfinite(length := float(size)):
-            raise FloatingPointError("a target is not finite")
-        if length == 0:
+        if not follow(self.rms, self.seen, target):
             return
-        self.seen.lerp_(torch.ones_like(self.seen), 1 - DECAY)
-        self.rms.lerp_(size, (1 - DECAY) / self.seen)
         if memory.versions == _versions(synthesizer):
             output = memory.output
         else:  # it has been trained since, by another forward: predict again
@@ -199,7 +214,8 @@ class Synthetic(Source):
             learning = [parameter for parameter in named.values() if parameter.requires_grad]
             found = iter(torch.autograd.grad(loss, learning, allow_unused=True))
             self.owned.step(named, [next(found) if p.requires_grad else None for p in named.values()])
-            self.quality.copy_(torch.stack([loss.detach(), root_mean_square(output.detach()), size / self.rms]))
+            sizes = root_mean_square(output.detach()), root_mean_square(target) / self.rms
+            self.quality.copy_(torch.stack([loss.detach(), *sizes]))
 
     def measured(self) -> dict[str, Tensor]:
         """Of the last target: cosine of prediction and target, ratio of their lengths, mean squared error."""

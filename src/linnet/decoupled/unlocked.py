@@ -1,0 +1,295 @@
+"""Full unlock: synthetic inputs beside synthetic gradients, so no stage waits for another, forward or backward."""
+
+import copy
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from linnet.decoupled.base import Decoupled
+from linnet.decoupled.boundary import Cut
+from linnet.decoupled.hidden_synthesizers import MLPSynthesizer
+from linnet.decoupled.owned import OptimizerFactory, OwnedOptimizer, at_least_float32
+from linnet.decoupled.passing import drawn_for, untouched, visiting
+from linnet.decoupled.places import convolved, cuts_by_default, cuts_by_name, is_chain, links
+from linnet.decoupled.sources import Source
+from linnet.decoupled.synthesizers import Synthesizer
+from linnet.decoupled.synthetic import Synthetic, follow
+
+__all__ = ["SyntheticInput", "Unlocked"]
+
+ADAM = functools.partial(torch.optim.Adam, lr=1e-3)
+
+
+class SyntheticInput(nn.Module):
+    """ĥ = rms · model(x): input of the network -> predicted activations at a cut, in units of their running size.
+
+    Args:
+        model: class or factory, called as ``model(features of x, hidden_size, features of h)``.
+        hidden_size: handed to it.
+        optim: class or factory of its own optimizer.
+    """
+
+    model: Synthesizer | None
+    rms: Tensor
+    seen: Tensor
+    shape: Tensor
+
+    def __init__(
+        self, model: Callable[[int, int | None, int], Synthesizer], hidden_size: int | None, optim: OptimizerFactory
+    ) -> None:
+        super().__init__()
+        self._make, self._hidden_size = model, hidden_size
+        self.register_module("model", None)
+        self.register_buffer("rms", torch.zeros(()))
+        self.register_buffer("seen", torch.zeros(()))
+        self.owned = OwnedOptimizer(optim, "input_optim")
+        self.register_buffer("shape", torch.zeros(0, dtype=torch.int64))  # of a sample of x, -1, of one of h
+
+    def build(self, x: torch.Size, h: torch.Size, like: Tensor) -> None:
+        """For samples of these shapes."""
+        with torch.device("cpu"):
+            self.model = self._make(x.numel(), self._hidden_size, h.numel())
+        self.shape = torch.tensor([*x, -1, *h], device=like.device)
+        self.to(like.device, torch.promote_types(like.dtype, torch.float32))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(batch, *) -> the predicted activations, and the output of the model with its graph."""
+        model = cast(Synthesizer, self.model)
+        with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+            output, _ = model(x.detach().flatten(1).to(self.rms.dtype), None)
+        shape = self.shape.tolist()
+        predicted = (output.detach() * self.rms).reshape(-1, *shape[shape.index(-1) + 1 :])
+        return predicted.to(x.dtype), output
+
+    def learn(self, output: Tensor, h: Tensor) -> None:
+        """One step of the model towards the true activations."""
+        target = h.detach().flatten(1).to(output.dtype)
+        if not follow(self.rms, self.seen, target):
+            return
+        named = dict(cast(Synthesizer, self.model).named_parameters())
+        with torch.enable_grad():
+            loss = (output - target / self.rms).square().mean()
+        self.owned.step(named, torch.autograd.grad(loss, list(named.values()), allow_unused=True))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SyntheticInput":
+        super()._apply(lambda tensor: at_least_float32(fn(tensor)), recurse)
+        self.owned.rebind()
+        return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.model is not None:
+            self.owned.save(dict(self.model.named_parameters()), destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        shape = state_dict.get(prefix + "shape", torch.zeros(0))
+        if self.model is None and len(shape):
+            sizes = shape.tolist()
+            place = sizes.index(-1)
+            like = torch.empty(0, dtype=state_dict[prefix + "rms"].dtype, device=self.shape.device)
+            self.build(torch.Size(sizes[:place]), torch.Size(sizes[place + 1 :]), like)
+        if self.model is not None:
+            self.owned.take(dict(self.model.named_parameters()), state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+@dataclass(eq=False, repr=False)
+class Settlement:
+    """What one pass owes in backward: gradients to the stages that acted, lessons to sources and input models."""
+
+    gradients: list[Tensor | None] = field(default_factory=list)
+    lessons: list[tuple[Source, Any, Tensor | None]] = field(default_factory=list)  # source, memory, target
+    inputs: list[tuple[SyntheticInput, Tensor, Tensor]] = field(default_factory=list)  # model, its output, activations
+    top: tuple[Source, Any] | None = None  # the source below the top stage: its target is what arrives
+
+    def settle(self, arrived: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+        if self.top is not None:
+            self.lessons.append((*self.top, arrived[0]))
+        for source, memory, target in self.lessons:
+            source.learn(memory, target)
+        for model, output, h in self.inputs:
+            model.learn(output, h)
+        gradients = tuple(self.gradients)
+        self.lessons, self.inputs, self.top, self.gradients = [], [], None, []
+        return gradients
+
+
+class Unlocked(Decoupled):
+    """A chain of stages that wait for nothing: inputs ĥ = I(x) and gradients g = S(h) are both predicted.
+
+    In a training forward every stage acts with probability p, on the activations that a model predicts from the input
+    of the network, and gets its gradient from its source at once. The output is that of the top stage. Backward hands
+    the gradients out; then each source learns from the gradient in the predicted input of the stage above, and each
+    input model from the activations of the stage below, if that stage acted. A stage that did not act gets no
+    gradient. The loop stays as it is, see :class:`linnet.DNI`; in eval mode this is the network alone, on the true
+    activations, so the input models must be good ones: wide enough, and with activations that do not run away from
+    them (batch norm before each cut).
+
+    Args:
+        network: an nn.Sequential.
+        optim: the optimizer of the loop, checked to hold every trainable parameter of the network. None: no check.
+        at: where to cut, as in :class:`linnet.DNI`.
+        probability: p, with which each stage acts in a forward.
+        gradient: a source that is known in forward (:class:`linnet.Synthetic`, :class:`linnet.LocalLoss`), of which
+            each cut gets a deep copy. None: ``Synthetic()``.
+        inputs: class or factory of the input models, called as ``inputs(features of x, hidden_size, features of h)``.
+        hidden_size: handed to it; None: it chooses.
+        input_optim: class or factory of the optimizer of each input model; its state must be tensors.
+
+    Shape:
+        - input: one tensor (batch, *); output: as that of the network
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: the network is no nn.Sequential, there is no such place, p is not in (0, 1], or the source waits
+            for backward.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> net = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
+        >>> opt = torch.optim.Adam(net.parameters(), lr=0.01)
+        >>> net = Unlocked(net, opt, probability=0.5, gradient=Synthetic(context=3))
+        >>> x, y = torch.randn(64, 4), torch.randint(0, 3, (64,))
+        >>> for step in range(5):
+        ...     opt.zero_grad()
+        ...     with net.context(y):
+        ...         output = net(x)
+        ...     loss = nn.functional.cross_entropy(output, y)
+        ...     loss.backward()
+        ...     opt.step()
+
+    Reference:
+        M. Jaderberg et al., Decoupled neural interfaces using synthetic gradients, 2017, arXiv 1608.05343.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optim: Optimizer | None = None,
+        *,
+        at: str | Iterable[int | str] | None = None,
+        probability: float = 1.0,
+        gradient: Source | None = None,
+        inputs: Callable[[int, int | None, int], Synthesizer] = MLPSynthesizer,
+        hidden_size: int | None = None,
+        input_optim: OptimizerFactory = ADAM,
+    ) -> None:
+        super().__init__(network, optim)
+        if not is_chain(network):
+            raise ValueError(
+                "A fully unlocked network must be an nn.Sequential, whose stages can run apart, "
+                f"however: {type(network).__name__}"
+            )
+        if not 0 < probability <= 1:
+            raise ValueError(f"probability must lie in (0, 1], however: {probability!r}")
+        prototype = Synthetic() if gradient is None else gradient
+        if not isinstance(prototype, Source):
+            raise TypeError(f"gradient must be a gradient source, however: {type(prototype).__name__}")
+        if prototype.late or prototype.true_targets:
+            raise ValueError(
+                f"A stage that waits for nothing needs a gradient in forward, however: {type(prototype).__name__} waits"
+            )
+        self.probability = probability
+        names = cuts_by_default(network) if at is None else cuts_by_name(network, at)
+        ends = [name for name, _ in links(network) if name in names]
+        if missing := [name for name in names if name not in ends]:
+            raise ValueError(f"A stage must end with a module that is no container, however: {missing}")
+        self.at = tuple(ends)
+        self.inputs = nn.ModuleDict()
+        for name in ends:
+            key = self._key(name)
+            self.cuts[key] = copy.deepcopy(prototype)
+            self.inputs[key] = SyntheticInput(inputs, hidden_size, input_optim)
+
+    def extra_repr(self) -> str:
+        return f"at={list(self.at)}, probability={self.probability}"
+
+    def _stages(self) -> list[list[nn.Module]]:
+        stages: list[list[nn.Module]] = [[]]
+        for name, module in links(self.network):
+            stages[-1].append(module)
+            if name in self.at:
+                stages.append([])
+        return stages
+
+    def _training_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        if kwargs or len(args) != 1 or not isinstance(args[0], Tensor):
+            raise ValueError(f"A fully unlocked network takes one tensor, however: {len(args)} and {sorted(kwargs)}")
+        x, stages = args[0], self._stages()
+        keys = [self._key(name) for name in self.at]
+        if any(cast(SyntheticInput, model).model is None for model in self.inputs.values()):
+            self._size(x)
+        acts = (torch.rand(len(stages)) < self.probability).tolist()
+        owed = Settlement()
+        leaves: list[Tensor] = []
+        below: tuple[Source, Any] | None = None  # the source of the stage below and its memory, if that stage acted
+        predicted: Tensor | None = None  # what the input model of this stage gave
+        for i, key in enumerate(keys):
+            following = cast(SyntheticInput, self.inputs[key])
+            guess, output = following(x)
+            if acts[i]:
+                inputs = x.detach() if predicted is None else predicted.requires_grad_()
+                h = run(stages[i], inputs)
+                source = cast(Source, self.cuts[key])
+                gradient, memory = source.predict(h, self._context)
+                parameters = [p for module in stages[i] for p in module.parameters() if p.requires_grad]
+                wanted = [*([] if predicted is None else [inputs]), *parameters]
+                found = list(torch.autograd.grad(h, wanted, gradient, allow_unused=True))
+                target = found.pop(0) if predicted is not None else None
+                if below is not None:
+                    owed.lessons.append((*below, target))
+                leaves += parameters
+                owed.gradients += found
+                owed.inputs.append((following, output, h.detach()))
+                below = source, memory
+            else:
+                below = None
+            predicted = guess
+        return self._top(stages[-1], cast(Tensor, predicted), acts[-1], below, owed, leaves)
+
+    def _top(
+        self,
+        stage: list[nn.Module],
+        predicted: Tensor,
+        acts: bool,
+        below: tuple[Source, Any] | None,
+        owed: Settlement,
+        leaves: list[Tensor],
+    ) -> Tensor:
+        """The output of the top stage; without it acting, one that only brings backward to the others."""
+        if acts:
+            owed.top = below
+            inputs, _ = Cut.apply(owed, 1, 0, predicted.requires_grad_(), *leaves)
+            return run(stage, inputs)
+        with torch.no_grad():
+            output = run(stage, predicted)
+        given, _ = Cut.apply(owed, 1, 0, output.requires_grad_(), *leaves)
+        return cast(Tensor, given)
+
+    def _size(self, x: Tensor) -> None:
+        """Build sources and input models for what the stages give, from one pass that leaves no trace."""
+
+        def visit(name: str, outputs: list[Tensor]) -> list[Tensor]:
+            (h,), key = outputs, self._key(name)
+            source, model = cast(Source, self.cuts[key]), cast(SyntheticInput, self.inputs[key])
+            source.axis = 1 if h.dim() == convolved(self.network, name) else -1
+            with drawn_for(key):
+                if not source.sized:
+                    source.size(h)
+                if model.model is None:
+                    model.build(x.shape[1:], h.shape[1:], h)
+            return outputs
+
+        with torch.no_grad(), untouched(self.network) as call, visiting(self.network, self.at, visit):
+            call((x,), {})
+
+
+def run(stage: list[nn.Module], x: Tensor) -> Tensor:
+    for module in stage:
+        x = module(x)
+    return x
