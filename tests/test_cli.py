@@ -122,10 +122,10 @@ def test_the_default_set(capsys, tmp_path, monkeypatch):
 
 
 def test_decoupled(capsys, tmp_path):
-    code, text, _ = run(capsys, "train", "--decouple", "--layer", "linear", *TINY, "--out", tmp_path / "run")
+    code, text, _ = run(capsys, "train", "--decouple", "cdni", "--layer", "linear", *TINY, "--out", tmp_path / "run")
     assert code == 0
-    assert "synthetic gradients" in text
-    assert json.loads((tmp_path / "run" / "results.json").read_text())["settings"]["decouple"] is True
+    assert "synthetic gradients that know the label" in text
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["settings"]["decouple"] == "cdni"
     assert run(capsys, "train", "--resume", "--out", tmp_path / "run")[0] == 0
 
 

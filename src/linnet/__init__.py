@@ -32,6 +32,8 @@ from linnet.decoupled import Source as Source
 from linnet.decoupled import Synthesizer as Synthesizer
 from linnet.decoupled import Synthetic as Synthetic
 from linnet.decoupled import Unlocked as Unlocked
+from linnet.decoupled import activation_memory as activation_memory
+from linnet.decoupled import plot_diagnostics as plot_diagnostics
 from linnet.frozen import Materialized as Materialized
 from linnet.frozen import frozen as frozen
 from linnet.linear import Linear as Linear
@@ -211,6 +213,7 @@ __all__ = [
     "WideOptimizer",
     "WideSGD",
     "Wiring",
+    "activation_memory",
     "bake",
     "catalogue",
     "clip_beings_",
@@ -225,6 +228,7 @@ __all__ = [
     "param_groups",
     "penalty",
     "per_being",
+    "plot_diagnostics",
     "relu_straight_through",
     "replace",
     "save",

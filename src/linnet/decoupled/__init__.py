@@ -1,6 +1,8 @@
 """No waiting for backpropagation: stages of a network that learn from predicted gradients."""
 
 from linnet.decoupled.delayed import Delayed as Delayed
+from linnet.decoupled.diagnostics import activation_memory as activation_memory
+from linnet.decoupled.diagnostics import plot_diagnostics as plot_diagnostics
 from linnet.decoupled.dni import DNI as DNI
 from linnet.decoupled.feedback import DirectFeedback as DirectFeedback
 from linnet.decoupled.hidden_synthesizers import BatchNormSynthesizer as BatchNormSynthesizer
@@ -34,4 +36,6 @@ __all__ = [
     "Synthesizer",
     "Synthetic",
     "Unlocked",
+    "activation_memory",
+    "plot_diagnostics",
 ]

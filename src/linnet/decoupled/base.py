@@ -64,13 +64,18 @@ class Decoupled(nn.Module, ABC):
         """
         if not isinstance(context, Tensor):
             raise TypeError(f"The context must be a tensor, however: {type(context).__name__}")
-        if not any(source.conditioned for source in self._sources()):
+        if not self.conditioned:
             raise ValueError("A context needs a source that takes one (Synthetic(context=...)), however: none does")
         before, self._context = self._context, context
         try:
             yield
         finally:
             self._context = before
+
+    @property
+    def conditioned(self) -> bool:
+        """Whether there is a source that needs a context."""
+        return any(source.conditioned for source in self._sources())
 
     def _sources(self) -> list[Source]:
         """All sources that the sources of cuts are or will be made of."""

@@ -18,7 +18,7 @@ from linnet.catalogue import catalogue
 from linnet.cli import user_input
 from linnet.linear import LinearMap
 from linnet.tasks.evolution import EvolveSettings
-from linnet.tasks.specs import LayerSpec, Settings, layer_options
+from linnet.tasks.specs import DECOUPLED, LayerSpec, Settings, layer_options
 
 __all__ = ["app"]
 
@@ -129,7 +129,13 @@ def train(
         int | None, typer.Option(help="Threads of torch on the CPU.", show_default=str(Settings.threads))
     ] = None,
     decouple: Annotated[
-        bool | None, typer.Option("--decouple", help="Train with synthetic gradients (linnet.DNI).", show_default=False)
+        str | None,
+        typer.Option(
+            help="Cut the network before every layer but the first (linnet.DNI) and train what is below by synthetic "
+            "gradients (dni), the same told the label (cdni), local losses (local) or direct feedback (dfa).",
+            show_default=Settings.decouple,
+            metavar="|".join(DECOUPLED),
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the run.", show_default="runs/DATA-TIME", metavar="FOLDER")

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 from torch import Tensor
 
+from linnet.decoupled.diagnostics import plot_diagnostics
 from linnet.linear import LinearMap
 from linnet.tasks.specs import LayerSpec
 from linnet.tasks.train import Fit, Run
@@ -27,11 +28,16 @@ LARGEST_PICTURE = 4096
 
 
 def draw(run: Run, fits: list[list[Fit]]) -> list[Path]:
-    """curves.png, spectra.png and connectivity.png in the run's folder."""
+    """curves.png, spectra.png, connectivity.png and synthesizers.png, as there is, in the run's folder."""
     style: Any = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
     paths = []
     with matplotlib.rc_context(style):
-        for name, picture in (("curves", curves), ("spectra", spectra), ("connectivity", connectivity)):
+        for name, picture in (
+            ("curves", curves),
+            ("spectra", spectra),
+            ("connectivity", connectivity),
+            ("synthesizers", synthesizers),
+        ):
             figure = picture(run, fits)
             if figure is not None:
                 paths.append(run.out / f"{name}.png")
@@ -165,6 +171,22 @@ def connectivity(run: Run, fits: list[list[Fit]]) -> Figure | None:
     figure.suptitle(
         f"{run.data.name}: |W| of a hidden layer after training, seed {run.settings.seed} (white: exactly 0)"
     )
+    return figure
+
+
+def synthesizers(run: Run, fits: list[list[Fit]]) -> Figure | None:
+    """How well the synthesizers of each kind's first seed predicted, over the epochs."""
+    kinds = [(spec, members[0]) for spec, members in zip(run.specs, fits, strict=True) if members[0].synthesizers]
+    if not kinds:
+        return None
+    figure = Figure(figsize=(12, 3.3 * len(kinds)), layout="constrained")
+    for (spec, member), axes in zip(kinds, figure.subplots(len(kinds), 3, squeeze=False), strict=True):
+        plot_diagnostics(member.synthesizers, list(axes), steps=range(1, len(member.synthesizers) + 1))
+        axes[1].set_title(spec.text, fontsize=10)
+        for panel in axes:
+            panel.set_xlabel("epoch")
+            panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.suptitle(f"{run.data.name}: predicted gradients beside those that came, seed {run.settings.seed}")
     return figure
 
 

@@ -17,6 +17,7 @@ from linnet import __version__
 from linnet.checkpoint import replacing
 from linnet.linear import tolerance, violation
 from linnet.tasks.measure import Cost
+from linnet.tasks.specs import DECOUPLED
 from linnet.tasks.train import Fit, Run, seeds_of
 
 __all__ = ["legend", "results_of", "table_of", "write_results"]
@@ -133,8 +134,8 @@ def legend(results: dict[str, Any]) -> str:
         lines.append("violation   distance from the promise after training; ok: within rounding")
     if any(layer["beings"] for layer in results["layers"]):
         lines.append("beings=n    n networks trained at once; accuracy is the mean over them, the rest is for all n")
-    if settings["decouple"]:
-        lines.append("All networks, that of nn.Linear too, were trained with synthetic gradients (--decouple).")
+    if settings["decouple"] != "none":
+        lines.append(f"All networks, that of nn.Linear too, were trained with {DECOUPLED[settings['decouple']]}.")
     return "\n".join(lines)
 
 

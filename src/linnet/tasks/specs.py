@@ -160,6 +160,16 @@ def _parse_value(what: str, text: str, hint: Any, default: Any) -> Any:
     raise ValueError(f"{what} must be {' or '.join(expected)}, however: {text!r}")
 
 
+DECOUPLED = {
+    "none": "backpropagation",
+    "dni": "synthetic gradients (--decouple dni)",
+    "cdni": "synthetic gradients that know the label (--decouple cdni)",
+    "local": "local losses (--decouple local)",
+    "dfa": "direct feedback of the error (--decouple dfa)",
+}
+"""How a network can be trained, and how that is called."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """Everything that decides the numbers of a run, bit for bit. The defaults are those of the command line.
@@ -182,7 +192,7 @@ class Settings:
     lr: float = 2e-3
     device: str = "cpu"
     threads: int = 1
-    decouple: bool = False
+    decouple: str = "none"
 
     def __post_init__(self) -> None:
         sizes = ("epochs", "seeds", "hidden", "depth", "batch_size", "threads")
@@ -193,8 +203,8 @@ class Settings:
             )
         if isinstance(self.layers, str) or not all(isinstance(text, str) for text in self.layers):
             raise ValueError(f"layers must be a tuple of strings, however: {self.layers!r}")
-        if not isinstance(self.decouple, bool):
-            raise ValueError(f"decouple must be True or False, however: {self.decouple!r}")
+        if self.decouple not in DECOUPLED:
+            raise ValueError(f"decouple must be one of {', '.join(DECOUPLED)}, however: {self.decouple!r}")
         if self.data not in DATA_SETS:
             raise ValueError(f"The data set must be one of {', '.join(DATA_SETS)}, however: {self.data!r}")
         if not (isinstance(self.seed, int) and 0 <= self.seed <= 2**32 - self.seeds):

@@ -4,8 +4,11 @@ import json
 import os
 import random
 import re
+import statistics
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,10 @@ from torch import Tensor, nn
 from linnet import checkpoint
 from linnet.blocks import MLP
 from linnet.decoupled.dni import DNI
+from linnet.decoupled.feedback import DirectFeedback
+from linnet.decoupled.local import LocalLoss
+from linnet.decoupled.sources import Source
+from linnet.decoupled.synthetic import Synthetic
 from linnet.linear import penalty
 from linnet.tasks.data import Data, Split, load_data
 from linnet.tasks.specs import LayerSpec, Settings, differences
@@ -68,12 +75,14 @@ class Fit:
         train_loss: cross-entropy of each epoch, the mean over its batches (and over the beings).
         val_accuracy: of each epoch.
         test_accuracy: of ``net``; None while it is being trained.
+        synthesizers: of each epoch, what ``DNI.diagnostics()`` says, the mean over every tenth of its batches.
     """
 
     net: MLP
     train_loss: list[float] = field(default_factory=list)
     val_accuracy: list[float] = field(default_factory=list)
     test_accuracy: float | None = None
+    synthesizers: list[dict[str, float]] = field(default_factory=list)
 
     @property
     def best_epoch(self) -> int:
@@ -170,8 +179,15 @@ def fit(run: Run, spec: LayerSpec, seed: int, watch: Watch | None = None) -> Fit
     for epoch in range(len(result.val_accuracy) + 1, settings.epochs + 1):
         model.train()
         total = torch.zeros((), device=device)
-        for rows in torch.randperm(len(train.targets)).to(device).split(settings.batch_size):
+        seen: list[dict[str, Tensor]] = []
+        for i, rows in enumerate(torch.randperm(len(train.targets)).to(device).split(settings.batch_size)):
             total += training_step(model, optimizer, train.inputs[rows], train.targets[rows], spec) * len(rows)
+            if isinstance(model, DNI) and i % 10 == 9:
+                seen.append(model.diagnostics())
+        if seen and seen[-1]:
+            result.synthesizers.append(
+                {name: statistics.fmean(float(point[name]) for point in seen if name in point) for name in seen[-1]}
+            )
         result.train_loss.append(total.item() / len(train.targets))
         result.val_accuracy.append(accuracy(net, val, spec))
         if result.best_epoch == epoch:
@@ -189,10 +205,26 @@ def fit(run: Run, spec: LayerSpec, seed: int, watch: Watch | None = None) -> Fit
 def trainable(net: MLP, run: Run, spec: LayerSpec) -> tuple[nn.Module, torch.optim.Optimizer]:
     """The module to train, which is the net itself or the net under synthetic gradients, and the net's optimizer."""
     optimizer = torch.optim.Adam(net.parameters(), lr=run.settings.lr)
-    if not run.settings.decouple:
+    if run.settings.decouple == "none":
         return net, optimizer
     example = _for_beings(run.data.train.inputs[:1].to(run.settings.torch_device()), spec)
-    return DNI(net, optim=optimizer, example=example), optimizer
+    gradient = _source(run.settings.decouple, run.data.classes, spec)
+    return DNI(net, optim=optimizer, gradient=gradient, example=example), optimizer
+
+
+def _source(kind: str, classes: int, spec: LayerSpec) -> Source:
+    if kind == "local":
+        return LocalLoss(partial(_loss, spec=spec), classes)
+    if kind == "dfa":
+        return DirectFeedback()
+    return Synthetic(context=classes if kind == "cdni" else None)
+
+
+def _loss(output: Tensor, targets: Tensor, spec: LayerSpec) -> Tensor:
+    """Cross-entropy, for a population the sum over its beings."""
+    if spec.beings is None:
+        return F.cross_entropy(output, targets)
+    return per_being(F.cross_entropy)(output, targets).sum()
 
 
 def training_step(
@@ -200,10 +232,10 @@ def training_step(
 ) -> Tensor:
     """One step; returns the cross-entropy, for a population the mean over its beings."""
     optimizer.zero_grad()
-    output = model(_for_beings(inputs, spec))
-    loss = (
-        F.cross_entropy(output, targets) if spec.beings is None else per_being(F.cross_entropy)(output, targets).sum()
-    )
+    told = model.context(targets) if isinstance(model, DNI) and model.conditioned else nullcontext()
+    with told:
+        output = model(_for_beings(inputs, spec))
+    loss = _loss(output, targets, spec)
     (loss + penalty(model)).backward()
     optimizer.step()
     return loss.detach() / (spec.beings or 1)
