@@ -1,0 +1,407 @@
+"""The API of pytorch-dni, name for name: change ``from dni`` to ``from linnet.compat.dni``.
+
+Where the package's code and its documentation disagree, the documentation holds here (docs/compat-dni.md): synthetic
+gradients reach the weights, and the networks that predict them are trained. Importing writes no file.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+import linnet.decoupled
+from linnet.beings import check_positive
+from linnet.decoupled.hidden_synthesizers import RECURRENT
+from linnet.decoupled.synthesizers import zeroed
+from linnet.decoupled.synthetic import Synthetic
+
+__all__ = [
+    "DNI",
+    "RNNDNI",
+    "RNN_DNI",
+    "Conv2dDNI",
+    "DNINetwork",
+    "DNI_Network",
+    "LinearBatchNormDNI",
+    "LinearDNI",
+    "LinearSigmoidDNI",
+    "Linear_DNI",
+    "Linear_Sigmoid_DNI",
+]
+
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    "adam": functools.partial(torch.optim.Adam, eps=1e-9, betas=(0.9, 0.98)),
+    "adamax": functools.partial(torch.optim.Adamax, eps=1e-9, betas=(0.9, 0.98)),
+    "rmsprop": functools.partial(torch.optim.RMSprop, momentum=0.9, eps=1e-10),
+    "sgd": torch.optim.SGD,
+    "adagrad": torch.optim.Adagrad,
+    "adadelta": torch.optim.Adadelta,
+}
+"""What ``grad_optim`` may name."""
+
+
+class DNI_Network(linnet.decoupled.Synthesizer):
+    """activations -> predicted gradient of the loss in them: pytorch-dni's base class of every gradient network.
+
+    Args:
+        input_size: number of activations.
+        hidden_size: size of what lies between.
+        output_size: number of gradient entries.
+
+    Shape:
+        - ``forward(input, hidden)`` gives (gradient, hidden), where hidden may be None
+
+    Example:
+        >>> class MyDNI(DNI_Network):
+        ...     def __init__(self, input_size, hidden_size, output_size, **kwargs):
+        ...         super(MyDNI, self).__init__(input_size, hidden_size, output_size)
+        ...         self.net = nn.Linear(input_size, output_size)
+        ...     def forward(self, input, hidden):
+        ...         return self.net(input), None
+        >>> net = DNI(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), dni_network=MyDNI)
+    """
+
+    def __init__(self, input_size: int, hidden_size: int, output_size: int) -> None:
+        super().__init__(input_size, hidden_size, output_size)
+
+
+class RNN_DNI(DNI_Network):
+    """g = A (stacked LSTMs, GRUs or RNNs over the activations) + b, zero at the start.
+
+    Args:
+        input_size: number of activations.
+        hidden_size: size of the recurrent states.
+        output_size: number of gradient entries.
+        num_layers: how many are stacked.
+        batch_first: whether batches come before time: (batch, length, ...); else (length, batch, ...).
+        dropout: probability of dropout between the layers.
+        bias: whether the recurrent layers have biases.
+        kind: ``'lstm'``, ``'gru'`` or ``'rnn'``.
+
+    Shape:
+        - input: (batch, length, input_size), or (batch, input_size) for one step
+        - gradient: as the input, with output_size
+
+    Raises:
+        ValueError: the kind is unknown.
+
+    Example:
+        >>> gradient, hidden = RNN_DNI(8, 16, 8, kind="gru")(torch.randn(4, 5, 8))
+        >>> gradient.shape
+        torch.Size([4, 5, 8])
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        output_size: int,
+        num_layers: int = 1,
+        batch_first: bool = True,
+        dropout: float = 0,
+        bias: bool = True,
+        kind: str = "lstm",
+    ) -> None:
+        super().__init__(input_size, hidden_size, output_size)
+        if kind not in RECURRENT:
+            raise ValueError(f"kind must be one of {', '.join(RECURRENT)}, however: {kind!r}")
+        self.batch_first = batch_first
+        self.rnn = RECURRENT[kind](
+            input_size, hidden_size, num_layers, bias=bias, batch_first=batch_first, dropout=dropout
+        )
+        self.output_weights = zeroed(nn.Linear(hidden_size, output_size))
+
+    def forward(self, input: Tensor, hidden: Any = None) -> tuple[Tensor, Any]:
+        time = 1 if self.batch_first else 0
+        steps = input.unsqueeze(time) if input.dim() == 2 else input
+        output, hidden = self.rnn(steps, hidden)
+        output = self.output_weights(output)
+        return output.squeeze(time) if input.dim() == 2 else output, hidden
+
+
+class Linear_DNI(DNI_Network):
+    """g = (h A_1 + b_1) A_2 + b_2: two linear layers, the last zero at the start.
+
+    Args:
+        input_size: number of activations.
+        hidden_size: size between the two.
+        output_size: number of gradient entries.
+        bias: whether the layers have biases.
+
+    Shape:
+        - input: (*, input_size)
+        - gradient: (*, output_size)
+
+    Example:
+        >>> Linear_DNI(8, 10, 8)(torch.randn(4, 8), None)[0].shape
+        torch.Size([4, 8])
+    """
+
+    def __init__(self, input_size: int, hidden_size: int, output_size: int, bias: bool = True) -> None:
+        super().__init__(input_size, hidden_size, output_size)
+        self.net = nn.Sequential(
+            nn.Linear(input_size, hidden_size, bias), zeroed(nn.Linear(hidden_size, output_size, bias))
+        )
+
+    def forward(self, input: Tensor, hidden: Any = None) -> tuple[Tensor, None]:
+        return self.net(input), None
+
+
+class Linear_Sigmoid_DNI(DNI_Network):
+    """g = σ((h A_1 + b_1) A_2 + b_2): two linear layers and a sigmoid, exactly as documented.
+
+    So its gradients are all positive; :class:`linnet.SigmoidSynthesizer` takes either sign.
+
+    Args:
+        input_size: number of activations.
+        hidden_size: size between the two.
+        output_size: number of gradient entries.
+        bias: whether the layers have biases.
+
+    Shape:
+        - input: (*, input_size)
+        - gradient: (*, output_size)
+
+    Example:
+        >>> gradient, _ = Linear_Sigmoid_DNI(8, 10, 8)(torch.randn(4, 8), None)
+        >>> bool((gradient > 0).all())
+        True
+    """
+
+    def __init__(self, input_size: int, hidden_size: int, output_size: int, bias: bool = True) -> None:
+        super().__init__(input_size, hidden_size, output_size)
+        self.net = nn.Sequential(
+            nn.Linear(input_size, hidden_size, bias), nn.Linear(hidden_size, output_size, bias), nn.Sigmoid()
+        )
+
+    def forward(self, input: Tensor, hidden: Any = None) -> tuple[Tensor, None]:
+        return self.net(input), None
+
+
+DNINetwork = DNI_Network
+RNNDNI = RNN_DNI
+
+
+class LinearDNI(DNI_Network):
+    """g = A ReLU(⋯ ReLU(A_0 h + b_0)) + b, hidden layers four times ``hidden_size`` wide, zero at the start.
+
+    Args:
+        input_size: number of activations.
+        hidden_size: a quarter of the width of the hidden layers.
+        output_size: number of gradient entries.
+        num_layers: number of hidden layers.
+        bias: whether the layers have biases.
+
+    Shape:
+        - input: (*, input_size)
+        - gradient: (*, output_size)
+
+    Example:
+        >>> LinearDNI(8, 10, 8)(torch.randn(4, 8), None)[0].shape
+        torch.Size([4, 8])
+    """
+
+    def __init__(
+        self, input_size: int, hidden_size: int, output_size: int, num_layers: int = 2, bias: bool = True
+    ) -> None:
+        super().__init__(input_size, hidden_size, output_size)
+        self.net = _hidden(input_size, 4 * hidden_size, output_size, num_layers, bias, norm=False)
+
+    def forward(self, input: Tensor, hidden: Any = None) -> tuple[Tensor, None]:
+        return self.net(input), None
+
+
+class LinearBatchNormDNI(DNI_Network):
+    """g = A ReLU(batch norm(⋯ A_0 h + b_0)) + b, hidden layers four times ``hidden_size`` wide, zero at the start.
+
+    Args:
+        input_size: number of activations.
+        hidden_size: a quarter of the width of the hidden layers.
+        output_size: number of gradient entries.
+        num_layers: number of hidden layers.
+        bias: whether the layers have biases.
+
+    Shape:
+        - input: (*, input_size)
+        - gradient: (*, output_size)
+
+    Example:
+        >>> LinearBatchNormDNI(8, 10, 8)(torch.randn(4, 8), None)[0].shape
+        torch.Size([4, 8])
+    """
+
+    def __init__(
+        self, input_size: int, hidden_size: int, output_size: int, num_layers: int = 2, bias: bool = True
+    ) -> None:
+        super().__init__(input_size, hidden_size, output_size)
+        self.net = _hidden(input_size, 4 * hidden_size, output_size, num_layers, bias, norm=True)
+
+    def forward(self, input: Tensor, hidden: Any = None) -> tuple[Tensor, None]:
+        return self.net(input.flatten(0, -2)).view(*input.shape[:-1], -1), None
+
+
+class LinearSigmoidDNI(DNI_Network):
+    """g = σ(A_n ⋯ (A_0 h + b_0) + b_n): linear layers and a sigmoid. Its gradients are all positive.
+
+    Args:
+        input_size: number of activations.
+        hidden_size: size between the layers.
+        output_size: number of gradient entries.
+        num_layers: number of linear layers, at least 2.
+        bias: whether the layers have biases.
+
+    Shape:
+        - input: (*, input_size)
+        - gradient: (*, output_size)
+
+    Example:
+        >>> LinearSigmoidDNI(8, 10, 8)(torch.randn(4, 8), None)[0].shape
+        torch.Size([4, 8])
+    """
+
+    def __init__(
+        self, input_size: int, hidden_size: int, output_size: int, num_layers: int = 3, bias: bool = True
+    ) -> None:
+        super().__init__(input_size, hidden_size, output_size)
+        if num_layers < 2:
+            raise ValueError(f"num_layers must be at least 2, however: {num_layers}")
+        between = [nn.Linear(hidden_size, hidden_size, bias) for _ in range(num_layers - 2)]
+        self.net = nn.Sequential(
+            nn.Linear(input_size, hidden_size, bias), *between, nn.Linear(hidden_size, output_size, bias), nn.Sigmoid()
+        )
+
+    def forward(self, input: Tensor, hidden: Any = None) -> tuple[Tensor, None]:
+        return self.net(input), None
+
+
+class Conv2dDNI(DNI_Network):
+    """g = K * ReLU(batch norm(K_0 * h)) ⋯, convolutions that keep the size of the image, the last zero at the start.
+
+    Args:
+        input_size: number of channels of the activations.
+        hidden_size: not used, as in the package.
+        output_size: number of channels of the gradient.
+        convolutions: number of hidden channels.
+        kernel_size: of all kernels.
+        stride: must be 1, for the gradient has the size of the image.
+        padding: 0 or ``'SAME'``; the image is padded so that it keeps its size.
+        dilation: of all kernels.
+        num_layers: number of hidden layers.
+        bias: whether the convolutions have biases.
+
+    Shape:
+        - input: (batch, input_size, height, width)
+        - gradient: (batch, output_size, height, width)
+
+    Raises:
+        ValueError: stride or padding would change the size.
+
+    Example:
+        >>> Conv2dDNI(3, 0, 3)(torch.randn(4, 3, 8, 8), None)[0].shape
+        torch.Size([4, 3, 8, 8])
+    """
+
+    axis = 1
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        output_size: int,
+        convolutions: int = 16,
+        kernel_size: int = 2,
+        stride: int = 1,
+        padding: int | str = 0,
+        dilation: int = 1,
+        num_layers: int = 2,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(input_size, hidden_size or output_size, output_size)
+        if stride != 1 or padding not in (0, "SAME"):
+            raise ValueError(
+                f"A gradient has the size of its image, however: stride={stride!r} and padding={padding!r} change it"
+            )
+        self.net = nn.Sequential()
+        channels = input_size
+        for _ in range(check_positive(num_layers=num_layers)[0]):
+            conv = nn.Conv2d(channels, convolutions, kernel_size, dilation=dilation, bias=bias)
+            self.net.extend([_margin(kernel_size, dilation), conv, nn.BatchNorm2d(convolutions), nn.ReLU()])
+            channels = convolutions
+        last = zeroed(nn.Conv2d(channels, output_size, kernel_size, dilation=dilation, bias=bias))
+        self.net.extend([_margin(kernel_size, dilation), last])
+
+    def forward(self, input: Tensor, hidden: Any = None) -> tuple[Tensor, None]:
+        return self.net(input), None
+
+
+class DNI(linnet.decoupled.DNI):
+    """Trains a network with decoupled neural interfaces: pytorch-dni's wrapper, on :class:`linnet.DNI`.
+
+    Args:
+        network: any nn.Module.
+        dni_network: class of the networks that predict gradients; None for :class:`Linear_DNI`.
+        optim: the optimizer of the network, which the loop steps. None: one named by grad_optim is made; it is at
+            ``.optim`` for the loop to step.
+        grad_optim: the optimizer of the gradient networks: ``'adam'``, ``'adamax'``, ``'rmsprop'``, ``'sgd'``,
+            ``'adagrad'`` or ``'adadelta'``.
+        grad_lr: its learning rate.
+        hidden_size: handed to dni_network; None for 10.
+        gpu_id: the CUDA device to go to; -1: the network stays where it is.
+
+    Raises:
+        ValueError: grad_optim is unknown; what :class:`linnet.DNI` refuses.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> opt = torch.optim.Adam(net.parameters(), lr=0.001)
+        >>> net = DNI(net, optim=opt)
+        >>> opt.zero_grad()
+        >>> output = net(torch.randn(3, 4))
+        >>> output.square().mean().backward()
+        >>> opt.step()
+
+    Reference:
+        M. Jaderberg et al., Decoupled neural interfaces using synthetic gradients, 2017, arXiv 1608.05343.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        dni_network: Callable[[int, int, int], DNI_Network] | None = None,
+        optim: Optimizer | None = None,
+        grad_optim: str = "adam",
+        grad_lr: float = 0.001,
+        hidden_size: int | None = None,
+        gpu_id: int = -1,
+    ) -> None:
+        if grad_optim not in OPTIMIZERS:
+            raise ValueError(f"grad_optim must be one of {', '.join(OPTIMIZERS)}, however: {grad_optim!r}")
+        make = functools.partial(OPTIMIZERS[grad_optim], lr=grad_lr)
+        synthesizer: Callable[[int, int | None, int], linnet.decoupled.Synthesizer] = dni_network or Linear_DNI  # type: ignore[assignment]
+        gradient = Synthetic(synthesizer, 10 if hidden_size is None else hidden_size, make)
+        if gpu_id >= 0:
+            network = network.cuda(gpu_id)
+        super().__init__(network, optim, gradient=gradient)
+        self.optim = make(list(network.parameters())) if optim is None else optim
+
+
+def _margin(kernel_size: int, dilation: int) -> nn.Module:
+    """Zeros around an image so that a convolution keeps its size, for even kernels too."""
+    margin = dilation * (kernel_size - 1)
+    before, after = margin // 2, margin - margin // 2
+    return nn.ZeroPad2d((before, after, before, after))
+
+
+def _hidden(inputs: int, width: int, outputs: int, layers: int, bias: bool, norm: bool) -> nn.Sequential:
+    net = nn.Sequential()
+    for _ in range(check_positive(num_layers=layers)[0]):
+        net.append(nn.Linear(inputs, width, bias))
+        if norm:
+            net.append(nn.BatchNorm1d(width))
+        net.append(nn.ReLU())
+        inputs = width
+    net.append(zeroed(nn.Linear(inputs, outputs, bias)))
+    return net
