@@ -34,6 +34,7 @@ from linnet.decoupled import Synthetic as Synthetic
 from linnet.decoupled import Unlocked as Unlocked
 from linnet.decoupled import activation_memory as activation_memory
 from linnet.decoupled import plot_diagnostics as plot_diagnostics
+from linnet.decoupled import share_sources as share_sources
 from linnet.frozen import Materialized as Materialized
 from linnet.frozen import frozen as frozen
 from linnet.linear import Linear as Linear
@@ -232,6 +233,7 @@ __all__ = [
     "relu_straight_through",
     "replace",
     "save",
+    "share_sources",
     "single",
     "sparsify",
     "stack",

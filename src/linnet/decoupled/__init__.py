@@ -10,6 +10,7 @@ from linnet.decoupled.hidden_synthesizers import ConvSynthesizer as ConvSynthesi
 from linnet.decoupled.hidden_synthesizers import MLPSynthesizer as MLPSynthesizer
 from linnet.decoupled.hidden_synthesizers import RecurrentSynthesizer as RecurrentSynthesizer
 from linnet.decoupled.local import LocalLoss as LocalLoss
+from linnet.decoupled.parallel import share_sources as share_sources
 from linnet.decoupled.sources import Backprop as Backprop
 from linnet.decoupled.sources import Source as Source
 from linnet.decoupled.synthesizers import LinearSynthesizer as LinearSynthesizer
@@ -38,4 +39,5 @@ __all__ = [
     "Unlocked",
     "activation_memory",
     "plot_diagnostics",
+    "share_sources",
 ]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from linnet.decoupled.owned import OptimizerFactory, OwnedOptimizer, at_least_float32
+from linnet.decoupled.parallel import averaged
 from linnet.decoupled.sources import Source
 
 __all__ = ["LocalLoss"]
@@ -107,7 +108,7 @@ class LocalLoss(Source):
         return gradient.to(h.dtype), [next(rest) if p.requires_grad else None for p in head.parameters()]
 
     def learn(self, memory: list[Tensor | None], target: Tensor | None) -> None:
-        self.owned.step(dict(self._head().named_parameters()), memory)
+        self.owned.step(dict(self._head().named_parameters()), averaged(self, memory))
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)

@@ -4,7 +4,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from linnet.beings import check_positive
 from linnet.decoupled.context import attach
 from linnet.decoupled.owned import OptimizerFactory, OwnedOptimizer, at_least_float32
+from linnet.decoupled.parallel import averaged, shared
 from linnet.decoupled.sources import Source, batch_size
 from linnet.decoupled.synthesizers import LinearSynthesizer, Synthesizer
 
@@ -30,18 +31,17 @@ def root_mean_square(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x) / math.sqrt(max(x.numel(), 1))
 
 
-def follow(rms: Tensor, seen: Tensor, target: Tensor) -> bool:
-    """Move the running size of the targets towards this one's, in place; False if that is 0, which tells nothing.
+def follow(rms: Tensor, seen: Tensor, size: Tensor) -> bool:
+    """Move the running size of the targets towards this one, in place; False if it is 0, which tells nothing.
 
     Args:
         rms: the running root mean square.
         seen: the sum of the weights in it, 1 in the end.
-        target: (batch, *)
+        size: the root mean square of a target.
 
     Raises:
-        FloatingPointError: the target is not finite.
+        FloatingPointError: the size is not finite.
     """
-    size = root_mean_square(target)
     if not math.isfinite(length := float(size)):
         raise FloatingPointError("a target is not finite")
     if length > 0:
@@ -176,7 +176,7 @@ class Synthetic(Source):
                 "convolution has made"
             )
         state = h.detach().to(self.rms.dtype)
-        state = state / root_mean_square(state).clamp_min(torch.finfo(state.dtype).tiny)
+        state = state / self._length(state).clamp_min(torch.finfo(state.dtype).tiny)
         state = state.movedim(self.axis, synthesizer.axis)
         if self._context is not None:
             state = attach(state, context, self._context, synthesizer.axis)
@@ -200,7 +200,8 @@ class Synthetic(Source):
             return
         synthesizer = self._synthesizer()
         target = target.detach().to(self.rms.dtype) * batch_size(target)
-        if not follow(self.rms, self.seen, target):
+        size = self._length(target)
+        if not follow(self.rms, self.seen, size):
             return
         if memory.versions == _versions(synthesizer):
             output = memory.output
@@ -212,10 +213,9 @@ class Synthetic(Source):
                 loss = (output - target / self.rms).square().mean()
             named = self._named()
             learning = [parameter for parameter in named.values() if parameter.requires_grad]
-            found = iter(torch.autograd.grad(loss, learning, allow_unused=True))
+            found = iter(averaged(self, torch.autograd.grad(loss, learning, allow_unused=True)))
             self.owned.step(named, [next(found) if p.requires_grad else None for p in named.values()])
-            sizes = root_mean_square(output.detach()), root_mean_square(target) / self.rms
-            self.quality.copy_(torch.stack([loss.detach(), *sizes]))
+            self.quality.copy_(torch.stack([loss.detach(), root_mean_square(output.detach()), size / self.rms]))
 
     def measured(self) -> dict[str, Tensor]:
         """Of the last target: cosine of prediction and target, ratio of their lengths, mean squared error."""
@@ -243,6 +243,11 @@ class Synthetic(Source):
                 f"activations, however: {found}"
             )
         return output
+
+    def _length(self, x: Tensor) -> Tensor:
+        """√(mean of x²), over the batches of all processes if they share this source."""
+        length = root_mean_square(x)
+        return cast(Tensor, averaged(self, [length.square()])[0]).sqrt() if shared(self) else length
 
     def _synthesizer(self) -> Synthesizer:
         if self.synthesizer is None:

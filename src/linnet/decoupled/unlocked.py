@@ -18,7 +18,7 @@ from linnet.decoupled.passing import drawn_for, untouched, visiting
 from linnet.decoupled.places import convolved, cuts_by_default, cuts_by_name, is_chain, links
 from linnet.decoupled.sources import Source
 from linnet.decoupled.synthesizers import Synthesizer
-from linnet.decoupled.synthetic import Synthetic, follow
+from linnet.decoupled.synthetic import Synthetic, follow, root_mean_square
 
 __all__ = ["SyntheticInput", "Unlocked"]
 
@@ -69,7 +69,7 @@ class SyntheticInput(nn.Module):
     def learn(self, output: Tensor, h: Tensor) -> None:
         """One step of the model towards the true activations."""
         target = h.detach().flatten(1).to(output.dtype)
-        if not follow(self.rms, self.seen, target):
+        if not follow(self.rms, self.seen, root_mean_square(target)):
             return
         named = dict(cast(Synthesizer, self.model).named_parameters())
         with torch.enable_grad():
