@@ -26,6 +26,7 @@ from linnet.decoupled import LinearSynthesizer as LinearSynthesizer
 from linnet.decoupled import LocalLoss as LocalLoss
 from linnet.decoupled import LowRankSynthesizer as LowRankSynthesizer
 from linnet.decoupled import MLPSynthesizer as MLPSynthesizer
+from linnet.decoupled import Pipeline as Pipeline
 from linnet.decoupled import RecurrentSynthesizer as RecurrentSynthesizer
 from linnet.decoupled import SigmoidSynthesizer as SigmoidSynthesizer
 from linnet.decoupled import Source as Source
@@ -174,6 +175,7 @@ __all__ = [
     "OrthogonalLinear",
     "PSDLinear",
     "PerronFrobeniusLinear",
+    "Pipeline",
     "PowerBoundLinear",
     "RNNCell",
     "RecurrentSynthesizer",

@@ -11,6 +11,7 @@ from linnet.decoupled.hidden_synthesizers import MLPSynthesizer as MLPSynthesize
 from linnet.decoupled.hidden_synthesizers import RecurrentSynthesizer as RecurrentSynthesizer
 from linnet.decoupled.local import LocalLoss as LocalLoss
 from linnet.decoupled.parallel import share_sources as share_sources
+from linnet.decoupled.pipeline import Pipeline as Pipeline
 from linnet.decoupled.sources import Backprop as Backprop
 from linnet.decoupled.sources import Source as Source
 from linnet.decoupled.synthesizers import LinearSynthesizer as LinearSynthesizer
@@ -31,6 +32,7 @@ __all__ = [
     "LocalLoss",
     "LowRankSynthesizer",
     "MLPSynthesizer",
+    "Pipeline",
     "RecurrentSynthesizer",
     "SigmoidSynthesizer",
     "Source",

@@ -54,6 +54,7 @@ class LocalLoss(Source):
     """
 
     conditioned = True
+    needs_target = False
     features: Tensor
     head: nn.Module | None
 

@@ -30,6 +30,8 @@ class Source(nn.Module, ABC):
     """Whether the gradient that arrives passes through the stage to the cut below, as its target."""
     conditioned: bool = False
     """Whether :meth:`predict` needs a context."""
+    needs_target: ClassVar[bool] = True
+    """Whether :meth:`learn` needs the gradient from above."""
     needs_error: ClassVar[bool] = False
     """Whether :meth:`respond` needs the gradient of the loss in the output of the network."""
 

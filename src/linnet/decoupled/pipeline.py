@@ -1,0 +1,311 @@
+"""A network over several processes, a stage in each, none of which ever waits for a gradient."""
+
+import copy
+import os
+from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Self, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from linnet import checkpoint
+from linnet.beings import check_positive
+from linnet.decoupled.links import END, Failure, Inbox, Message, Outbox
+from linnet.decoupled.owned import OptimizerFactory
+from linnet.decoupled.passing import drawn_for
+from linnet.decoupled.places import convolved
+from linnet.decoupled.sources import Source
+from linnet.decoupled.synthetic import Synthetic
+
+__all__ = ["Pipeline"]
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+class Pipeline:
+    """Each stage of a network in its own process: activations go on through a queue, gradients come when they come.
+
+    Every process runs the same program, started by ``torchrun``. A stage takes the next activations, gets its gradient
+    from its source at once, steps, and sends its output on. The gradient that the stage above finds, for every batch
+    or for one in ``feedback``, travels back meanwhile; when it arrives the source learns from it, and from the state
+    that it predicted from then. With more processes than stages, each stage is trained by several of them on batches
+    of their own (DistributedDataParallel): ranks 0 to r−1 hold the first stage, the next r the second, and rank i of
+    each works with rank i of the others. Tensors travel through the CPU (gloo).
+
+    Args:
+        stages: the stages; the same on all processes, each of which trains its own. A stage may be given as a function
+            without arguments that makes it, which is called where it is needed.
+        optim: class or factory of the optimizer, called with the list of a stage's parameters.
+        criterion: of the last stage, called as ``criterion(output, target)``; a mean over the batch.
+        gradient: a source that is known in forward, of which each stage but the last gets a deep copy: Synthetic or
+            LocalLoss. A conditioned one is told the targets. None: ``Synthetic()``.
+        queue: how many batches may wait between two stages.
+        feedback: for one in how many batches the gradient is sent back.
+        timeout: seconds after which a neighbour that is silent, or takes nothing, is taken for dead.
+
+    Raises:
+        RuntimeError: ``torch.distributed`` is not initialised; while training: a neighbour is dead.
+        ValueError: the number of processes is no multiple of that of stages, there is one stage, or the source waits
+            for backward.
+
+    Note:
+        Which gradients have arrived by which step depends on the speed of the processes, so runs differ in their last
+        digits. A call of :meth:`train` ends with all gradients back and all sources taught: what :meth:`save` writes
+        between two calls is complete. The timeout must be longer than the slowest step, and than any pause between two
+        batches.
+
+    Example:
+        The program ``train.py``, for ``torchrun --nproc-per-node 2 train.py``::
+
+            dist.init_process_group("gloo")
+            stages = [nn.Sequential(nn.Linear(64, 128), nn.ReLU()), nn.Linear(128, 10)]
+            pipe = Pipeline(stages, partial(Adam, lr=1e-3), F.cross_entropy, gradient=Synthetic(context=10))
+            for epoch in range(10):
+                statistics = pipe.train(loader)  # read by the processes of the first stage
+            network = pipe.gather()  # the whole network, on every process
+
+    Reference:
+        M. Jaderberg et al., Decoupled neural interfaces using synthetic gradients, 2017, arXiv 1608.05343.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[nn.Module | Callable[[], nn.Module]],
+        optim: OptimizerFactory,
+        criterion: Callable[[Any, Tensor], Tensor],
+        *,
+        gradient: Source | None = None,
+        queue: int = 4,
+        feedback: int = 1,
+        timeout: float = 60.0,
+    ) -> None:
+        if not (dist.is_available() and dist.is_initialized()):
+            raise RuntimeError(
+                "A pipeline needs torch.distributed (init_process_group), however: it is not initialised"
+            )
+        self._room, self._feedback = check_positive(queue=queue, feedback=feedback)
+        if timeout <= 0:
+            raise ValueError(f"timeout must be positive, however: {timeout!r}")
+        count, world = len(stages), dist.get_world_size()
+        if count < 2 or world % count:
+            raise ValueError(
+                "A pipeline needs at least two stages, and as many processes for each, however: "
+                f"{count} stages and {world} processes"
+            )
+        source = Synthetic() if gradient is None else gradient
+        if not isinstance(source, Source) or source.late or source.true_targets:
+            raise ValueError(f"A stage needs a gradient in forward, however: {type(source).__name__} gives none there")
+        self._stages, self._criterion, self._timeout = list(stages), criterion, timeout
+        self._replicas = world // count
+        self.stage_index, self.replica = divmod(dist.get_rank(), self._replicas)
+        self.first, self.last = self.stage_index == 0, self.stage_index == count - 1
+        given = stages[self.stage_index]
+        self.stage = given if isinstance(given, nn.Module) else given()
+        self.source = None if self.last else copy.deepcopy(source)
+        self._taught = source.needs_target
+        self._own = nn.ModuleDict({"stage": self.stage} | ({} if self.source is None else {"source": self.source}))
+        for parameter in self.stage.parameters():
+            if self.source is not None and parameter.is_floating_point():
+                self.source.to(parameter.device, parameter.dtype)
+            break
+        self.optimizer = optim(list(self.stage.parameters()))
+        self._connect(count)
+        self.steps = 0
+        self._memories: dict[int, Any] = {}
+        self._staleness: list[int] = []
+
+    def _connect(self, count: int) -> None:
+        """The groups of every pair of neighbours and of every stage; all processes make all of them, in one order."""
+        limit = timedelta(seconds=self._timeout)
+        ranks = [[s * self._replicas + r for s in range(count)] for r in range(self._replicas)]
+        self._groups: dict[tuple[int, str], Any] = {}
+        for replica, chain in enumerate(ranks):
+            for s in range(count - 1):
+                for way in ("forward", "backward"):
+                    group = dist.new_group(chain[s : s + 2], timeout=limit, backend="gloo")
+                    if replica == self.replica:
+                        self._groups[s, way] = group
+        self._model: nn.Module = self.stage
+        for s in range(count):
+            mine = [chain[s] for chain in ranks]
+            group = dist.new_group(mine, timeout=limit) if self._replicas > 1 else None
+            if group is not None and s == self.stage_index and any(p.requires_grad for p in self.stage.parameters()):
+                self._model = DistributedDataParallel(self.stage, process_group=group)
+
+    # ------------------------------------------------------------------ training
+
+    def train(self, batches: Batches | None = None) -> dict[str, Tensor]:
+        """One pass over the batches, to the last gradient.
+
+        Args:
+            batches: of (input, target); read by the processes of the first stage, for the others None will do. With
+                several processes for a stage all must have as many batches.
+
+        Returns:
+            :meth:`statistics` of this pass, with ``loss``, the mean of the last stage's, on every process.
+
+        Raises:
+            RuntimeError: a neighbour is dead or silent.
+        """
+        self._model.train()
+        failure = Failure()
+        s, rank = self.stage_index, dist.get_rank()
+
+        def link(kind: type, place: int, way: str, peer: int, room: int) -> Any:
+            return kind(peer, self._groups[place, way], room, failure, self._timeout)
+
+        above, below = rank + self._replicas, rank - self._replicas
+        source = None if self.first else link(Inbox, s - 1, "forward", below, 1)
+        onwards = None if self.last else link(Outbox, s, "forward", above, self._room)
+        returned = None if self.last else link(Inbox, s, "backward", above, 0)
+        back = None if self.first else link(Outbox, s - 1, "backward", below, 0)
+        links = [one for one in (source, onwards, returned, back) if one is not None]
+        for one in links:
+            one.start()
+        self._staleness = []
+        start = self.steps
+        losses: list[Tensor] = []
+        for message in self._incoming(source, batches):
+            if returned is not None:
+                self._learn(returned.arrived())
+            losses += self._step(message, onwards, back)
+            failure.check()
+        if onwards is not None and returned is not None:
+            onwards.put(END)
+            while True:
+                message = returned.get()
+                if message.step == END:
+                    break
+                self._learn([message])
+        if back is not None:
+            back.put(END)
+        for one in links:
+            one.join()
+        self._memories.clear()
+        found = self._statistics(self.steps - start, losses, onwards, source, returned)
+        return found
+
+    def _incoming(self, source: Inbox | None, batches: Batches | None) -> Iterable[Message]:
+        if source is None:
+            if batches is None:
+                raise ValueError("The first stage reads the batches, however: there are none")
+            for x, y in batches:
+                yield Message(self.steps, [x, y])
+            return
+        while (message := source.get()).step != END:
+            yield message
+
+    def _step(self, message: Message, onwards: Outbox | None, back: Outbox | None) -> list[Tensor]:
+        """One batch through this stage; the loss, on the last one."""
+        device = next((p.device for p in self.stage.parameters()), torch.device("cpu"))
+        x, y = (tensor.to(device) for tensor in message.tensors)
+        wanted = back is not None and self._wants_feedback(message.step) and x.is_floating_point()
+        x = x.requires_grad_(wanted)
+        self.optimizer.zero_grad()
+        h = self._model(x)
+        losses = []
+        if self.source is None:
+            loss = self._criterion(h, y)
+            loss.backward()
+            losses.append(loss.detach())
+        else:
+            self._backward(h, y, message.step)
+        self.optimizer.step()
+        self.steps = message.step + 1
+        if onwards is not None:
+            onwards.put(message.step, [h, y])
+        if wanted and back is not None:
+            back.put(message.step, [cast(Tensor, x.grad)])
+        return losses
+
+    def _backward(self, h: Tensor, y: Tensor, step: int) -> None:
+        """The gradient of the source into the stage."""
+        source = cast(Source, self.source)
+        source.axis = 1 if h.dim() == convolved(nn.Sequential(self.stage), "0") else -1
+        if not source.sized:
+            with drawn_for(f"stage {self.stage_index}"):
+                source.size(h)
+        gradient, memory = source.predict(h, y if source.conditioned else None)
+        if h.requires_grad:
+            h.backward(gradient)
+        if not self._taught:
+            source.learn(memory, None)
+        elif self._wants_feedback(step):
+            self._memories[step] = memory
+
+    def _wants_feedback(self, step: int) -> bool:
+        return self._taught and step % self._feedback == 0
+
+    def _learn(self, messages: Sequence[Message]) -> None:
+        source = cast(Source, self.source)
+        for message in messages:
+            memory = self._memories.pop(message.step)
+            (target,) = message.tensors
+            like = next(source.buffers(), target)
+            source.learn(memory, target.to(like.device))
+            self._staleness.append(self.steps - 1 - message.step)
+
+    def _statistics(
+        self, steps: int, losses: list[Tensor], onwards: Any, source: Any, returned: Any
+    ) -> dict[str, Tensor]:
+        total = torch.stack(losses).sum().double().cpu() if losses else torch.zeros((), dtype=torch.float64)
+        sums = torch.tensor([float(total), float(len(losses))], dtype=torch.float64)
+        dist.all_reduce(sums)
+        stale = torch.tensor(self._staleness)
+        return {
+            "loss": sums[0] / sums[1],
+            "steps": torch.tensor(steps),
+            "gradients": torch.tensor(len(stale)),
+            "staleness": torch.bincount(stale) if len(stale) else torch.zeros(0, dtype=torch.int64),
+            "waited_for_room": torch.tensor(0.0 if onwards is None else onwards.waited),
+            "waited_for_input": torch.tensor(0.0 if source is None else source.waited),
+            "waited_at_the_end": torch.tensor(0.0 if returned is None else returned.waited),
+        }
+
+    # ------------------------------------------------------------------ the whole network, checkpoints
+
+    def gather(self) -> nn.Sequential:
+        """The whole network as it is now, on every process: a deep copy. All processes must call it."""
+        whole = []
+        for s, given in enumerate(self._stages):
+            mine = s == self.stage_index
+            stage = (
+                copy.deepcopy(self.stage)
+                if mine
+                else (copy.deepcopy(given) if isinstance(given, nn.Module) else given())
+            )
+            for tensor in stage.state_dict().values():
+                there = tensor.detach().cpu().contiguous()
+                dist.broadcast(there, s * self._replicas)
+                tensor.copy_(there)
+            whole.append(stage)
+        return nn.Sequential(*whole)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write ``rank<i>.safetensors`` of every process: stage, source, optimizers, number of steps. Call it on all.
+
+        A file is complete or the former one; call it between two calls of :meth:`train`.
+        """
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        checkpoint.save(self._own, self._path(folder), optimizer=self.optimizer, step=self.steps)
+        dist.barrier()
+
+    def load(self, folder: str | os.PathLike[str]) -> Self:
+        """Take over what :meth:`save` wrote with as many processes. Call it on all.
+
+        Raises:
+            ValueError: the file is missing, damaged or that of another network; the processes saved at different steps.
+        """
+        self.steps = checkpoint.load(self._path(folder), into=self._own, optimizer=self.optimizer).step or 0
+        steps = torch.tensor([self.steps, -self.steps])
+        dist.all_reduce(steps, op=dist.ReduceOp.MAX)
+        if steps[0] != -steps[1]:
+            raise ValueError(f"The processes must have saved at one step, however: {-int(steps[1])} to {int(steps[0])}")
+        return self
+
+    def _path(self, folder: str | os.PathLike[str]) -> Path:
+        return Path(folder) / f"rank{dist.get_rank()}.safetensors"
