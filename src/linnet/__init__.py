@@ -32,6 +32,7 @@ from linnet.decoupled import SigmoidSynthesizer as SigmoidSynthesizer
 from linnet.decoupled import Source as Source
 from linnet.decoupled import Synthesizer as Synthesizer
 from linnet.decoupled import Synthetic as Synthetic
+from linnet.decoupled import TruncatedBPTT as TruncatedBPTT
 from linnet.decoupled import Unlocked as Unlocked
 from linnet.decoupled import activation_memory as activation_memory
 from linnet.decoupled import plot_diagnostics as plot_diagnostics
@@ -205,6 +206,7 @@ __all__ = [
     "Synthesizer",
     "Synthetic",
     "TrivialNullSpaceLinear",
+    "TruncatedBPTT",
     "Uniform",
     "Unlocked",
     "Update",

@@ -12,6 +12,7 @@ from linnet.decoupled.hidden_synthesizers import RecurrentSynthesizer as Recurre
 from linnet.decoupled.local import LocalLoss as LocalLoss
 from linnet.decoupled.parallel import share_sources as share_sources
 from linnet.decoupled.pipeline import Pipeline as Pipeline
+from linnet.decoupled.recurrent import TruncatedBPTT as TruncatedBPTT
 from linnet.decoupled.sources import Backprop as Backprop
 from linnet.decoupled.sources import Source as Source
 from linnet.decoupled.synthesizers import LinearSynthesizer as LinearSynthesizer
@@ -38,6 +39,7 @@ __all__ = [
     "Source",
     "Synthesizer",
     "Synthetic",
+    "TruncatedBPTT",
     "Unlocked",
     "activation_memory",
     "plot_diagnostics",

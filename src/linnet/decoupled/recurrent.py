@@ -1,0 +1,273 @@
+"""Backpropagation through time over short windows, with a synthetic gradient for what lies behind each of them."""
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from linnet.beings import check_positive
+from linnet.decoupled.base import Decoupled
+from linnet.decoupled.boundary import replaced, tensors
+from linnet.decoupled.sources import Source
+from linnet.decoupled.synthetic import Synthetic
+from linnet.decoupled.windows import Auxiliary, Boundaries
+from linnet.recurrent import RNN, RNNCell
+
+__all__ = ["TruncatedBPTT"]
+
+Context = Tensor | Callable[[int], Tensor]
+
+
+class TruncatedBPTT(Decoupled):
+    """∂L/∂h_t ≈ ∂(losses of the window)/∂h_t + factor · δ(h_T) ∂h_T/∂h_t: h_T the state at the end of the window.
+
+    A recurrent network reads a sequence in windows of ``window`` steps. The state goes on from window to window, the
+    gradient does not; in its place comes what a synthesizer predicts from the state (and the context). It learns from
+    the gradient of the next window's losses in this state, to which belongs the prediction at the end of that window:
+    so it learns of what lies further ahead than a window reaches. Behind the end of a sequence the gradient is 0.
+    Without ``gradient=`` this is ordinary truncated backpropagation through time. The loop is the ordinary one, with
+    one step of the optimizer for a sequence::
+
+        net = TruncatedBPTT(nn.LSTM(8, 64), window=3, gradient=Synthetic())
+        for input, target in data:  # (length, batch, 8)
+            opt.zero_grad()
+            output, state = net(input)
+            criterion(head(output), target).backward()
+            opt.step()
+
+    or with one for each window, which needs the memory of one window, and for endless sequences::
+
+        state = None
+        for i, (input, target) in enumerate(pieces):
+            opt.zero_grad()
+            output, state = net(input, state, more=i + 1 < len(pieces))
+            criterion(head(output), target).backward()
+            opt.step()
+
+    Args:
+        network: a cell (of torch or :class:`linnet.RNNCell`), :class:`torch.nn.LSTM`, ``GRU``, ``RNN``,
+            :class:`linnet.RNN`, or any module called as ``(input, state)``, or ``(input)`` at the start, that returns
+            ``(output, state)``; the state may be nested tuples, lists and dicts of tensors.
+        window: steps in a window.
+        gradient: :class:`Synthetic` (...), of which a deep copy is taken; None: no gradient for what lies behind.
+        factor: of the synthetic gradient; the paper has 0.1. 0 is truncated backpropagation through time.
+        auxiliary: weight in the loss of the auxiliary task: to foretell, linearly from the state at a boundary, the
+            synthetic gradient at the next one of the same call, 0 behind the last; its loss is the mean squared error
+            in units of the size of the targets. 0: no such task.
+        batch_first: whether input and output are (batch, length, *). None: as the network's own ``batch_first``, else
+            False.
+        state_axis: the axis of the samples in each tensor of the state. None: 1 for recurrent networks of torch and
+            linnet, (layers, batch, hidden), 0 for any other module.
+        scaler: the ``GradScaler`` of the loop, if there is one.
+
+    Shape:
+        - input: (length, batch, *), or (batch, length, *)
+        - state: as the network's; None: the network begins by itself
+        - output: (length, batch, *), or (batch, length, *); of a cell its new states, for an LSTM cell the h
+        - last state: as the network's
+
+    Raises:
+        TypeError: an argument is of the wrong kind; the network returns something else.
+        ValueError: an argument is out of range; in a training forward: there is no context, or the state does not have
+            the samples where it should; in backward: a gradient is not finite and there is no scaler.
+        RuntimeError: a second backward through the same forward.
+
+    Note:
+        * **Calls.** A call is a sequence from ``state`` to its end; ``more=True`` says that it goes on in the next
+          call: then the last state has a synthetic gradient too, it comes with the gradient of the last window's
+          output, and the state that is returned is detached. A window without a loss still learns from what lies
+          ahead: ``(0 * output.sum()).backward()``. A state that is given and needs no gradient counts as a boundary
+          too. One that needs a gradient, of an encoder, gets it as from the network alone.
+        * **Context.** ``with net.context(labels):`` conditions the synthesizer, if it takes a context; a function of t
+          gives it for the boundary with t steps of the call before it.
+        * **Mix.** With ``Synthetic(mix=λ)`` the gradient from the windows behind is mixed in, as in :class:`DNI`;
+          λ = 1 is full backpropagation, which trains the synthesizer beside it.
+        * **Learning.** The synthesizer makes one step for each backward, from all boundaries of the call at once.
+        * In eval mode and where gradients are off this is the network alone, in one piece.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> net, head = TruncatedBPTT(nn.GRU(1, 16), window=2, gradient=Synthetic()), nn.Linear(16, 1)
+        >>> opt = torch.optim.Adam([*net.network.parameters(), *head.parameters()], lr=0.01)
+        >>> for step in range(200):  # to recall the first of six numbers at the end
+        ...     opt.zero_grad()
+        ...     input = torch.rand(6, 32, 1)
+        ...     output, state = net(input)
+        ...     loss = (head(output[-1]) - input[0]).square().mean()
+        ...     loss.backward()
+        ...     opt.step()
+        >>> output.shape, state.shape
+        (torch.Size([6, 32, 16]), torch.Size([1, 32, 16]))
+
+    Reference:
+        M. Jaderberg et al., Decoupled neural interfaces using synthetic gradients, 2017, arXiv 1608.05343.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        window: int,
+        gradient: Synthetic | None = None,
+        *,
+        factor: float = 0.1,
+        auxiliary: float = 0.0,
+        batch_first: bool | None = None,
+        state_axis: int | None = None,
+        scaler: torch.amp.GradScaler | None = None,
+    ) -> None:
+        super().__init__(network, None)
+        (self.window,) = check_positive(window=window)
+        if gradient is not None and not isinstance(gradient, Synthetic):
+            raise TypeError(f"gradient must be Synthetic(...) or None, however: {type(gradient).__name__}")
+        if gradient is not None and gradient.true_targets:
+            raise ValueError("The targets of states must be bootstrapped, however: Synthetic(targets='true') is given")
+        for name, value in (("factor", factor), ("auxiliary", auxiliary)):
+            if isinstance(value, bool) or not isinstance(value, float | int) or not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be at least 0 and finite, however: {value!r}")
+        if auxiliary and gradient is None:
+            raise ValueError("The auxiliary task foretells synthetic gradients, however: gradient is None")
+        self.factor, self.auxiliary, self.scaler = float(factor), float(auxiliary), scaler
+        self._stepwise = isinstance(network, nn.RNNCellBase | RNNCell)
+        self.batch_first = bool(getattr(network, "batch_first", False)) if batch_first is None else batch_first
+        self.state_axis = int(isinstance(network, nn.RNNBase | RNN)) if state_axis is None else state_axis
+        if gradient is not None:
+            self.cuts["state"] = self._placed(copy.deepcopy(gradient))
+        if auxiliary:
+            self.cuts["auxiliary"] = self._placed(Auxiliary())
+        self._context_at: Callable[[int], Tensor] | None = None
+
+    def _placed(self, source: Source) -> Source:
+        for parameter in self.network.parameters():
+            return source.to(parameter.device, parameter.dtype if parameter.is_floating_point() else None)
+        return source
+
+    @contextmanager
+    def context(self, context: Context) -> Iterator[None]:
+        """Condition the synthesizer of the forwards inside.
+
+        Args:
+            context: integer labels, (batch); or floats, (batch, features); or a function that gives one of these for
+                the boundary with t steps of the call before it.
+
+        Raises:
+            TypeError: it is neither a tensor nor a function.
+            ValueError: the source takes no context.
+        """
+        at = context if callable(context) else lambda t: context
+        with super().context(at(0)):
+            before, self._context_at = self._context_at, at
+            try:
+                yield
+            finally:
+                self._context_at = before
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        """How well the synthesizer predicts: of its last targets, before it learned from them.
+
+        Returns:
+            scalars ``cosine/state``: of prediction and target; ``norm_ratio/state``: the length of the prediction
+            over that of the target; ``loss/state``: the mean squared error in units of the size of the targets.
+        """
+        source = self._source()
+        if source is None or not float(source.seen) > 0:
+            return {}
+        return {f"{name}/state": value for name, value in source.measured().items()}
+
+    def extra_repr(self) -> str:
+        return f"window={self.window}, factor={self.factor}, auxiliary={self.auxiliary}"
+
+    # ------------------------------------------------------------------ one forward
+
+    def forward(self, input: Tensor, state: Any = None, *, more: bool = False) -> tuple[Tensor, Any]:
+        if not isinstance(input, Tensor):
+            raise TypeError(f"The input must be a tensor, however: {type(input).__name__}")
+        known = self._stepwise or isinstance(self.network, nn.RNNBase | RNN)
+        if input.dim() < (3 if known else 2) or 0 in input.shape[:2]:
+            axes = "(batch, length, *)" if self.batch_first else "(length, batch, *)"
+            raise ValueError(f"The input must be {axes} with a step and a sample, however: {tuple(input.shape)}")
+        if not (self.training and torch.is_grad_enabled()):
+            return self._run(input, state)
+        return self._training_forward((input, state), {"more": more})
+
+    def _training_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Any]:
+        (input, state), more = args, kwargs["more"]
+        boundaries, time, outputs = self._boundaries(), int(self.batch_first), []
+        pieces = input.split(self.window, time)
+        if state is not None and not any(tensor.requires_grad for tensor in tensors(state)):
+            state = replaced(state, iter([_fresh(tensor) for tensor in tensors(state)]))
+            state = self._cross(boundaries, state, 0, input)
+        for i, piece in enumerate(pieces):
+            output, state = self._run(piece, state)
+            outputs.append(output)
+            if i + 1 < len(pieces):
+                state = self._cross(boundaries, state, (i + 1) * self.window, input)
+        if more:
+            if boundaries is not None and (moving := self._moving(state, input)):
+                outputs[-1] = boundaries.end(outputs[-1], moving, self._context_of(input.shape[time]))
+            state = replaced(state, iter([tensor.detach() for tensor in tensors(state)]))
+        return torch.cat(outputs, time), state
+
+    def _cross(self, boundaries: Boundaries | None, state: Any, t: int, input: Tensor) -> Any:
+        """The state on the other side of a boundary: without its graph, but for what the synthesizer predicts."""
+        given = list(tensors(state))
+        if boundaries is None:
+            return replaced(state, iter([tensor.detach() for tensor in given]))
+        moving = self._moving(state, input)
+        new = iter(boundaries.cross(moving, self._context_of(t)) if moving else [])
+        return replaced(state, iter([next(new) if moving and _can_move(tensor) else tensor for tensor in given]))
+
+    def _moving(self, state: Any, input: Tensor) -> list[Tensor]:
+        """The tensors of a state that a gradient can be had in, all samples in their place; none if none needs one."""
+        moving = [tensor for tensor in tensors(state) if _can_move(tensor)]
+        if not any(tensor.requires_grad for tensor in moving):
+            return []
+        batch, axis = input.shape[1 - int(self.batch_first)], self.state_axis
+        for tensor in moving:
+            if not (-tensor.dim() <= axis < tensor.dim() and tensor.shape[axis] == batch):
+                raise ValueError(
+                    f"The state must have the {batch} samples along its axis {axis} (state_axis=), however: "
+                    f"{tuple(tensor.shape)}"
+                )
+        return moving
+
+    def _run(self, input: Tensor, state: Any) -> tuple[Tensor, Any]:
+        if not self._stepwise:
+            found = self.network(input) if state is None else self.network(input, state)
+            if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], Tensor)):
+                raise TypeError(f"The network must return (output, state), however: {type(found).__name__}")
+            return found
+        outputs = []
+        for x in input.unbind(int(self.batch_first)):
+            state = self.network(x, state)
+            outputs.append(next(tensors(state)))
+        return torch.stack(outputs, int(self.batch_first)), state
+
+    def _context_of(self, t: int) -> Tensor | None:
+        return None if self._context_at is None else self._context_at(t)
+
+    # ------------------------------------------------------------------ the source of the gradients
+
+    def _source(self) -> Synthetic | None:
+        return cast(Synthetic, self.cuts["state"]) if "state" in self.cuts else None
+
+    def _boundaries(self) -> Boundaries | None:
+        source = self._source()
+        if source is None:
+            return None
+        task = cast(Auxiliary, self.cuts["auxiliary"]) if "auxiliary" in self.cuts else None
+        scale = None if self.scaler is None else float(self.scaler.get_scale())
+        auxiliary = None if task is None else (task, self.auxiliary)
+        return Boundaries(source, self.factor, self.state_axis, auxiliary, scale)
+
+
+def _can_move(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.dim() > 0
+
+
+def _fresh(tensor: Tensor) -> Tensor:
+    """A leaf that backward reaches, if a gradient can be had in it at all."""
+    return tensor.detach().requires_grad_() if _can_move(tensor) else tensor
