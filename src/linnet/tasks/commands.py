@@ -18,6 +18,7 @@ from linnet.catalogue import catalogue
 from linnet.cli import user_input
 from linnet.linear import LinearMap
 from linnet.tasks.evolution import EvolveSettings
+from linnet.tasks.sequence_runs import TaskSettings
 from linnet.tasks.specs import DECOUPLED, LayerSpec, Settings, layer_options
 
 __all__ = ["app"]
@@ -296,6 +297,95 @@ def evolve(
         report(evolution)
     except KeyboardInterrupt:
         raise _stopped("evolve", folder) from None
+
+
+@app.command()
+def task(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="copy, repeat-copy, adding, argmax, recall or text.",
+            show_default=TaskSettings.task,
+            metavar="TASK",
+        ),
+    ] = None,
+    window: Annotated[
+        int | None, typer.Option(help="Steps that a gradient goes back.", show_default=str(TaskSettings.window))
+    ] = None,
+    decouple: Annotated[
+        str | None,
+        typer.Option(
+            help="What comes after a window: none; dni: a synthetic gradient; cdni: one that is told the answers.",
+            show_default=TaskSettings.decouple,
+            metavar="none|dni|cdni",
+        ),
+    ] = None,
+    cell: Annotated[
+        str | None, typer.Option(help="The network.", show_default=TaskSettings.cell, metavar="lstm|gru|rnn")
+    ] = None,
+    hidden: Annotated[
+        int | None, typer.Option(help="Size of its state.", show_default=str(TaskSettings.hidden))
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Stop after so many.", show_default="5000")] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="Stop after so many seconds of the CPU instead.", show_default=False)
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Sequences in a step.", show_default=str(TaskSettings.batch_size))
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate of Adam.", show_default=str(TaskSettings.lr))] = None,
+    synthesizer: Annotated[
+        int | None,
+        typer.Option(help="Hidden layer of the synthesizer.", show_default=str(TaskSettings.synthesizer)),
+    ] = None,
+    synthesizer_lr: Annotated[
+        float | None, typer.Option(help="Learning rate of its Adam.", show_default=str(TaskSettings.synthesizer_lr))
+    ] = None,
+    factor: Annotated[
+        float | None, typer.Option(help="Of the synthetic gradient.", show_default=str(TaskSettings.factor))
+    ] = None,
+    auxiliary: Annotated[
+        float | None,
+        typer.Option(help="Weight of foretelling the next one.", show_default=str(TaskSettings.auxiliary)),
+    ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(
+            help="text: a file in UTF-8.", show_default="the prose that scikit-learn ships with", metavar="FILE"
+        ),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="The first seed.", show_default=str(TaskSettings.seed))] = None,
+    seeds: Annotated[int | None, typer.Option(help="How many seeds.", show_default=str(TaskSettings.seeds))] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of torch on the CPU.", show_default=str(TaskSettings.threads))
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the run.", show_default="runs/TASK-TIME", metavar="FOLDER")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out; its settings need not be given again.")
+    ] = False,
+) -> None:
+    """Teach a recurrent network to remember, by gradients that go back only a few steps."""
+    names = [field.name for field in dataclasses.fields(TaskSettings)]
+    given = {name: value for name, value in (locals() | {"task": name}).items() if name in names and value is not None}
+    from linnet.tasks.sequence_report import report, watching
+    from linnet.tasks.sequence_runs import found, resumed, seeds_of
+
+    with user_input():
+        before = _to_resume(resume, out)
+        settings = TaskSettings(**given) if before is None else dataclasses.replace(resumed(before), **given)
+        folder = out or Path("runs") / f"{settings.task}-{time.strftime('%Y%m%d-%H%M%S')}"
+        run = found(settings, folder, resume=resume)
+    learners = []
+    try:
+        with watching(settings) as watch:
+            for number in seeds_of(settings):
+                learners.append(run.learner(number))
+                learners[-1].run(watch)
+        report(run, learners)
+    except KeyboardInterrupt:
+        raise _stopped("task", folder) from None
 
 
 def _to_resume(resume: bool, out: Path | None) -> Path | None:
