@@ -1,8 +1,7 @@
 """Synthetic gradients: a synthesizer that learns to predict the gradient at a cut from the activations there."""
 
-import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -19,8 +18,19 @@ from linnet.decoupled.synthesizers import LinearSynthesizer, Synthesizer
 
 __all__ = ["Prediction", "Synthetic", "follow", "root_mean_square"]
 
-ADAM = functools.partial(torch.optim.Adam, lr=0.1)
-"""The optimizer of a linear synthesizer: fast, for the network that it follows changes all the time."""
+
+def adam(parameters: Iterable[torch.nn.Parameter], lr: float = 0.1) -> Optimizer:
+    """Adam, the optimizer of a linear synthesizer: a large step, for the network that it follows changes all the time.
+
+    Example:
+        >>> layer = torch.nn.Linear(2, 2)
+        >>> adam(layer.parameters()).param_groups[0]["lr"]
+        0.1
+    """
+    parameters = list(parameters)
+    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
+    return torch.optim.Adam(parameters, lr=lr, fused=fused)
+
 
 DECAY = 0.9
 """How much of the running size of the targets each step keeps."""
@@ -57,7 +67,7 @@ class Prediction:
     state: Tensor  # (batch, *, features + context): the activations in units of their size
     output: Tensor  # (batch, *, features): what the synthesizer made of them, with its graph
     gradient: Tensor  # (batch, *, features): the prediction, in the units of the loss
-    versions: list[int]  # of the parameters with which it did
+    versions: list[int]  # of the parameters with which it did, and how often it had learned
 
 
 class Synthetic(Source):
@@ -102,7 +112,7 @@ class Synthetic(Source):
         self,
         synthesizer: Callable[[int, int | None, int], Synthesizer] = LinearSynthesizer,
         hidden_size: int | None = None,
-        optim: OptimizerFactory = ADAM,
+        optim: OptimizerFactory = adam,
         *,
         context: int | None = None,
         mix: float = 0.0,
@@ -116,6 +126,7 @@ class Synthetic(Source):
         self.conditioned = context is not None
         self.true_targets = targets == "true"
         self.mix = mix
+        self._lessons = 0  # steps since this object was made
         self.register_module("synthesizer", None)
         self.owned = OwnedOptimizer(optim, "the synthesizer's optim")
         self.register_buffer("rms", torch.zeros(()))
@@ -182,7 +193,7 @@ class Synthetic(Source):
             state = attach(state, context, self._context, synthesizer.axis)
         output = self._call(state)
         gradient = (self._as_activations(output.detach()) * (self.rms / batch_size(h))).to(h.dtype)
-        prediction = Prediction(state, output, gradient, _versions(synthesizer))
+        prediction = Prediction(state, output, gradient, self._versions())
         return None if self.late else gradient, prediction
 
     def respond(self, memory: Prediction, target: Tensor | None, error: Tensor | None) -> Tensor:
@@ -199,32 +210,35 @@ class Synthetic(Source):
         if target is None:
             return
         synthesizer = self._synthesizer()
-        target = target.detach().to(self.rms.dtype) * batch_size(target)
-        size = self._length(target)
+        batch = batch_size(target)
+        target = target.detach().to(self.rms.dtype)
+        size = self._length(target) * batch  # of the gradient of one sample
         if not follow(self.rms, self.seen, size):
             return
-        if memory.versions == _versions(synthesizer):
+        if memory.versions == self._versions():
             output = memory.output
         else:  # it has been trained since, by another forward: predict again
             output = self._call(memory.state)
-        target = target.movedim(self.axis, synthesizer.axis)
         if output.requires_grad:
-            with torch.enable_grad():
-                loss = (output - target / self.rms).square().mean()
             named = self._named()
             learning = [parameter for parameter in named.values() if parameter.requires_grad]
-            found = iter(averaged(self, torch.autograd.grad(loss, learning, allow_unused=True)))
+            # of the mean of (output - target)², in units of rms
+            difference = torch.mul(target.movedim(self.axis, synthesizer.axis), -batch / self.rms).add_(output.detach())
+            sizes = root_mean_square(difference), root_mean_square(output.detach()), size / self.rms
+            difference *= 2 / max(difference.numel(), 1)
+            found = iter(averaged(self, torch.autograd.grad(output, learning, difference, allow_unused=True)))
             self.owned.step(named, [next(found) if p.requires_grad else None for p in named.values()])
-            self.quality.copy_(torch.stack([loss.detach(), root_mean_square(output.detach()), size / self.rms]))
+            self._lessons += 1
+            self.quality.copy_(torch.stack(sizes))
 
     def measured(self) -> dict[str, Tensor]:
         """Of the last target: cosine of prediction and target, ratio of their lengths, mean squared error."""
-        loss, predicted, target = self.quality.unbind()
-        dot = (predicted.square() + target.square() - loss) / 2
+        error, predicted, target = self.quality.unbind()
+        dot = (predicted.square() + target.square() - error.square()) / 2
         return {
             "cosine": torch.where(predicted > 0, dot / (predicted * target), 0.0),
             "norm_ratio": predicted / target,
-            "loss": loss.clone(),
+            "loss": error.square(),
         }
 
     def _as_activations(self, output: Tensor) -> Tensor:
@@ -248,6 +262,10 @@ class Synthetic(Source):
         """√(mean of x²), over the batches of all processes if they share this source."""
         length = root_mean_square(x)
         return cast(Tensor, averaged(self, [length.square()])[0]).sqrt() if shared(self) else length
+
+    def _versions(self) -> list[int]:
+        """Changes with the parameters; a fused optimizer does not count its steps in their versions."""
+        return [self._lessons, *(parameter._version for parameter in self._synthesizer().parameters())]
 
     def _synthesizer(self) -> Synthesizer:
         if self.synthesizer is None:
@@ -276,7 +294,3 @@ class Synthetic(Source):
         if self.synthesizer is not None:
             self.owned.take(self._named(), state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)  # reports what is left as unexpected
-
-
-def _versions(synthesizer: Synthesizer) -> list[int]:
-    return [parameter._version for parameter in synthesizer.parameters()]
