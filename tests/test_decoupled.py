@@ -98,7 +98,7 @@ class ByHand:
         self.parameters = [p for stage in self.stages for p in stage.parameters()]
         self.lr, self.synthesizer_lr, self.moments = lr, synthesizer_lr, {}
         self.theta = [[torch.zeros(WIDTH, WIDTH).double(), torch.zeros(WIDTH).double()] for _ in range(2)]
-        self.rms, self.weight = [0.0, 0.0], [0.0, 0.0]
+        self.rms, self.weight, self.mean = [0.0, 0.0], [0.0, 0.0], [torch.zeros(WIDTH).double() for _ in range(2)]
 
     def adam(self, name, tensor, gradient, lr):
         m, v, t = self.moments.get(name, (0.0, 0.0, 0))
@@ -114,7 +114,7 @@ class ByHand:
             x = x.detach().requires_grad_(i > 0)
             h = stage(x)
             scaled = h.detach() / (h.detach() ** 2).mean().sqrt()
-            g = self.rms[i] * (scaled @ w.T + b) / batch
+            g = self.rms[i] * ((scaled - self.mean[i]) @ w.T + b) / batch
             found = torch.autograd.grad(h, [*([x] if i else []), *stage.parameters()], g)
             targets += found[: 1 if i else 0]
             gradients += found[1 if i else 0 :]
@@ -137,8 +137,10 @@ class ByHand:
         self.weight[i] = 0.9 * self.weight[i] + 0.1
         self.rms[i] += 0.1 / self.weight[i] * (size - self.rms[i])
         w, b = self.theta[i]
-        error = 2 / target.numel() * (scaled @ w.T + b - target / self.rms[i])
-        self.adam((i, "w"), w, error.T @ scaled, self.synthesizer_lr)
+        centred = scaled - self.mean[i]
+        error = 2 / target.numel() * (centred @ w.T + b - target / self.rms[i])
+        self.mean[i] = self.mean[i] + 0.1 / self.weight[i] * (scaled.mean(0) - self.mean[i])
+        self.adam((i, "w"), w, error.T @ centred, self.synthesizer_lr)
         self.adam((i, "b"), b, error.sum(0), self.synthesizer_lr)
 
 
@@ -241,7 +243,7 @@ def test_the_input_gets_the_synthetic_gradient_of_the_first_stage(leaf):
     with torch.no_grad():
         z = x if leaf else x.exp()
         h = torch.tanh(z @ layer.weight.mT + layer.bias)
-        g = before.rms * (h / (h**2).mean().sqrt() @ synthesizer.weight.mT + synthesizer.bias) / len(x)
+        g = before.rms * ((h / (h**2).mean().sqrt() - before.mean) @ synthesizer.weight.mT + synthesizer.bias) / len(x)
         expected = (g * (1 - h**2)) @ layer.weight * (1 if leaf else z)
     assert expected.abs().max() > 1e-5
     torch.testing.assert_close(x.grad, expected)
@@ -257,7 +259,8 @@ def test_in_populations_and_sequences_the_synthesizer_acts_on_the_last_axis():
     dni.zero_grad()
     dni(x).square().mean().backward()
     h = dni.network[0](x).detach()
-    g = source.rms * (h / (h**2).mean().sqrt() @ source.synthesizer.weight.mT + source.synthesizer.bias) / 6
+    inputs = h / (h**2).mean().sqrt() - source.mean
+    g = source.rms * (inputs @ source.synthesizer.weight.mT + source.synthesizer.bias) / 6
     torch.testing.assert_close(dni.network[0].bias.grad, g.sum((0, 1)))
 
 
@@ -562,7 +565,7 @@ def test_the_names_in_the_state_dict():
     extra = {f"cuts.{i}.{name}" for i in (1, 3) for name in ("synthesizer.weight", "synthesizer.bias")}
     assert set(dni.state_dict()) >= unsized | extra
     assert unsized == {f"network.{name}" for name in dni.network.state_dict()} | {
-        f"cuts.{i}.{name}" for i in (1, 3) for name in ("rms", "seen", "features")
+        f"cuts.{i}.{name}" for i in (1, 3) for name in ("rms", "seen", "features", "mean")
     }
     assert "cuts.3.optimizer.weight.exp_avg" in dni.state_dict()
     assert "cuts.1.optimizer.weight.exp_avg" not in dni.state_dict()  # its target was 0: it has taken no step

@@ -181,7 +181,7 @@ def test_a_context_changes_the_gradients_as_its_column_says():
     F.cross_entropy(output, y).backward()
     with torch.no_grad():
         h = dni.network[:2](x)
-        inputs = torch.cat([h / h.square().mean().sqrt(), F.one_hot(y, 3).double()], 1)
+        inputs = torch.cat([h / h.square().mean().sqrt(), F.one_hot(y, 3).double()], 1) - source.mean
         g = source.rms * (inputs @ source.synthesizer.weight.mT + source.synthesizer.bias) / len(x)
         expected = (g * (1 - h**2)).mT @ x
     assert source.synthesizer.weight[:, 6:].abs().max() > 0
@@ -571,7 +571,7 @@ def test_a_convolution_is_cut_along_its_channels():
     h = net[:3](x).detach()
     gradient, _ = source.predict(h, y)
     label = F.one_hot(y, 3).double()[:, :, None, None].expand(6, 3, 6, 6)
-    inputs = torch.cat([h / h.square().mean().sqrt(), label], 1)
+    inputs = torch.cat([h / h.square().mean().sqrt(), label], 1) - source.mean[:, None, None]
     expected = torch.einsum("oi,bihw->bohw", source.synthesizer.weight, inputs)
     expected = (expected + source.synthesizer.bias[:, None, None]) * source.rms / 6
     torch.testing.assert_close(gradient, expected)

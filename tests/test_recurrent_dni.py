@@ -187,12 +187,12 @@ def test_gradients_are_those_of_a_loop_by_hand(name, factor):
     x = data(net)
     backward(net, x)  # sizes the synthesizer and sees the targets: rms is not 0 from now on
     net.zero_grad()
-    rms = float(net.cuts["state"].rms)
+    rms, mean = float(net.cuts["state"].rms), net.cuts["state"].mean.clone()
     assert rms > 0
 
     def predict(h: Tensor) -> Tensor:
         matrix = torch.linspace(-1, 1, h.shape[1] ** 2).view(h.shape[1], -1).double()
-        return factor * rms / BATCH * torch.tanh(h / h.square().mean().sqrt() @ matrix)
+        return factor * rms / BATCH * torch.tanh((h / h.square().mean().sqrt() - mean) @ matrix)
 
     expected, _ = by_hand(net, name, x, weighted(x, net), predict)
     backward(net, x)
@@ -256,6 +256,7 @@ def test_nothing_of_a_later_loss_reaches_an_earlier_window():
             later = torch.randn(output[:, WINDOW:].shape, dtype=x.dtype, generator=torch.Generator().manual_seed(seed))
             (output[:, :WINDOW].square().sum() + (output[:, WINDOW:] * later).sum()).backward()
             net.cuts["state"].rms.fill_(1.0)
+            net.cuts["state"].mean.fill_(0.0)
             found.append(x.grad)
         assert torch.equal(found[0][:, :WINDOW], found[1][:, :WINDOW])
         assert not torch.equal(found[0][:, -2:], found[1][:, -2:])
@@ -270,11 +271,11 @@ def test_targets_are_bootstrapped(name, monkeypatch):
     net = wrapped(name, gradient=Synthetic(Fixed, optim=STILL), factor=0.3)
     x, source = data(net), net.cuts["state"]
     backward(net, x)
-    rms = float(source.rms)
+    rms, mean = float(source.rms), source.mean.clone()
 
     def predict(h: Tensor) -> Tensor:
         matrix = torch.linspace(-1, 1, h.shape[1] ** 2).view(h.shape[1], -1).double()
-        return 0.3 * rms / BATCH * torch.tanh(h / h.square().mean().sqrt() @ matrix)
+        return 0.3 * rms / BATCH * torch.tanh((h / h.square().mean().sqrt() - mean) @ matrix)
 
     _, expected = by_hand(net, name, x, weighted(x, net), predict)
     seen = []
@@ -442,6 +443,7 @@ def test_the_auxiliary_task_foretells_the_next_synthetic_gradient():
     head.owned = OwnedOptimizer(STILL, "optim")
     head.synthesizer.weight.data.copy_(matrix)
     head.synthesizer.bias.data.zero_()
+    mean = plain.cuts["state"].mean.clone()
     for net in (plain, aux):
         backward(net, x)
     first, second, _ = x.split(WINDOW, 1)
@@ -449,7 +451,7 @@ def test_the_auxiliary_task_foretells_the_next_synthetic_gradient():
     states.append(plain.network(second, states[0].detach())[1])
     ones = [h[0] / h.square().mean().sqrt() for h in states]
     fixed = torch.linspace(-1, 1, HIDDEN**2).view(HIDDEN, HIDDEN).double()
-    loss = F.mse_loss(ones[0] @ matrix.T, torch.tanh(ones[1] @ fixed).detach()) + (ones[1] @ matrix.T).square().mean()
+    loss = F.mse_loss(ones[0] @ matrix.T, torch.tanh((ones[1] - mean) @ fixed).detach()) + (ones[1] @ matrix.T).square().mean()
     added = torch.autograd.grad(0.7 * loss, list(plain.network.parameters()))
     found = [with_task - without for with_task, without in zip(gradients(aux), gradients(plain), strict=True)]
     torch.testing.assert_close(found, list(added), rtol=1e-7, atol=1e-10)

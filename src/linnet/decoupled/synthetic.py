@@ -71,11 +71,12 @@ class Prediction:
 
 
 class Synthetic(Source):
-    """g = rms · synthesizer(h / rms(h), context) / batch: activations h -> predicted gradient of a mean loss in them.
+    """g = rms · synthesizer([h / rms(h), context] − mean) / batch: activations h -> predicted gradient of a mean loss.
 
     ``rms`` is the running size of the gradients of one sample. Gradients of a mean loss are of size 1/batch and shrink
     by orders of magnitude while the loss falls; in units of their own size they are a regression task of scale 1
-    from the first step to the last. The same holds for the activations that the synthesizer reads.
+    from the first step to the last. The same holds for the activations that the synthesizer reads; they come less
+    their running ``mean``, without which activations that are all positive make the task a badly conditioned one.
 
     The synthesizer is built by :meth:`size`, at first use or from a state_dict, and computes in at least float32. Its
     optimizer belongs to this module: the state is in ``state_dict`` as tensors named
@@ -106,6 +107,7 @@ class Synthetic(Source):
     rms: Tensor
     seen: Tensor
     features: Tensor
+    mean: Tensor
     quality: Tensor
 
     def __init__(
@@ -132,6 +134,7 @@ class Synthetic(Source):
         self.register_buffer("rms", torch.zeros(()))
         self.register_buffer("seen", torch.zeros(()))  # sum of the weights in the running mean, 1 in the end
         self.register_buffer("features", torch.zeros((), dtype=torch.int64))  # 0: not sized yet
+        self.register_buffer("mean", torch.zeros(0))  # (features + context), of what the synthesizer reads
         self.register_buffer("quality", torch.zeros(3), persistent=False)  # of the last target: see diagnostics
 
     @property
@@ -168,6 +171,7 @@ class Synthetic(Source):
             raise TypeError(f"synthesizer must make a Synthesizer, however: {type(synthesizer).__name__}")
         self.synthesizer = synthesizer
         self.features.fill_(features)
+        self.mean = torch.zeros(features + (self._context or 0))
         self.to(device, torch.promote_types(dtype, torch.float32))
         self.owned.bound(self._named())  # refuses now what is no optimizer
 
@@ -228,6 +232,9 @@ class Synthetic(Source):
             difference *= 2 / max(difference.numel(), 1)
             found = iter(averaged(self, torch.autograd.grad(output, learning, difference, allow_unused=True)))
             self.owned.step(named, [next(found) if p.requires_grad else None for p in named.values()])
+            centre = memory.state.movedim(synthesizer.axis, -1).reshape(-1, len(self.mean)).mean(0)
+            (centre,) = cast(list[Tensor], averaged(self, [centre]))
+            self.mean.lerp_(centre, (1 - DECAY) / self.seen)
             self._lessons += 1
             self.quality.copy_(torch.stack(sizes))
 
@@ -246,8 +253,9 @@ class Synthetic(Source):
 
     def _call(self, state: Tensor) -> Tensor:
         synthesizer = self._synthesizer()
+        mean = self.mean if synthesizer.axis == -1 else self.mean.view(-1, *[1] * (state.dim() - 2))
         with torch.enable_grad(), torch.autocast(state.device.type, enabled=False):
-            output, _ = synthesizer(state, None)
+            output, _ = synthesizer(state - mean, None)
         shape = list(state.shape)
         shape[synthesizer.axis] -= self._context or 0
         if not isinstance(output, Tensor) or list(output.shape) != shape:
