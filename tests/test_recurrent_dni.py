@@ -451,7 +451,10 @@ def test_the_auxiliary_task_foretells_the_next_synthetic_gradient():
     states.append(plain.network(second, states[0].detach())[1])
     ones = [h[0] / h.square().mean().sqrt() for h in states]
     fixed = torch.linspace(-1, 1, HIDDEN**2).view(HIDDEN, HIDDEN).double()
-    loss = F.mse_loss(ones[0] @ matrix.T, torch.tanh((ones[1] - mean) @ fixed).detach()) + (ones[1] @ matrix.T).square().mean()
+    loss = (
+        F.mse_loss(ones[0] @ matrix.T, torch.tanh((ones[1] - mean) @ fixed).detach())
+        + (ones[1] @ matrix.T).square().mean()
+    )
     added = torch.autograd.grad(0.7 * loss, list(plain.network.parameters()))
     found = [with_task - without for with_task, without in zip(gradients(aux), gradients(plain), strict=True)]
     torch.testing.assert_close(found, list(added), rtol=1e-7, atol=1e-10)

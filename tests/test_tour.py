@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from linnet.cli import main
-from linnet.tasks.acts import ACTS, cartpole, drift, forecast, memory, population, width
+from linnet.tasks.acts import ACTS, cartpole, chimera, drift, forecast, memory, population, width
 from linnet.tasks.data import load_sunspots
 from linnet.tasks.tour import run_tour
 
@@ -21,6 +21,7 @@ def small(monkeypatch):
         (memory, {"WAIT": 3, "HIDDEN": 8, "EPOCHS": 1, "RATES": (1e-3,)}),
         (population, {"NETS": 4, "EPOCHS": 1, "ROUNDS": 2}),
         (cartpole, {"BEINGS": 20, "GENERATIONS": 1, "SEEDS": (0,), "STEPS": 1}),
+        (chimera, {"EPOCHS": 1, "SEEDS": (0,), "EVERY": 4}),
         (drift, {"SEEDS": 2, "EPOCHS": 1, "RATES": (1e-3,)}),
         (width, {"WIDTH": 2000, "CONNECTIONS": 4000}),
         (forecast, {"HIDDEN": 4, "LATENT": 4, "SEEDS": 2, "STEPS": 2, "RATES": (1e-3,), "FAR": 12, "FOREVER": 50}),
@@ -127,7 +128,7 @@ def test_the_forecast_act_measures_every_rate_seed_and_kind(small, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--act", "juggling"], "cartpole, forecast, however: juggling"),
+        (["--act", "juggling"], "cartpole, chimera, forecast, however: juggling"),
         (["--out", "/dev/null/tour"], "The output folder must be writable"),
     ],
 )
