@@ -336,7 +336,9 @@ def task(
     lr: Annotated[float | None, typer.Option(help="Learning rate of Adam.", show_default=str(TaskSettings.lr))] = None,
     synthesizer: Annotated[
         int | None,
-        typer.Option(help="Hidden layer of the synthesizer.", show_default=str(TaskSettings.synthesizer)),
+        typer.Option(
+            help="Hidden layer of the synthesizer; 0: none, it is linear.", show_default=str(TaskSettings.synthesizer)
+        ),
     ] = None,
     synthesizer_lr: Annotated[
         float | None, typer.Option(help="Learning rate of its Adam.", show_default=str(TaskSettings.synthesizer_lr))

@@ -153,7 +153,9 @@ def picture(run: Run, learners: list[Learner]) -> Figure:
         all_axes[0].axhline(run.task.threshold, color="black", linewidth=1, linestyle=":", label=note)
     all_axes[-1].set_xlabel("step")
     how = "truncated backpropagation" if settings.decouple == "none" else settings.decouple
-    all_axes[0].set_title(f"{settings.task}: {settings.cell} of {settings.hidden}, windows of {settings.window}, {how}")
+    all_axes[0].set_title(
+        f"{settings.task}: {settings.cell.upper()} of {settings.hidden}, windows of {settings.window}, {how}"
+    )
     if len(all_axes[0].lines) > 1:
         all_axes[0].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     return figure

@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 
 from linnet import checkpoint
 from linnet.beings import check_positive
-from linnet.decoupled import MLPSynthesizer, Synthetic, TruncatedBPTT
+from linnet.decoupled import LinearSynthesizer, MLPSynthesizer, Synthetic, TruncatedBPTT
 from linnet.tasks.sequences import Adding, ArgMax, Batch, Copy, Recall, RepeatCopy, SequenceTask, Text
 from linnet.tasks.specs import differences
 
@@ -63,8 +63,10 @@ class TaskSettings:
     threads: int = 1
 
     def __post_init__(self) -> None:
-        sizes = ("window", "hidden", "batch_size", "synthesizer", "seeds", "threads")
+        sizes = ("window", "hidden", "batch_size", "seeds", "threads")
         check_positive(**{name: getattr(self, name) for name in sizes})
+        if self.synthesizer:
+            check_positive(synthesizer=self.synthesizer)
         for name, known in (("task", (*TASKS, "text")), ("decouple", GRADIENTS), ("cell", tuple(CELLS))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, however: {getattr(self, name)!r}")
@@ -148,7 +150,8 @@ class Learner:
         if settings.decouple != "none":
             adam = functools.partial(torch.optim.Adam, lr=settings.synthesizer_lr)
             context = task.context if settings.decouple == "cdni" else None
-            source = Synthetic(MLPSynthesizer, settings.synthesizer, adam, context=context)
+            kind = MLPSynthesizer if settings.synthesizer else LinearSynthesizer
+            source = Synthetic(kind, settings.synthesizer or None, adam, context=context)
         self.net = TruncatedBPTT(core, settings.window, source, factor=settings.factor, auxiliary=settings.auxiliary)
         self.optimizer = torch.optim.Adam([*core.parameters(), *self.head.parameters()], lr=settings.lr)
         self.level = task.level
