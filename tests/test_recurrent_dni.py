@@ -404,6 +404,22 @@ def test_a_given_state_that_needs_a_gradient_gets_it():
     torch.testing.assert_close(start.grad, torch.autograd.grad(output.sum(), start)[0])
 
 
+def test_a_population_without_prediction_is_each_being_alone():
+    torch.manual_seed(0)
+    both = linnet.RNN(INPUT, HIDDEN, beings=2, hidden_map="orthogonal").double()
+    x = torch.randn(LENGTH, BATCH, 2, INPUT, dtype=torch.float64)
+    net = TruncatedBPTT(both, WINDOW, Synthetic())
+    assert net(x)[0].shape == (LENGTH, BATCH, 2, HIDDEN)
+    net(x)[0].square().sum().backward()  # the prediction is 0, for no target has been seen
+    assert net.cuts["state"].synthesizer.output_size == 2 * HIDDEN
+    for being in range(2):
+        alone = linnet.RNN(INPUT, HIDDEN, hidden_map="orthogonal").double()
+        alone.load_state_dict({key: value[being] for key, value in both.state_dict().items()})
+        TruncatedBPTT(alone, WINDOW)(x[:, :, being])[0].square().sum().backward()
+        for one, many in zip(alone.parameters(), both.parameters(), strict=True):
+            torch.testing.assert_close(one.grad, many.grad[being])
+
+
 # ---------------------------------------------------------------------- context, auxiliary task
 
 

@@ -1,9 +1,12 @@
 """``linnet task``: the tasks against loops over their sequences, runs that resume, the command for its user."""
 
 import dataclasses
+import itertools
 import json
 import math
 import random
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -288,7 +291,7 @@ def test_the_command_on_a_text(capsys, tmp_path):
     (tmp_path / "prose.txt").write_text(PROSE)
     arguments = ["text", "--text", tmp_path / "prose.txt", "--decouple", "none", *tiny(tmp_path / "run")]
     code, out, _ = command(capsys, *arguments)
-    assert code == 0 and "bits per character" in out and "–" in out
+    assert code == 0 and "bits per character" in out and "–" in out and "±" not in out
 
 
 def test_mistakes_are_one_line(capsys, tmp_path):
@@ -333,3 +336,19 @@ def test_the_picture_shows_every_point(tmp_path):
     assert shown[levels] == [[p.step, p.level] for p in learner.curve]
     assert shown[cosines] == [[p.step, p.cosine] for p in learner.curve if p.cosine is not None]
     assert draw(run, [learner]).stat().st_size > 10_000
+
+
+def test_the_example_of_long_sequences(tmp_path):
+    path = Path(__file__).parents[1] / "examples" / "long_sequences.py"
+    example = runpy.run_path(str(path))
+    jobs = [*itertools.islice(example["copy_jobs"](seconds=0.01), 3), *itertools.islice(example["recall_jobs"](2), 3)]
+    said: list[str] = []
+    for _ in range(2):  # the second time there is nothing left to do
+        example["run"](iter(jobs), tmp_path / "found.jsonl", said.append)
+    rows = example["read"](tmp_path / "found.jsonl")
+    assert len(rows) == len(said) == 6
+    assert [row["job"]["method"] for row in rows] == ["none", "dni", "none", "none", "dni", "cdni"]
+    text = example["page"](rows)
+    both = [row["loss of 3 rows"] for row in rows if row["job"]["method"] == "none" and "loss of 3 rows" in row]
+    assert f"| truncated BPTT | {sum(both) / 2:.3f} ± {abs(both[0] - both[1]) / math.sqrt(2):.3f} |" in text
+    assert f"| 16 | cDNI | {rows[5]['loss']:.3f} |" in text

@@ -54,7 +54,7 @@ class TruncatedBPTT(Decoupled):
             ``(output, state)``; the state may be nested tuples, lists and dicts of tensors.
         window: steps in a window.
         gradient: :class:`Synthetic` (...), of which a deep copy is taken; None: no gradient for what lies behind.
-        factor: of the synthetic gradient; the paper has 0.1. 0 is truncated backpropagation through time.
+        factor: of the synthetic gradient, from 0.1, the paper's, to 1. 0 is truncated backpropagation through time.
         auxiliary: weight in the loss of the auxiliary task: to foretell, linearly from the state at a boundary, the
             synthetic gradient at the next one of the same call, 0 behind the last; its loss is the mean squared error
             in units of the size of the targets. 0: no such task.
@@ -86,7 +86,11 @@ class TruncatedBPTT(Decoupled):
           gives it for the boundary with t steps of the call before it.
         * **Mix.** With ``Synthetic(mix=λ)`` the gradient from the windows behind is mixed in, as in :class:`DNI`;
           λ = 1 is full backpropagation, which trains the synthesizer beside it.
-        * **Learning.** The synthesizer makes one step for each backward, from all boundaries of the call at once.
+        * **Learning.** The synthesizer makes one step for each backward, from all boundaries of the call at once. The
+          states change more slowly than those of a feed-forward network: a linear synthesizer with
+          ``optim=functools.partial(torch.optim.Adam, lr=3e-3)`` is a good start. What is not in the state and not in
+          the context cannot be predicted: a network that has not begun to remember gets no gradient that tells it to,
+          unless a curriculum or the context helps it; see examples/long_sequences.md.
         * In eval mode and where gradients are off this is the network alone, in one piece.
 
     Example:
@@ -113,7 +117,7 @@ class TruncatedBPTT(Decoupled):
         window: int,
         gradient: Synthetic | None = None,
         *,
-        factor: float = 0.1,
+        factor: float = 0.3,
         auxiliary: float = 0.0,
         batch_first: bool | None = None,
         state_axis: int | None = None,

@@ -63,11 +63,10 @@ def report(run: Run, learners: list[Learner]) -> None:
     picture = draw(run, learners)
     console = Console()
     console.print(_table(results))
-    spread = results["loss"]
+    mean, std, count = results["loss"]["mean"], results["loss"]["std"], len(learners)
+    spread = f"; {mean:.4g} ± {std:.2g} over {count} seeds" if count > 1 else ""
     console.print(
-        f"\nloss: of the exam, {_answers(run)}; {spread['mean']:.4g} ± {spread['std']:.2g} {results['unit']} over "
-        f"{len(learners)} seed{'s' if len(learners) > 1 else ''}\n\n{run.out}: results.json, {picture.name}, "
-        "seed*.safetensors",
+        f"\nloss: of the exam, {_answers(run)}{spread}\n\n{run.out}: results.json, {picture.name}, seed*.safetensors",
         highlight=False,
         markup=False,
         soft_wrap=True,
@@ -152,7 +151,7 @@ def picture(run: Run, learners: list[Learner]) -> Figure:
         note = f"below {run.task.threshold}: next level"
         all_axes[0].axhline(run.task.threshold, color="black", linewidth=1, linestyle=":", label=note)
     all_axes[-1].set_xlabel("step")
-    how = "truncated backpropagation" if settings.decouple == "none" else settings.decouple
+    how = {"none": "truncated backpropagation", "dni": "DNI", "cdni": "cDNI"}[settings.decouple]
     all_axes[0].set_title(
         f"{settings.task}: {settings.cell.upper()} of {settings.hidden}, windows of {settings.window}, {how}"
     )

@@ -53,9 +53,9 @@ class TaskSettings:
     seconds: float | None = None
     batch_size: int = 64
     lr: float = 1e-3
-    synthesizer: int = 256
-    synthesizer_lr: float = 1e-3
-    factor: float = 1.0
+    synthesizer: int = 0
+    synthesizer_lr: float = 3e-3
+    factor: float = 0.3
     auxiliary: float = 0.0
     text: str | None = None
     seed: int = 0
