@@ -25,7 +25,7 @@ RESULTS, PAGE = HERE / "long_sequences.jsonl", HERE / "long_sequences.md"
 SEEDS = range(5)
 CHOSEN = {  # with the same number of runs for each method
     "copy": {
-        "none": {"lr": 3e-4},
+        "none": {"lr": 1e-4},
         "dni": {"lr": 1e-3, "synthesizer": 0, "synthesizer_lr": 3e-3, "factor": 0.3},
     },
     "recall": {

@@ -309,6 +309,7 @@ def resumed(out: str | os.PathLike[str]) -> TaskSettings:
 
 
 def seeds_of(settings: TaskSettings) -> range:
+    """Those of a run, in their order."""
     return range(settings.seed, settings.seed + settings.seeds)
 
 
