@@ -598,6 +598,43 @@ def test_forwards_without_backward_leave_nothing(monkeypatch):
         gc.enable()
 
 
+def test_what_is_frozen_stays_as_it_is():
+    torch.manual_seed(0)
+    core, head = nn.GRU(INPUT, HIDDEN), nn.Linear(HIDDEN, 1)
+    net = TruncatedBPTT(core.requires_grad_(False), WINDOW, Synthetic(MLPSynthesizer, 8), auxiliary=0.1)
+    state = None
+    for _ in range(2):  # carried on, the state is a place where a gradient is taken, though nothing behind it learns
+        output, state = net(torch.randn(LENGTH, BATCH, INPUT), state, more=True)
+        head(output).square().mean().backward()
+    assert head.weight.grad.any() and all(parameter.grad is None for parameter in core.parameters())
+    core.requires_grad_(True)
+    net.cuts.requires_grad_(False)
+    before = copy.deepcopy(net.cuts)
+    net(torch.randn(LENGTH, BATCH, INPUT))[0].square().mean().backward()
+    for (name, one), two in zip(net.cuts.named_parameters(), before.parameters(), strict=True):
+        assert torch.equal(one, two), name
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # the compiler looks at that of every input
+def test_torch_compile():
+    """Of the network inside, and of the whole."""
+    torch.compiler.reset()
+    found = []
+    for how in ("not", "network", "whole"):
+        torch.manual_seed(0)
+        core = linnet.RNN(INPUT, HIDDEN)
+        inner = torch.compile(core, backend="aot_eager") if how == "network" else core
+        net = TruncatedBPTT(inner, WINDOW, Synthetic(), factor=1.0, state_axis=1)
+        call = torch.compile(net, backend="aot_eager") if how == "whole" else net
+        draws = torch.Generator().manual_seed(1)
+        for _ in range(2):
+            net.zero_grad()
+            call(torch.randn(2 * WINDOW, BATCH, INPUT, generator=draws))[0].square().mean().backward()
+        found.append([parameter.grad for parameter in core.parameters()])
+    torch.testing.assert_close(found[0], found[1])
+    torch.testing.assert_close(found[0], found[2])
+
+
 # ---------------------------------------------------------------------- errors
 
 

@@ -32,13 +32,16 @@ class Auxiliary(Synthetic):
         if not self.sized:
             with drawn_for("auxiliary"):
                 self.size(h)
-        named = self._named()
+        learning = {name: parameter for name, parameter in self._named().items() if parameter.requires_grad}
         with torch.enable_grad():
             state = h.detach().to(self.rms.dtype).requires_grad_()
             size = root_mean_square(state).clamp_min(torch.finfo(state.dtype).tiny)
             loss = (self._call(state / size) - target).square().mean()
-            found, *gradients = torch.autograd.grad(loss, [state, *named.values()])
-        self.owned.step(named, gradients)
+            found, *gradients = torch.autograd.grad(loss, [state, *learning.values()])
+        if learning:
+            given = dict(zip(learning, gradients, strict=True))
+            named = self._named()
+            self.owned.step(named, [given.get(name) for name in named])
         return found.to(h.dtype)
 
 
