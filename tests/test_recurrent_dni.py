@@ -394,6 +394,19 @@ def test_a_window_without_a_loss_learns_from_what_lies_ahead():
     assert all(g.any() for g in gradients(net))
 
 
+def test_a_mix_has_nothing_true_to_mix_in_behind_the_call():
+    found = []
+    for mix in (0.0, 0.75):
+        net = wrapped("gru", LENGTH, Synthetic(Fixed, mix=mix), factor=1.0)
+        net.cuts["state"].size(torch.zeros(1, HIDDEN, dtype=torch.float64))
+        net.cuts["state"].rms.fill_(1.0)
+        output, _ = net(data(net), more=True)
+        (0 * output.sum()).backward()
+        found.append(gradients(net))
+    assert found[0][0].any()
+    torch.testing.assert_close([0.25 * g for g in found[0]], found[1])
+
+
 def test_a_given_state_that_needs_a_gradient_gets_it():
     """That of an encoder, say: from the first window, and from the synthetic gradient at its end."""
     net = wrapped("gru", gradient=Synthetic(Fixed), factor=0)
