@@ -253,6 +253,22 @@ def test_the_page_of_widen_has_a_cell_for_every_size(monkeypatch, tmp_path):
         sys.modules.pop(name, None)
 
 
+def test_the_page_of_decoupled_training(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import decoupled
+
+    out = tmp_path / "page.md"
+    decoupled.main(["--widths", "10", "16", "--rounds", "1", "--budget", "0.01", "--out", str(out)])
+    page = out.read_text()
+    rows = {line.strip("| ").split(" | ")[0]: line for line in page.splitlines() if line.startswith("| ")}
+    assert set(decoupled.DNIS) <= set(rows)
+    for name in decoupled.DNIS:
+        assert len(re.findall(r"[\d.]+ \([\d.]+\)", rows[name])) == (2 if "a cut for 3" in name else 4)
+    assert "pytorch-dni" in page and re.search(r"\| 6 \| 16 \| [\d.]+ \| [\d.]+ \| [\d.]+ \|", page)
+    for name in ("decoupled", "interleaved"):
+        sys.modules.pop(name, None)
+
+
 def test_the_page_of_low_rank_populations(monkeypatch, tmp_path, capsys):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import lowrank
