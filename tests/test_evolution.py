@@ -282,6 +282,8 @@ def test_mistakes_about_the_folder(capsys, tmp_path):
     ):
         code, _, err = command(capsys, *arguments)
         assert code == 2 and match in err
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".state.safetensors.0.tmp").touch()  # of a first save that was killed
     assert command(capsys, *tiny(tmp_path / "run", "--generations", 1))[0] == 0
     code, _, err = command(capsys, "--resume", "--out", tmp_path / "run", "--hidden", 5)
     assert code == 2 and "A run is resumed with its own settings, however: hidden 5, not 4" in err

@@ -20,6 +20,7 @@ from linnet.beings import check_positive
 from linnet.blocks import MLP
 from linnet.evolve import FullRank, Gaussian, GeneticAlgorithm, LowRank, OpenAIES, Shards, Strategy, Truncation
 from linnet.tasks.environments import Arena, Normalizer, Policy, arena_of, word
+from linnet.tasks.folders import check_new, clear_left_overs
 from linnet.tasks.specs import differences
 from linnet.wide.population import genes_of
 from linnet.wide.widen import stack, widen
@@ -334,8 +335,8 @@ def found(
     folder = Path(out)
     leads = shards is None or shards.rank == 0
     if not resume:
-        if leads and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ValueError(f"The output folder must be new or empty (or --resume given), however: {out} is not")
+        if leads:
+            check_new(folder)
         evolution = Evolution(settings, folder, shards)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -345,8 +346,8 @@ def found(
     different = differences(settings, resumed(out))
     if any(not text.startswith("generations ") for text in different):
         raise ValueError(f"A run is resumed with its own settings, however: {'; '.join(different)} as in {out}")
-    for left_over in folder.glob(".*.tmp") if leads else ():
-        left_over.unlink()  # of a save that was killed
+    if leads:
+        clear_left_overs(folder)
     evolution = Evolution(settings, folder, shards)
     evolution.restore()
     if settings.generations < len(evolution.curve):

@@ -15,6 +15,7 @@ from torch import Generator, Tensor, nn
 from linnet import checkpoint
 from linnet.beings import check_positive
 from linnet.decoupled import LinearSynthesizer, MLPSynthesizer, Synthetic, TruncatedBPTT
+from linnet.tasks.folders import check_new, clear_left_overs
 from linnet.tasks.sequences import Adding, ArgMax, Batch, Copy, Recall, RepeatCopy, SequenceTask, Text
 from linnet.tasks.specs import differences
 
@@ -279,10 +280,9 @@ def found(settings: TaskSettings, out: str | os.PathLike[str], *, resume: bool =
                 f"A run that is resumed cannot become shorter, however: it had {_length(before)}, not "
                 f"{_length(settings)}"
             )
-        for left_over in folder.glob(".*.tmp"):
-            left_over.unlink()  # of a save that was killed
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"The output folder must be new or empty (or --resume given), however: {out} is not")
+        clear_left_overs(folder)
+    else:
+        check_new(folder)
     task = settings.make()
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -26,6 +26,7 @@ from linnet.decoupled.sources import Source
 from linnet.decoupled.synthetic import Synthetic
 from linnet.linear import penalty
 from linnet.tasks.data import Data, Split, load_data
+from linnet.tasks.folders import check_new, clear_left_overs
 from linnet.tasks.specs import LayerSpec, Settings, differences
 from linnet.wide.losses import per_being
 
@@ -118,16 +119,15 @@ def prepare(settings: Settings, out: str | os.PathLike[str], *, resume: bool = F
             raise ValueError(f"A run is resumed with its own settings, however: {'; '.join(different)} as in {out}")
         if _read_record(run.out)["data_sha256"] != data.fingerprint:
             raise ValueError(f"A run is resumed on its own data, however: {settings.data} differs from that of {out}")
-        for left_over in [*run.out.glob(".*.tmp"), *(run.out / "nets").glob(".*.tmp")]:
-            left_over.unlink()  # of a save that was killed
+        clear_left_overs(run.out)
+        clear_left_overs(run.out / "nets")
         for path in (run.path(spec, seed) for spec in specs for seed in seeds_of(settings)):
             if path.exists():
                 checkpoint.info(path)
         (run.out / "nets").mkdir(exist_ok=True)
         return run
     try:
-        if run.out.exists() and any(not path.name.endswith(".tmp") for path in run.out.iterdir()):
-            raise ValueError(f"The output folder must be new or empty (or --resume given), however: {out} is not")
+        check_new(run.out)
         run.out.mkdir(parents=True, exist_ok=True)
         with checkpoint.replacing(run.out / "run.json") as temporary:
             temporary.write_text(json.dumps(record, indent=1) + "\n")
