@@ -22,6 +22,7 @@ from linnet.decoupled import BatchNormSynthesizer as BatchNormSynthesizer
 from linnet.decoupled import ConvSynthesizer as ConvSynthesizer
 from linnet.decoupled import Delayed as Delayed
 from linnet.decoupled import DirectFeedback as DirectFeedback
+from linnet.decoupled import LeastSquaresSynthesizer as LeastSquaresSynthesizer
 from linnet.decoupled import LinearSynthesizer as LinearSynthesizer
 from linnet.decoupled import LocalLoss as LocalLoss
 from linnet.decoupled import LowRankSynthesizer as LowRankSynthesizer
@@ -161,6 +162,7 @@ __all__ = [
     "L0Linear",
     "LassoLinear",
     "LassoLinearRELU",
+    "LeastSquaresSynthesizer",
     "LeftStochasticLinear",
     "Linear",
     "LinearMap",

@@ -9,6 +9,7 @@ from linnet.decoupled.hidden_synthesizers import BatchNormSynthesizer as BatchNo
 from linnet.decoupled.hidden_synthesizers import ConvSynthesizer as ConvSynthesizer
 from linnet.decoupled.hidden_synthesizers import MLPSynthesizer as MLPSynthesizer
 from linnet.decoupled.hidden_synthesizers import RecurrentSynthesizer as RecurrentSynthesizer
+from linnet.decoupled.least_squares import LeastSquaresSynthesizer as LeastSquaresSynthesizer
 from linnet.decoupled.local import LocalLoss as LocalLoss
 from linnet.decoupled.parallel import share_sources as share_sources
 from linnet.decoupled.pipeline import Pipeline as Pipeline
@@ -29,6 +30,7 @@ __all__ = [
     "ConvSynthesizer",
     "Delayed",
     "DirectFeedback",
+    "LeastSquaresSynthesizer",
     "LinearSynthesizer",
     "LocalLoss",
     "LowRankSynthesizer",

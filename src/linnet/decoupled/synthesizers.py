@@ -2,6 +2,7 @@
 
 import itertools
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -65,6 +66,13 @@ class Synthesizer(nn.Module, ABC):
     @abstractmethod
     def forward(self, input: Tensor, hidden: Any) -> tuple[Tensor, Any]:
         """(activations, hidden state or None) -> (predicted gradient, new hidden state or None)."""
+
+    def moments(self, input: Tensor, target: Tensor) -> Sequence[Tensor] | None:
+        """What :meth:`fit` needs of a batch, as means or sums over samples; None: it is trained by gradient instead."""
+        return None
+
+    def fit(self, moments: Sequence[Tensor]) -> None:
+        """Learn from a batch; under DDP the moments are the mean over the processes."""
 
 
 class LinearSynthesizer(Synthesizer):

@@ -155,7 +155,7 @@ class Synthetic(Source):
     @property
     def optimizer(self) -> Optimizer | None:
         """The synthesizer's optimizer, once there is a synthesizer."""
-        return None if self.synthesizer is None else self.owned.bound(self._named())
+        return self.owned.bound(self._named()) if self.synthesizer is not None and self._named() else None
 
     @property
     def sized(self) -> bool:
@@ -173,7 +173,8 @@ class Synthetic(Source):
         self.features.fill_(features)
         self.mean = torch.zeros(features + (self._context or 0))
         self.to(device, torch.promote_types(dtype, torch.float32))
-        self.owned.bound(self._named())  # refuses now what is no optimizer
+        if self._named():
+            self.owned.bound(self._named())  # refuses now what is no optimizer
 
     # ------------------------------------------------------------------ predict in forward, learn in backward
 
@@ -223,20 +224,29 @@ class Synthetic(Source):
             output = memory.output
         else:  # it has been trained since, by another forward: predict again
             output = self._call(memory.state)
-        if output.requires_grad:
-            named = self._named()
-            learning = [parameter for parameter in named.values() if parameter.requires_grad]
-            # of the mean of (output - target)², in units of rms
-            difference = torch.mul(target.movedim(self.axis, synthesizer.axis), -batch / self.rms).add_(output.detach())
-            sizes = root_mean_square(difference), root_mean_square(output.detach()), size / self.rms
-            difference *= 2 / max(difference.numel(), 1)
-            found = iter(averaged(self, torch.autograd.grad(output, learning, difference, allow_unused=True)))
-            self.owned.step(named, [next(found) if p.requires_grad else None for p in named.values()])
-            centre = memory.state.movedim(synthesizer.axis, -1).reshape(-1, len(self.mean)).mean(0)
-            (centre,) = cast(list[Tensor], averaged(self, [centre]))
-            self.mean.lerp_(centre, (1 - DECAY) / self.seen)
-            self._lessons += 1
-            self.quality.copy_(torch.stack(sizes))
+        synthesizer = self._synthesizer()
+        goal = target.movedim(self.axis, synthesizer.axis) * (batch / self.rms)  # in units of rms
+        difference = output.detach() - goal
+        self.quality.copy_(
+            torch.stack([root_mean_square(difference), root_mean_square(output.detach()), size / self.rms])
+        )
+        moments = synthesizer.moments(self._centred(memory.state), goal)
+        if moments is not None:
+            synthesizer.fit(cast(list[Tensor], averaged(self, moments)))
+        elif output.requires_grad:
+            self._descend(output, difference)
+        centre = memory.state.movedim(synthesizer.axis, -1).reshape(-1, len(self.mean)).mean(0)
+        (centre,) = cast(list[Tensor], averaged(self, [centre]))
+        self.mean.lerp_(centre, (1 - DECAY) / self.seen)
+        self._lessons += 1
+
+    def _descend(self, output: Tensor, difference: Tensor) -> None:
+        """A step of the optimizer down the mean of difference²."""
+        named = self._named()
+        learning = [parameter for parameter in named.values() if parameter.requires_grad]
+        difference *= 2 / max(difference.numel(), 1)
+        found = iter(averaged(self, torch.autograd.grad(output, learning, difference, allow_unused=True)))
+        self.owned.step(named, [next(found) if p.requires_grad else None for p in named.values()])
 
     def measured(self) -> dict[str, Tensor]:
         """Of the last target: cosine of prediction and target, ratio of their lengths, mean squared error."""
@@ -253,9 +263,8 @@ class Synthetic(Source):
 
     def _call(self, state: Tensor) -> Tensor:
         synthesizer = self._synthesizer()
-        mean = self.mean if synthesizer.axis == -1 else self.mean.view(-1, *[1] * (state.dim() - 2))
         with torch.enable_grad(), torch.autocast(state.device.type, enabled=False):
-            output, _ = synthesizer(state - mean, None)
+            output, _ = synthesizer(self._centred(state), None)
         shape = list(state.shape)
         shape[synthesizer.axis] -= self._context or 0
         if not isinstance(output, Tensor) or list(output.shape) != shape:
@@ -265,6 +274,10 @@ class Synthetic(Source):
                 f"activations, however: {found}"
             )
         return output
+
+    def _centred(self, state: Tensor) -> Tensor:
+        """What the synthesizer reads: the activations and their context, less the running mean."""
+        return state - (self.mean if self._synthesizer().axis == -1 else self.mean.view(-1, *[1] * (state.dim() - 2)))
 
     def _length(self, x: Tensor) -> Tensor:
         """√(mean of x²), over the batches of all processes if they share this source."""
