@@ -35,12 +35,17 @@ PLAIN: tuple[dict[str, float], ...] = tuple({"lr": lr} for lr in (1e-4, 3e-4, 1e
 SETTINGS: dict[str, tuple[dict[str, float], ...]] = {
     "no backprop": PLAIN,
     "backprop": PLAIN,
-    "DNI": tuple({"lr": lr, "own_lr": own} for lr, own in itertools.product(RATES, (0.03, 0.1))),
-    "cDNI": tuple({"lr": lr, "own_lr": own} for lr, own in itertools.product(RATES, (0.03, 0.1))),
+    "DNI": tuple({"lr": lr, "decay": decay} for lr, decay in itertools.product(RATES, (0.97, 0.99))),
+    "cDNI": tuple({"lr": lr, "decay": decay} for lr, decay in itertools.product(RATES, (0.97, 0.99))),
+    "DNI (Adam)": tuple({"lr": lr, "own_lr": own} for lr, own in itertools.product(RATES, (0.03, 0.1))),
+    "cDNI (Adam)": tuple({"lr": lr, "own_lr": own} for lr, own in itertools.product(RATES, (0.03, 0.1))),
     "local loss": tuple({"lr": lr, "own_lr": own} for lr, own in itertools.product(RATES, (1e-3, 1e-2))),
     "feedback": PLAIN,
 }
-"""The settings that each method may choose among: the network's learning rate, and that of synthesizers or heads."""
+"""The settings that each method may choose among: the network's learning rate, and that of synthesizers or heads.
+
+DNI and cDNI have linear synthesizers by least squares, those named (Adam) by Adam.
+"""
 
 PAPER = {
     ("mnist", 3): {"no backprop": 9.3, "backprop": 2.0, "DNI": 1.9, "cDNI": 2.2},
@@ -58,7 +63,9 @@ def network(features: int, classes: int, layers: int) -> nn.Sequential:
     return nn.Sequential(*modules, nn.Linear(features, classes))
 
 
-def decoupled(method: str, net: nn.Sequential, classes: int, own_lr: float = 0.0) -> nn.Module:
+def decoupled(
+    method: str, net: nn.Sequential, classes: int, own_lr: float = 0.0, decay: float | None = None
+) -> nn.Module:
     own = functools.partial(torch.optim.Adam, lr=own_lr)
     source: linnet.Source
     if method == "backprop":
@@ -71,15 +78,19 @@ def decoupled(method: str, net: nn.Sequential, classes: int, own_lr: float = 0.0
     elif method == "feedback":
         source = linnet.DirectFeedback()
     else:
-        source = linnet.Synthetic(optim=own, context=classes if method == "cDNI" else None)
+        context = classes if method.startswith("cDNI") else None
+        if decay is None:
+            source = linnet.Synthetic(optim=own, context=context)
+        else:
+            source = linnet.Synthetic(functools.partial(linnet.LeastSquaresSynthesizer, decay=decay), context=context)
     return linnet.DNI(net, gradient=source)
 
 
-def train(method: str, data: Data, layers: int, seed: int, steps: int, lr: float, own_lr: float = 0.0) -> Any:
+def train(method: str, data: Data, layers: int, seed: int, steps: int, lr: float, **own: float) -> Any:
     """One run: the trained network, the CPU seconds, and the last diagnostics."""
     torch.manual_seed(seed)
     net = network(data.features, data.classes, layers)
-    model = decoupled(method, net, data.classes, own_lr)
+    model = decoupled(method, net, data.classes, **own)
     optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=lr)
     inputs, targets = data.train
     order = torch.Generator().manual_seed(seed)
@@ -114,7 +125,7 @@ def error(net: nn.Module, split: Any) -> float:
     return 100 * wrong / len(split[1])
 
 
-def experiment(data: Data, path: Path, depths: list[int]) -> None:
+def experiment(data: Data, path: Path, depths: list[int], methods: list[str]) -> None:
     done = read(path)
 
     def once(key: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -128,7 +139,8 @@ def experiment(data: Data, path: Path, depths: list[int]) -> None:
         return line
 
     for layers in depths:
-        for method, settings in SETTINGS.items():
+        for method in methods:
+            settings = SETTINGS[method]
             tried = [
                 once(tuning(method, setting), functools.partial(tune, data, method, setting)) for setting in settings
             ]
@@ -182,6 +194,7 @@ def main() -> None:
     parser.add_argument("data", nargs="?", choices=["digits", "mnist", "fashion-mnist"])
     parser.add_argument("--data-dir", help="folder with the IDX files")
     parser.add_argument("--layers", type=int, nargs="+", default=[6, 3])
+    parser.add_argument("--methods", nargs="+", choices=list(SETTINGS), default=list(SETTINGS), metavar="METHOD")
     parser.add_argument("--results", type=Path, default=Path("synthetic_gradients.jsonl"))
     parser.add_argument("--table", type=Path, nargs="+", metavar="RESULTS", help="print the table of results and stop")
     options = parser.parse_args()
@@ -191,7 +204,7 @@ def main() -> None:
         parser.error("a data set is needed")
     else:
         torch.set_num_threads(1)
-        experiment(load_data(options.data, options.data_dir), options.results, options.layers)
+        experiment(load_data(options.data, options.data_dir), options.results, options.layers, options.methods)
 
 
 if __name__ == "__main__":

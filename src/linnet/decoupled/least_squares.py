@@ -67,9 +67,9 @@ class LeastSquaresSynthesizer(Synthesizer):
         hidden_size: int | None,
         output_size: int,
         *,
-        decay: float = 0.98,
+        decay: float = 0.97,
         ridge: float = 1e-2,
-        every: int = 1,
+        every: int = 2,
     ) -> None:
         super().__init__(input_size, hidden_size, output_size)
         if hidden_size is not None:
