@@ -29,9 +29,9 @@ CHOSEN = {  # with the same number of runs for each method
         "dni": {"lr": 1e-3, "synthesizer": 0, "synthesizer_lr": 3e-3, "factor": 0.3},
     },
     "recall": {
-        "none": {"lr": 3e-3},
-        "dni": {"lr": 3e-3, "synthesizer": 0, "synthesizer_lr": 1e-2, "factor": 1.0},
-        "cdni": {"lr": 3e-3, "synthesizer": 0, "synthesizer_lr": 1e-2, "factor": 1.0},
+        "none": {"lr": 1e-2},
+        "dni": {"lr": 1e-2, "synthesizer": 0, "synthesizer_lr": 1e-2, "factor": 1.0},
+        "cdni": {"lr": 1e-2, "synthesizer": 0, "synthesizer_lr": 1e-2, "factor": 1.0},
     },
 }
 NAMES = {"none": "truncated BPTT", "dni": "DNI", "cdni": "cDNI"}
@@ -69,11 +69,12 @@ def copy_jobs(windows: tuple[int, ...] = (3,), seeds: range = SEEDS, seconds: fl
                 yield Job(method, seed, {"task": "copy", "window": window, "seconds": seconds})
 
 
-def recall_jobs(steps: int = 1200) -> Iterator[Job]:
+def recall_jobs(steps: int = 2000) -> Iterator[Job]:
     for hidden in (16, 32, 64):
         for seed in SEEDS:
             for method in ("none", "dni", "cdni"):
-                yield Job(method, seed, {"task": "recall", "window": 4, "hidden": hidden, "steps": steps})
+                shape = {"window": 4, "hidden": hidden, "batch_size": 128}
+                yield Job(method, seed, {"task": "recall", **shape, "steps": steps})
 
 
 def run(jobs: Iterator[Job], results: Path = RESULTS, say: Callable[[str], None] = print) -> None:
@@ -136,7 +137,7 @@ def page(rows: list[dict[str, Any]]) -> str:
             lengths = [2 * (row["level"] - 1) + 2 for row in of(method, task="copy", window=window)]
             longest.append(", ".join(str(length) for length in lengths))
         lines.append(f"| {window} | {longest[0]} | {longest[1]} | {paper[0]} | {paper[1]} |")
-    lines += ["", "## Delayed recall: bits after 1200 steps, windows of 4, 12 steps to remember", ""]
+    lines += ["", "## Delayed recall: bits after 2000 steps, windows of 4, 12 steps to remember", ""]
     lines += ["| hidden | | bits | each seed |", "|---|---|---|---|"]
     for hidden in (16, 32, 64):
         for method, name in NAMES.items():
