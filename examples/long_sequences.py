@@ -70,8 +70,8 @@ def copy_jobs(windows: tuple[int, ...] = (3,), seeds: range = SEEDS, seconds: fl
 
 
 def recall_jobs(steps: int = 2000) -> Iterator[Job]:
-    for hidden in (16, 32, 64):
-        for seed in SEEDS:
+    for seed in SEEDS:
+        for hidden in (16, 32, 64):
             for method in ("none", "dni", "cdni"):
                 shape = {"window": 4, "hidden": hidden, "batch_size": 128}
                 yield Job(method, seed, {"task": "recall", **shape, "steps": steps})
