@@ -1,5 +1,6 @@
 """What DNI and Unlocked have in common: a network inside, that alone runs in eval mode, and a context in training."""
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ class Decoupled(nn.Module, ABC):
 
     def __init__(self, network: nn.Module, optim: Optimizer | None) -> None:
         super().__init__()
+        _never_compiled(type(self))
         if not isinstance(network, nn.Module):
             raise TypeError(f"network must be an nn.Module, however: {type(network).__name__}")
         for module in network.modules():
@@ -45,6 +47,10 @@ class Decoupled(nn.Module, ABC):
         if not (self.training and torch.is_grad_enabled()):
             return self.network(*args, **kwargs)
         return self._training_forward(args, kwargs)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        _never_compiled(type(self))
 
     @abstractmethod
     def _training_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -85,6 +91,15 @@ class Decoupled(nn.Module, ABC):
         """Keys of an nn.ModuleDict have no dots and are not its own attributes."""
         key = name.replace(".", "/")
         return key if key in self.cuts or not hasattr(self.cuts, key) else key + "/"
+
+
+@functools.cache
+def _never_compiled(kind: type[Decoupled]) -> None:
+    """Keep torch.compile out of training, the network inside may be compiled.
+
+    Not at import: that would import the compiler, which takes longer than all of linnet.
+    """
+    kind._training_forward = torch.compiler.disable(kind._training_forward)  # type: ignore[method-assign]
 
 
 def check_optimizer(optim: Optimizer, network: nn.Module) -> None:

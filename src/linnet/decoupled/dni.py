@@ -139,7 +139,6 @@ class DNI(Decoupled):
         example: Tensor | tuple[Any, ...] | None = None,
     ) -> None:
         super().__init__(network, optim)
-        _never_compiled()
         self.scaler = scaler
         self._prototypes = _prototypes(network, gradient)
         if at is None and isinstance(gradient, Mapping):
@@ -182,10 +181,6 @@ class DNI(Decoupled):
                 for name, value in source.measured().items():
                     found[f"{name}/{_name(key)}"] = value
         return found
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        _never_compiled()
 
     def extra_repr(self) -> str:
         return f"at={list(self.at)}"
@@ -286,12 +281,6 @@ class DNI(Decoupled):
             if key not in self.cuts and _name(key) in self.at:
                 self._make_source(key)
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-@functools.cache
-def _never_compiled() -> None:
-    """Keep torch.compile out of training; not at import, which would import the compiler, longer than all of linnet."""
-    DNI._training_forward = torch.compiler.disable(DNI._training_forward)  # type: ignore[method-assign]
 
 
 def _name(key: str) -> str:

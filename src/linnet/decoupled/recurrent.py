@@ -1,7 +1,6 @@
 """Backpropagation through time over short windows, with a synthetic gradient for what lies behind each of them."""
 
 import copy
-import functools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -126,7 +125,6 @@ class TruncatedBPTT(Decoupled):
         scaler: torch.amp.GradScaler | None = None,
     ) -> None:
         super().__init__(network, None)
-        _never_compiled()
         (self.window,) = check_positive(window=window)
         if gradient is not None and not isinstance(gradient, Synthetic):
             raise TypeError(f"gradient must be Synthetic(...) or None, however: {type(gradient).__name__}")
@@ -183,10 +181,6 @@ class TruncatedBPTT(Decoupled):
         if source is None or not float(source.seen) > 0:
             return {}
         return {f"{name}/state": value for name, value in source.measured().items()}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        _never_compiled()
 
     def extra_repr(self) -> str:
         return f"window={self.window}, factor={self.factor}, auxiliary={self.auxiliary}"
@@ -273,13 +267,6 @@ class TruncatedBPTT(Decoupled):
         scale = None if self.scaler is None else float(self.scaler.get_scale())
         auxiliary = None if task is None else (task, self.auxiliary)
         return Boundaries(source, self.factor, self.state_axis, auxiliary, scale)
-
-
-@functools.cache
-def _never_compiled() -> None:
-    """Keep torch.compile out of training, as for DNI; the network inside may be compiled."""
-    uncompiled = torch.compiler.disable(TruncatedBPTT._training_forward)
-    TruncatedBPTT._training_forward = uncompiled  # type: ignore[method-assign]
 
 
 def _can_move(tensor: Tensor) -> bool:
