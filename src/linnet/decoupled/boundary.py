@@ -27,7 +27,7 @@ from torch.autograd.function import once_differentiable
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from linnet.decoupled.immediate import Immediate
-from linnet.decoupled.sources import Source
+from linnet.decoupled.sources import Source, without_autocast
 
 __all__ = ["ForwardPass", "replaced", "tensors"]
 
@@ -68,7 +68,7 @@ class Stage:
         pairs = [(h, g) for h, g in zip(self.outputs, gradients, strict=True) if g is not None]
         if not pairs or not wanted:
             return (None,) * len(wanted)
-        with torch.autocast(pairs[0][0].device.type, enabled=False), _without_hooks(self.leaves):
+        with without_autocast(pairs[0][0].device.type), _without_hooks(self.leaves):
             return torch.autograd.grad(
                 [h for h, _ in pairs], wanted, [g for _, g in pairs], retain_graph=keep, allow_unused=True
             )
@@ -300,7 +300,9 @@ def _scaled(gradient: Tensor | None, factor: float) -> Tensor | None:
 
 
 def _edge(tensor: Tensor) -> tuple[Node, int]:
-    edge = get_gradient_edge(tensor)
+    if (node := tensor.grad_fn) is not None:
+        return node, tensor.output_nr
+    edge = get_gradient_edge(tensor)  # of a leaf
     return edge.node, edge.output_nr
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from linnet.decoupled.owned import OptimizerFactory, OwnedOptimizer, at_least_float32
 from linnet.decoupled.parallel import averaged
-from linnet.decoupled.sources import Source
+from linnet.decoupled.sources import Source, without_autocast
 
 __all__ = ["LocalLoss"]
 
@@ -97,7 +97,7 @@ class LocalLoss(Source):
         head = self._head()
         parameters = [parameter for parameter in head.parameters() if parameter.requires_grad]
         dtype = torch.promote_types(h.dtype, torch.float32)
-        with torch.enable_grad(), torch.autocast(h.device.type, enabled=False):
+        with torch.enable_grad(), without_autocast(h.device.type):
             state = h.detach().to(dtype).requires_grad_()
             inputs = state.flatten(2).mean(2) if self._pooled and self.axis == 1 else state
             loss = self.criterion(head(inputs), context)

@@ -2,16 +2,23 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
-__all__ = ["Backprop", "Source", "batch_size"]
+__all__ = ["Backprop", "Source", "batch_size", "without_autocast"]
 
 
 def batch_size(h: Tensor) -> int:
     """How many samples: the length of the first axis; a vector is one sample."""
     return max(h.shape[0], 1) if h.dim() > 1 else 1
+
+
+def without_autocast(device_type: str) -> AbstractContextManager[None]:
+    """A context in which autocast is off; to enter one takes longer than to see that there is none."""
+    return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else nullcontext()
 
 
 class Source(nn.Module, ABC):

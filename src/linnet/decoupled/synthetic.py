@@ -1,7 +1,7 @@
 """Synthetic gradients: a synthesizer that learns to predict the gradient at a cut from the activations there."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -13,7 +13,7 @@ from linnet.beings import check_positive
 from linnet.decoupled.context import attach
 from linnet.decoupled.owned import OptimizerFactory, OwnedOptimizer, at_least_float32
 from linnet.decoupled.parallel import averaged, shared
-from linnet.decoupled.sources import Source, batch_size
+from linnet.decoupled.sources import Source, batch_size, without_autocast
 from linnet.decoupled.synthesizers import LinearSynthesizer, Synthesizer
 
 __all__ = ["Prediction", "Synthetic", "follow", "root_mean_square"]
@@ -36,6 +36,11 @@ DECAY = 0.9
 """How much of the running size of the targets each step keeps."""
 
 
+def moved(x: Tensor, axis: int, to: int) -> Tensor:
+    """``x.movedim(axis, to)``; mostly they are the same."""
+    return x if axis == to else x.movedim(axis, to)
+
+
 def root_mean_square(x: Tensor) -> Tensor:
     """√(mean of x²), a scalar."""
     return torch.linalg.vector_norm(x) / math.sqrt(max(x.numel(), 1))
@@ -55,8 +60,9 @@ def follow(rms: Tensor, seen: Tensor, size: Tensor) -> bool:
     if not math.isfinite(length := float(size)):
         raise FloatingPointError("a target is not finite")
     if length > 0:
-        seen.lerp_(torch.ones_like(seen), 1 - DECAY)
-        rms.lerp_(size, (1 - DECAY) / seen)
+        weight = DECAY * float(seen) + 1 - DECAY
+        seen.fill_(weight)
+        rms.lerp_(size, (1 - DECAY) / weight)
     return length > 0
 
 
@@ -193,12 +199,12 @@ class Synthetic(Source):
             )
         state = h.detach().to(self.rms.dtype)
         state = state / self._length(state).clamp_min(torch.finfo(state.dtype).tiny)
-        state = state.movedim(self.axis, synthesizer.axis)
+        state = moved(state, self.axis, synthesizer.axis)
         if self._context is not None:
             state = attach(state, context, self._context, synthesizer.axis)
         output = self._call(state)
-        gradient = (self._as_activations(output.detach()) * (self.rms / batch_size(h))).to(h.dtype)
-        prediction = Prediction(state, output, gradient, self._versions())
+        gradient = (moved(output.detach(), synthesizer.axis, self.axis) * (self.rms / batch_size(h))).to(h.dtype)
+        prediction = Prediction(state, output, gradient, self._versions(synthesizer.parameters()))
         return None if self.late else gradient, prediction
 
     def respond(self, memory: Prediction, target: Tensor | None, error: Tensor | None) -> Tensor:
@@ -220,33 +226,36 @@ class Synthetic(Source):
         size = self._length(target) * batch  # of the gradient of one sample
         if not follow(self.rms, self.seen, size):
             return
-        if memory.versions == self._versions():
+        named = self._named()
+        if memory.versions == self._versions(named.values()):
             output = memory.output
         else:  # it has been trained since, by another forward: predict again
             output = self._call(memory.state)
-        synthesizer = self._synthesizer()
-        goal = target.movedim(self.axis, synthesizer.axis) * (batch / self.rms)  # in units of rms
-        difference = output.detach() - goal
-        self.quality.copy_(
-            torch.stack([root_mean_square(difference), root_mean_square(output.detach()), size / self.rms])
-        )
-        moments = synthesizer.moments(self._centred(memory.state), goal)
+        predicted, rms = output.detach(), max(float(self.rms), batch * torch.finfo(target.dtype).tiny)
+        target = moved(target, self.axis, synthesizer.axis)
+        difference = torch.sub(predicted, target, alpha=batch / rms)  # in units of rms
+        self.quality = torch.stack([root_mean_square(difference), root_mean_square(predicted), size / rms])
+        moments = None
+        if type(synthesizer).moments is not Synthesizer.moments:  # else its arguments would be made for nothing
+            moments = synthesizer.moments(self._centred(memory.state), target * (batch / rms))
         if moments is not None:
             synthesizer.fit(cast(list[Tensor], averaged(self, moments)))
         elif output.requires_grad:
-            self._descend(output, difference)
-        centre = memory.state.movedim(synthesizer.axis, -1).reshape(-1, len(self.mean)).mean(0)
+            self._descend(output, difference, named)
+        centre = moved(memory.state, synthesizer.axis, -1).reshape(-1, len(self.mean)).mean(0)
         (centre,) = cast(list[Tensor], averaged(self, [centre]))
-        self.mean.lerp_(centre, (1 - DECAY) / self.seen)
+        self.mean.lerp_(centre, (1 - DECAY) / float(self.seen))
         self._lessons += 1
 
-    def _descend(self, output: Tensor, difference: Tensor) -> None:
+    def _descend(self, output: Tensor, difference: Tensor, named: Mapping[str, torch.nn.Parameter]) -> None:
         """A step of the optimizer down the mean of difference²."""
-        named = self._named()
         learning = [parameter for parameter in named.values() if parameter.requires_grad]
         difference *= 2 / max(difference.numel(), 1)
-        found = iter(averaged(self, torch.autograd.grad(output, learning, difference, allow_unused=True)))
-        self.owned.step(named, [next(found) if p.requires_grad else None for p in named.values()])
+        found = averaged(self, torch.autograd.grad(output, learning, difference, allow_unused=True))
+        if len(learning) < len(named):
+            rest = iter(found)
+            found = [next(rest) if parameter.requires_grad else None for parameter in named.values()]
+        self.owned.step(named, found)
 
     def measured(self) -> dict[str, Tensor]:
         """Of the last target: cosine of prediction and target, ratio of their lengths, mean squared error."""
@@ -258,12 +267,9 @@ class Synthetic(Source):
             "loss": error.square(),
         }
 
-    def _as_activations(self, output: Tensor) -> Tensor:
-        return output.movedim(self._synthesizer().axis, self.axis)
-
     def _call(self, state: Tensor) -> Tensor:
         synthesizer = self._synthesizer()
-        with torch.enable_grad(), torch.autocast(state.device.type, enabled=False):
+        with torch.enable_grad(), without_autocast(state.device.type):
             output, _ = synthesizer(self._centred(state), None)
         shape = list(state.shape)
         shape[synthesizer.axis] -= self._context or 0
@@ -284,9 +290,9 @@ class Synthetic(Source):
         length = root_mean_square(x)
         return cast(Tensor, averaged(self, [length.square()])[0]).sqrt() if shared(self) else length
 
-    def _versions(self) -> list[int]:
+    def _versions(self, parameters: Iterable[torch.nn.Parameter]) -> list[int]:
         """Changes with the parameters; a fused optimizer does not count its steps in their versions."""
-        return [self._lessons, *(parameter._version for parameter in self._synthesizer().parameters())]
+        return [self._lessons, *(parameter._version for parameter in parameters)]
 
     def _synthesizer(self) -> Synthesizer:
         if self.synthesizer is None:

@@ -16,7 +16,7 @@ from linnet.decoupled.hidden_synthesizers import MLPSynthesizer
 from linnet.decoupled.owned import OptimizerFactory, OwnedOptimizer, at_least_float32
 from linnet.decoupled.passing import drawn_for, untouched, visiting
 from linnet.decoupled.places import convolved, cuts_by_default, cuts_by_name, is_chain, links
-from linnet.decoupled.sources import Source
+from linnet.decoupled.sources import Source, without_autocast
 from linnet.decoupled.synthesizers import Synthesizer
 from linnet.decoupled.synthetic import Synthetic, follow, root_mean_square
 
@@ -60,7 +60,7 @@ class SyntheticInput(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, *) -> the predicted activations, and the output of the model with its graph."""
         model = cast(Synthesizer, self.model)
-        with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+        with torch.enable_grad(), without_autocast(x.device.type):
             output, _ = model(x.detach().flatten(1).to(self.rms.dtype), None)
         shape = self.shape.tolist()
         predicted = (output.detach() * self.rms).reshape(-1, *shape[shape.index(-1) + 1 :])
