@@ -323,7 +323,8 @@ def found(
     """A new run in a new or empty folder, or the one in it, to go on with.
 
     Args:
-        settings: what to do; more generations than before may be asked of a run that is resumed, nothing else.
+        settings: what to do; more generations than before may be asked of a run that is resumed, nothing else. The
+            validation at the former end, and a champion that it found, stay.
         out: folder of the run.
         resume: go on with the run in ``out``.
         shards: where processes hold the population together; the first of them writes.
