@@ -169,9 +169,9 @@ class WideBeing(nn.Module):
     """One being of a :class:`Wide` as a single module: a live view that owns nothing.
 
     Backward through it fills row ``index`` of the population's gradients and no other; ``parameters()`` is empty, and
-    it can be attached anywhere. To train one being alone use :func:`single`, then ``assign_being``. It has no mode of its
-    own: whether dropout and batch norm train is what the population is set to, whatever ``train()`` and ``eval()`` of
-    the view say.
+    it can be attached anywhere. To train one being alone use :func:`single`, then ``assign_being``. It has no mode of
+    its own: whether dropout and batch norm train is what the population is set to, whatever ``train()`` and ``eval()``
+    of the view say.
 
     Args:
         population: the population to look into.
