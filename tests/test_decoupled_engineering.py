@@ -179,6 +179,7 @@ def test_a_rewiring_layer_counts_one_step_per_step_of_its_optimizer():
 SHARED = {
     "synthetic": Synthetic(context=3),
     "mixed": Synthetic(context=3, mix=0.5),
+    "least squares": Synthetic(linnet.LeastSquaresSynthesizer, context=3),
     "local": LocalLoss(F.cross_entropy, 3),
     "feedback": DirectFeedback(),
     "delayed": Delayed(1),

@@ -4,6 +4,7 @@ import copy
 import functools
 import pickle
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -581,6 +582,7 @@ def test_a_convolution_is_cut_along_its_channels():
 
 
 SYNTHESIZERS = {
+    "least squares": (functools.partial(linnet.LeastSquaresSynthesizer, every=2), None),
     "low rank": (linnet.LowRankSynthesizer, None),
     "sigmoid": (linnet.SigmoidSynthesizer, None),
     "two-layer sigmoid": (linnet.SigmoidSynthesizer, 12),
@@ -626,6 +628,34 @@ def test_every_synthesizer_can_follow_a_gradient_it_can_represent(name):
         source.learn(memory, -h)
     assert float(source.measured()["loss"]) < 0.15
     assert float(source.measured()["cosine"]) > 0.9
+
+
+def test_least_squares_are_those_of_numpy():
+    """Weighted, with a ridge, on batches of different sizes; in between nothing changes."""
+    decay, ridge = 0.7, 0.3
+    synthesizer = linnet.LeastSquaresSynthesizer(5, None, 3, decay=decay, ridge=ridge, every=2).double()
+    rng = np.random.default_rng(0)
+    seen, weights = [], []
+    for step in range(6):
+        h, target = rng.normal(size=(7 + step, 5)), rng.normal(size=(7 + step, 3))
+        seen.append((np.c_[h, np.ones(len(h))], target))
+        weights = [w * decay for w in weights] + [1.0]
+        before = synthesizer.weight.clone()
+        synthesizer.fit(synthesizer.moments(torch.tensor(h), torch.tensor(target)))
+        if step % 2 == 0:
+            assert torch.equal(before, synthesizer.weight)
+            continue
+        mass = sum(w * len(h) for w, (h, _) in zip(weights, seen, strict=True))
+        rows = [h * np.sqrt(w / mass) for w, (h, _) in zip(weights, seen, strict=True)] + [np.sqrt(ridge) * np.eye(6)]
+        goals = [t * np.sqrt(w / mass) for w, (_, t) in zip(weights, seen, strict=True)] + [np.zeros((6, 3))]
+        expected = np.linalg.lstsq(np.concatenate(rows), np.concatenate(goals), rcond=None)[0]
+        np.testing.assert_allclose(synthesizer.weight.numpy(), expected[:-1].T, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(synthesizer.bias.numpy(), expected[-1], rtol=1e-9, atol=1e-12)
+    for options in ({"decay": 1.0}, {"ridge": 0.0}, {"every": 0}):
+        with pytest.raises(ValueError, match="however"):
+            linnet.LeastSquaresSynthesizer(5, None, 3, **options)
+    with pytest.raises(ValueError, match="hidden_size of a LeastSquaresSynthesizer must be None"):
+        linnet.LeastSquaresSynthesizer(5, 4, 3)
 
 
 def test_a_convolutional_synthesizer():
