@@ -582,7 +582,7 @@ def test_a_convolution_is_cut_along_its_channels():
 
 
 SYNTHESIZERS = {
-    "least squares": (functools.partial(linnet.LeastSquaresSynthesizer, every=2), None),
+    "least squares": (functools.partial(linnet.LeastSquaresSynthesizer, every=1), None),
     "low rank": (linnet.LowRankSynthesizer, None),
     "sigmoid": (linnet.SigmoidSynthesizer, None),
     "two-layer sigmoid": (linnet.SigmoidSynthesizer, 12),
