@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 import linnet
 from interleaved import Case, Step, deliver, machine, measure, number, shown, table
-from linnet import DNI, DirectFeedback, LocalLoss, LowRankSynthesizer, Synthetic
+from linnet import DNI, DirectFeedback, LeastSquaresSynthesizer, LocalLoss, LowRankSynthesizer, Synthetic
 
 BATCH, CLASSES = 256, 10
 LAYERS = (3, 6)
@@ -28,6 +29,7 @@ FAST = functools.partial(torch.optim.Adam, lr=1e-3, fused=True)
 DNIS: dict[str, Callable[[int, int], dict[str, object]]] = {
     "DNI, linear": lambda width, layers: {"gradient": Synthetic()},
     "cDNI, linear": lambda width, layers: {"gradient": Synthetic(context=CLASSES)},
+    "DNI, least squares": lambda width, layers: {"gradient": Synthetic(LeastSquaresSynthesizer)},
     "DNI, low rank": lambda width, layers: {"gradient": Synthetic(LowRankSynthesizer, width // RANK, FAST)},
     "DNI, linear, a cut for 3 layers": lambda width, layers: {"gradient": Synthetic(), "at": ["5"]},
     "DNI, linear, immediate": lambda width, layers: {"gradient": Synthetic(), "update": "immediate"},
@@ -40,10 +42,15 @@ TARGETS = {("DNI, linear", 3): 1.7, ("DNI, low rank", 3): 1.25, ("DNI, linear, a
 """How many times the time of backpropagation a row may take."""
 
 WHY = (
-    "What a linear synthesizer adds to a layer of its own width is 4/6 of the layer's products: 1.44 at two cuts in "
-    "three layers, if all the rest were free. The rest is two dozen passes over the activations and 0.2 to 0.3 ms of "
-    "Python for a cut (hooks, one walk over the graph, two calls of autograd); it weighs the less the wider the layers."
+    "Backpropagation through three equal layers is eight products (nobody asks for the gradient of the input), and the "
+    "synthesizers of two cuts are four more: 1.5, if all the rest were free. The rest is a dozen passes over the "
+    "activations and, for a cut, 0.7 ms of Python and of calls into torch, whatever the width: 0.3 ms for the hooks, "
+    "the walk over the graph and two calls of autograd, 0.4 ms for the synthesizer. So it weighs the less "
+    "the wider the layers. A rank of an eighth of the width is thin products, slower than their share of the sums."
 )
+
+DEPTH = 4
+"""Layers of a stage, where memory is measured."""
 
 
 def network(width: int, layers: int) -> nn.Sequential:
@@ -104,19 +111,37 @@ def peer() -> str:
     return "pytorch-dni ran."
 
 
-def memory(width: int, layers: int) -> tuple[float, float, float]:
-    """Megabytes kept for backward at the peak of a step, without the weights: backprop, DNI, and what may be."""
-    plain, net = network(width, layers), network(width, layers)
-    x = torch.randn(BATCH, width)
-    dni = DNI(net, example=x)
+def allocated(step: Callable[[], object]) -> int:
+    """Bytes at the highest point of a step, over those before it: all that torch allocates."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    now = highest = 0
+    for event in sorted(profiler.events(), key=lambda event: event.time_range.start):
+        now += event.self_cpu_memory_usage
+        highest = max(highest, now)
+    return highest
 
-    def kept(model: nn.Module) -> int:
-        return linnet.activation_memory(lambda: model(x).square().mean().backward())
 
-    weights, activations = width * width * 4, BATCH * width * 4
-    backprop = kept(plain) - layers * weights
-    share = (layers - 1) * 2 * activations  # the synthesizer's input, normed and centred
-    return backprop / 1e6, (kept(dni) - layers * weights) / 1e6, (backprop / layers + share) / 1e6
+def memory(width: int, stages: int) -> tuple[float, ...]:
+    """Megabytes of activations at the peak of a step: kept by autograd (backprop, DNI, what may be), allocated (both).
+
+    What the second half of a batch twice as large adds: that is activations, without weights and their gradients.
+    """
+    plain, net = network(width, stages * DEPTH), network(width, stages * DEPTH)
+    dni = DNI(net, at=[2 * DEPTH * stage - 1 for stage in range(1, stages)], example=torch.randn(2, width))
+
+    def added(measure: Callable[[Callable[[], object]], int], model: nn.Module) -> float:
+        found = []
+        for batch in (BATCH, 2 * BATCH):
+            x = torch.randn(batch, width)
+            model(x).square().mean().backward()
+            found.append(measure(lambda: model(x).square().mean().backward()))  # noqa: B023
+        return (found[1] - found[0]) / 1e6
+
+    backprop, one = added(linnet.activation_memory, plain), BATCH * width * 4 / 1e6
+    wanted = backprop / stages + (stages - 1) * one  # a synthesizer keeps its input
+    dnis = added(linnet.activation_memory, dni)
+    return backprop, dnis, wanted, added(allocated, plain), added(allocated, dni)
 
 
 def page(cases: Sequence[Case], widths: Sequence[int], where: str) -> str:
@@ -145,16 +170,14 @@ def page(cases: Sequence[Case], widths: Sequence[int], where: str) -> str:
     lines.append(f"{peer()}\n")
     lines.append("## Memory\n")
     lines.append(
-        "Megabytes that autograd keeps for backward at the highest point of a step, without weights. Wanted: at"
+        f"Megabytes of activations at the highest point of a step, batch {BATCH}, stages of {DEPTH} layers with a cut "
+        "between\nthem. Wanted of what autograd keeps: at most 1/K of backpropagation's at K stages, and for each "
+        "synthesizer its input.\nAllocated is all that torch allocates: temporary results, and what sources remember "
+        "outside of autograd.\n"
     )
-    lines.append("most 1/K of backpropagation's and the synthesizers' share, their inputs as they come and are read.\n")
-    found = [(layers, width, *memory(width, layers)) for layers in LAYERS for width in widths]
-    lines.append(
-        table(
-            ("stages", "width", "backprop", "DNI", "wanted"),
-            [(str(layers), str(width), *(number(value) for value in values)) for layers, width, *values in found],
-        )
-    )
+    found = [(stages, width, *memory(width, stages)) for stages in LAYERS for width in widths]
+    header = ("stages", "width", "kept: backprop", "DNI", "wanted", "allocated: backprop", "DNI")
+    lines.append(table(header, [(str(stages), str(width), *map(number, values)) for stages, width, *values in found]))
     return "\n".join([*lines, where]) + "\n"
 
 
