@@ -3,9 +3,12 @@
 import json
 import os
 import re
+import runpy
 from pathlib import Path
 
 import pytest
+
+from linnet.tasks.data import load_data
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
@@ -39,3 +42,27 @@ def test_it_runs(path, monkeypatch):
     notebook = nbformat.read(path, as_version=4)
     nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
     assert "static connections are within 1 point" in notebook.cells[-2]["outputs"][0]["text"]
+
+
+def test_the_example_of_synthetic_gradients(tmp_path):
+    example = runpy.run_path(str(EXAMPLES / "synthetic_gradients.py"))
+    path, data, methods = tmp_path / "found.jsonl", load_data("digits"), ["no backprop", "cDNI", "DNI (Adam)"]
+    for _ in range(2):  # the second time there is nothing left to do
+        results = example["Results"](path)
+        example["experiment"](data, results, [3], methods, [0, 1], 16)
+        example["on_digits"](results, [0, 1], 2)
+    rows = example["read"](path)
+    runs = [row for row in rows if row["kind"] == "run"]
+    assert len(rows) - len(runs) == 3 * 4 and len(runs) == 3 * 2 + 2 * 3 * 2
+    text = example["table"](rows)
+    errors = [row["test_error"] for row in runs if row["method"] == "cDNI"]
+    assert (
+        f"| digits | 3 | cDNI | {sum(errors) / 2:.2f} ± " in text
+        and "| digits, no norm layers | 2 | backprop |" in text
+    )
+    assert text.count("\n") == 1 + 3 + 6
+    assert len(re.findall(r"-?\d\.\d\d", example["cosines"](rows).splitlines()[2])) == 3  # a cut for each hidden layer
+    example["picture"](rows, tmp_path / "found.png")
+    assert (tmp_path / "found.png").stat().st_size > 1000
+    with pytest.raises(SystemExit):
+        example["main"]([])
