@@ -232,7 +232,7 @@ def table(lines: list[dict[str, Any]]) -> str:
         errors = [r["test_error"] for r in cell]
         spread = f" ± {statistics.stdev(errors):.2f}" if len(errors) > 1 else ""
         setting = ", ".join(f"{key} {value:g}" for key, value in cell[0]["setting"].items())
-        paper = PAPER.get((name, layers), {}).get(method, "–")
+        paper = PAPER.get((name, layers), {}).get(method.removesuffix(" (Adam)"), "–")
         rows.append(
             f"| {name} | {layers} | {method} | {statistics.fmean(errors):.2f}{spread} | "
             f"{', '.join(f'{e:.2f}' for e in errors)} | {statistics.fmean(r['cpu_seconds'] for r in cell):.0f} | "
@@ -266,7 +266,9 @@ def picture(lines: list[dict[str, Any]], path: Path) -> None:
         for place, method in enumerate(methods):
             errors = [r["test_error"] for r in runs if (r["data"], r["layers"], r["method"]) == (name, layers, method)]
             axis.plot(errors, [place] * len(errors), "o", alpha=0.6, markersize=5)
-        axis.set(xscale="log", title=f"{name}, {layers} layers", xlabel="test error, %")
+        axis.set(xscale="log", xlim=(1.5, 100), title=f"{name}, {layers} layers", xlabel="test error, %")
+        axis.set_xticks(ticks := [2, 5, 10, 20, 50], [str(tick) for tick in ticks])
+        axis.minorticks_off()
         axis.set_yticks(range(len(methods)), methods)
         axis.grid(alpha=0.3)
     axes[0][0].invert_yaxis()
