@@ -3,7 +3,7 @@
     torchrun --nproc-per-node 2 examples/pipeline.py fashion-mnist --data-dir FOLDER --results pipeline.jsonl
 
 Four hidden layers of 256 units with batch norm, two in each stage, batches of 256, 1500 steps of Adam, a linear
-synthesizer that knows the label; gradients come back for every batch, for one in ten, or (the control) the same network
+synthesizer by least squares that knows the label; gradients come back for every batch, for one in ten, or (the control) the same network
 is trained in one process (linnet.DNI). What came out is in pipeline.md.
 """
 
@@ -18,11 +18,15 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from linnet import DNI, Pipeline, Synthetic
+from linnet import DNI, LeastSquaresSynthesizer, Pipeline, Synthetic
 from linnet.tasks.data import Data, load_data
 
 WIDTH, BATCH, STEPS = 256, 256, 1500
 ADAM = functools.partial(torch.optim.Adam, lr=1e-3)
+
+
+def source(data: Data) -> Synthetic:
+    return Synthetic(LeastSquaresSynthesizer, context=data.classes)
 
 
 def stages(features: int, classes: int, seed: int) -> list[nn.Module]:
@@ -55,7 +59,7 @@ def alone(data: Data, seed: int) -> float:
     """One process, one cut."""
     net = nn.Sequential(*stages(data.features, data.classes, seed))
     optimizer = ADAM(net.parameters())
-    model = DNI(net, optimizer, at=["0"], gradient=Synthetic(context=data.classes))
+    model = DNI(net, optimizer, at=["0"], gradient=source(data))
     for x, y in batches(data, seed):
         optimizer.zero_grad()
         with model.context(y):
@@ -90,7 +94,7 @@ def main() -> None:
                 parts,
                 ADAM,
                 F.cross_entropy,
-                gradient=Synthetic(context=data.classes),
+                gradient=source(data),
                 queue=4,
                 feedback=feedback,
                 timeout=120,

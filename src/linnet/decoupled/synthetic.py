@@ -238,6 +238,8 @@ class Synthetic(Source):
         moments = None
         if type(synthesizer).moments is not Synthesizer.moments:  # else its arguments would be made for nothing
             moments = synthesizer.moments(self._centred(memory.state), target * (batch / rms))
+        if moments is None and not output.requires_grad:
+            return  # it is frozen: what it reads stays the same too
         if moments is not None:
             synthesizer.fit(cast(list[Tensor], averaged(self, moments)))
         elif output.requires_grad:
