@@ -3,8 +3,8 @@
     torchrun --nproc-per-node 2 examples/pipeline.py fashion-mnist --data-dir FOLDER --results pipeline.jsonl
 
 Four hidden layers of 256 units with batch norm, two in each stage, batches of 256, 1500 steps of Adam, a linear
-synthesizer by least squares that knows the label; gradients come back for every batch, for one in ten, or (the control) the same network
-is trained in one process (linnet.DNI). What came out is in pipeline.md.
+synthesizer by least squares that knows the label; gradients come back for every batch, for one in ten, or (the control)
+the same network is trained in one process (linnet.DNI). What came out is in pipeline.md.
 """
 
 import argparse

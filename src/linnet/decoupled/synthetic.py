@@ -242,7 +242,7 @@ class Synthetic(Source):
             return  # it is frozen: what it reads stays the same too
         if moments is not None:
             synthesizer.fit(cast(list[Tensor], averaged(self, moments)))
-        elif output.requires_grad:
+        else:
             self._descend(output, difference, named)
         centre = moved(memory.state, synthesizer.axis, -1).reshape(-1, len(self.mean)).mean(0)
         (centre,) = cast(list[Tensor], averaged(self, [centre]))
