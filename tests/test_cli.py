@@ -349,7 +349,7 @@ def test_output_folders_that_cannot_be(capsys, tmp_path):
     (tmp_path / "file").write_text("")
     train = ["train", "--layer", "linear", *TINY, "--out"]
     complains(capsys, "must be writable, however: .*file", *train, tmp_path / "file" / "run")
-    complains(capsys, "must be writable", *train, tmp_path / "file")
+    complains(capsys, "must be new or empty", *train, tmp_path / "file")
     complains(capsys, "must be writable", *train, "/proc/nothing/run")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("precious")

@@ -130,8 +130,9 @@ def test_clone_being_copies_the_whole_network():
     nets.clone_being(1, 3)
     nets.eval()
     y = nets(torch.randn(6, 1, 5))
-    assert torch.equal(y[:, 1], y[:, 3])
-    assert not torch.equal(y[:, 1], y[:, 2])
+    assert all(torch.equal(tensor[1], tensor[3]) for tensor in nets.state_dict().values() if tensor.dim() > 0)
+    torch.testing.assert_close(y[:, 1], y[:, 3])  # the last of a row may be computed another way than the first
+    assert not torch.allclose(y[:, 1], y[:, 2])
 
 
 def test_clone_being_swaps_at_once():
