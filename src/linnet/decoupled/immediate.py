@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from linnet.decoupled.owned import OptimizerFactory, OwnedOptimizer
+from linnet.decoupled.owned import OptimizerFactory, OwnedOptimizer, having
 
 __all__ = ["Immediate"]
 
@@ -83,22 +83,18 @@ class Immediate(nn.Module):
         return OwnedOptimizer(cast(OptimizerFactory, self._make), "stage_optim")
 
     def _narrowed(self, stage: Mapping[str, nn.Parameter], gradients: Sequence[Tensor | None]) -> None:
-        before = [parameter.grad for parameter in stage.values()]
         groups = [group["params"] for group in self.optim.param_groups]
         mine = {id(parameter) for parameter in stage.values()}
-        for parameter, gradient in zip(stage.values(), gradients, strict=True):
-            parameter.grad = gradient
         for group in self.optim.param_groups:
             group["params"] = [parameter for parameter in group["params"] if id(parameter) in mine]
         self._inside = True
         try:
-            self.optim.step()
+            with having(list(stage.values()), gradients):
+                self.optim.step()
         finally:
             self._inside = False
             for group, parameters in zip(self.optim.param_groups, groups, strict=True):
                 group["params"] = parameters
-            for parameter, gradient in zip(stage.values(), before, strict=True):
-                parameter.grad = gradient
 
     def reached_by_backward(self, run: object) -> None:
         """A backward has reached a cut of this pass."""

@@ -1,13 +1,13 @@
 """Local losses: an auxiliary head at the cut tells the stage below what would help it to tell the classes apart."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from linnet.decoupled.owned import OptimizerFactory, OwnedOptimizer, at_least_float32
+from linnet.decoupled.owned import OptimizerFactory, OwnedOptimizer, Owner, with_frozen
 from linnet.decoupled.parallel import averaged
 from linnet.decoupled.sources import Source, without_autocast
 
@@ -16,7 +16,7 @@ __all__ = ["LocalLoss"]
 ADAM = functools.partial(torch.optim.Adam, lr=1e-3)
 
 
-class LocalLoss(Source):
+class LocalLoss(Owner, Source):
     """g = ∂ criterion(head(h), context) / ∂h: the gradient of an auxiliary head's own loss, known in forward.
 
     The context, usually the labels, comes from ``with net.context(labels):``. The head is trained along by the same
@@ -53,6 +53,7 @@ class LocalLoss(Source):
         A. Nøkland, L. H. Eidnes, Training neural networks with local error signals, 2019, arXiv 1901.06656.
     """
 
+    inner = "head"
     conditioned = True
     needs_target = False
     features: Tensor
@@ -73,18 +74,14 @@ class LocalLoss(Source):
         self.register_buffer("features", torch.zeros((), dtype=torch.int64))  # 0: not sized yet
         self.owned = OwnedOptimizer(optim, "the head's optim")
 
-    @property
-    def sized(self) -> bool:
-        return self.head is not None
-
     def size(self, h: Tensor) -> None:
         self._build(h.shape[self.axis], h.device, h.dtype)
 
     def _build(self, features: int, device: torch.device, dtype: torch.dtype) -> None:
         with torch.device("cpu"):
-            self.head = self._make(features, self.outputs)
+            head = self._make(features, self.outputs)
         self.features.fill_(features)
-        self.to(device, torch.promote_types(dtype, torch.float32))
+        self._install(head, device, dtype)
 
     def predict(self, h: Tensor, context: Tensor | None) -> tuple[Tensor, list[Tensor | None]]:
         if context is None:
@@ -92,9 +89,9 @@ class LocalLoss(Source):
                 "A local loss needs the context of the batch, however: there is none "
                 "(call the network in `with net.context(labels):`)"
             )
-        if self.head is None:
+        if not self.sized:
             self.size(h)
-        head = self._head()
+        head = self._built()
         parameters = [parameter for parameter in head.parameters() if parameter.requires_grad]
         dtype = torch.promote_types(h.dtype, torch.float32)
         with torch.enable_grad(), without_autocast(h.device.type):
@@ -105,36 +102,16 @@ class LocalLoss(Source):
                 found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
                 raise ValueError(f"The criterion of a local loss must give a scalar, however: {found}")
             gradient, *lesson = torch.autograd.grad(loss, [state, *parameters], allow_unused=True)
-        rest = iter(lesson)
-        return gradient.to(h.dtype), [next(rest) if p.requires_grad else None for p in head.parameters()]
+        return gradient.to(h.dtype), with_frozen(head.parameters(), lesson)
 
     def learn(self, memory: list[Tensor | None], target: Tensor | None) -> None:
-        self.owned.step(dict(self._head().named_parameters()), averaged(self, memory))
+        self.owned.step(self._named(), averaged(self, memory))
 
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.head is not None:
-            self.owned.save(dict(self.head.named_parameters()), destination, prefix, keep_vars)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        features = int(state_dict.get(prefix + "features", 0))
-        if self.head is None and features:
+    def _build_from(self, state_dict: Mapping[str, Any], prefix: str) -> None:
+        if features := int(state_dict.get(prefix + "features", 0)):
             self._build(features, self.features.device, _dtype_of(state_dict, prefix + "head."))
-        if self.head is not None:
-            self.owned.take(dict(self.head.named_parameters()), state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def _head(self) -> nn.Module:
-        if self.head is None:
-            raise RuntimeError("A source must predict before it learns, however: it has not been sized")
-        return self.head
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LocalLoss":
-        super()._apply(lambda tensor: at_least_float32(fn(tensor)), recurse)
-        self.owned.rebind()
-        return self
 
 
-def _dtype_of(state_dict: dict[str, Any], prefix: str) -> torch.dtype:
+def _dtype_of(state_dict: Mapping[str, Any], prefix: str) -> torch.dtype:
     found = [value.dtype for name, value in state_dict.items() if name.startswith(prefix) and value.is_floating_point()]
     return found[0] if found else torch.float32

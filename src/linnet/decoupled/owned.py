@@ -1,13 +1,15 @@
-"""An optimizer that belongs to a module: its state is tensors in the state_dict of the module."""
+"""A module inside a module, trained by an optimizer of its own, whose state is tensors in the outer state_dict."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-__all__ = ["OptimizerFactory", "OwnedOptimizer"]
+__all__ = ["OptimizerFactory", "OwnedOptimizer", "Owner", "having", "with_frozen"]
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 """A class or factory of optimizers, called with a list of parameters."""
@@ -36,14 +38,8 @@ class OwnedOptimizer:
     def step(self, named: Mapping[str, nn.Parameter], gradients: Sequence[Tensor | None]) -> None:
         """One step with these gradients; ``.grad`` is left as it was."""
         optimizer = self.bound(named)
-        before = [parameter.grad for parameter in named.values()]
-        for parameter, gradient in zip(named.values(), gradients, strict=True):
-            parameter.grad = gradient
-        try:
+        with having(list(named.values()), gradients):
             optimizer.step()
-        finally:
-            for parameter, gradient in zip(named.values(), before, strict=True):
-                parameter.grad = gradient
 
     def bound(self, named: Mapping[str, nn.Parameter]) -> Optimizer:
         """The optimizer of the parameters as they are now, its state on their device and in their dtype."""
@@ -110,6 +106,75 @@ class OwnedOptimizer:
             for key, value in state.get(index, {}).items():
                 if isinstance(value, Tensor) and value.dim() == 0:  # a counter keeps its dtype
                     fresh.state[parameter][key] = fresh.state[parameter][key].to(value.dtype)
+
+
+class Owner(nn.Module, ABC):
+    """A module that trains one inside it, by an :class:`OwnedOptimizer`, ``owned``.
+
+    The inner module is built late, when its sizes are known or a state_dict tells them, and stays in at least float32.
+    """
+
+    inner: ClassVar[str]
+    """The name of the attribute that holds it, None until it is built."""
+    owned: OwnedOptimizer
+
+    @property
+    def sized(self) -> bool:
+        return getattr(self, self.inner) is not None
+
+    @abstractmethod
+    def _build_from(self, state_dict: Mapping[str, Any], prefix: str) -> None:
+        """Build the inner module that a state_dict was taken of, if it had one."""
+
+    def _install(self, module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+        """Take in what was built, and move everything to this device and to this dtype or float32."""
+        setattr(self, self.inner, module)
+        self.to(device, torch.promote_types(dtype, torch.float32))
+
+    def _built(self) -> nn.Module:
+        found: nn.Module | None = getattr(self, self.inner)
+        if found is None:
+            raise RuntimeError("A source must predict before it learns, however: it has not been sized")
+        return found
+
+    def _named(self) -> dict[str, nn.Parameter]:
+        return dict(self._built().named_parameters())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(lambda tensor: at_least_float32(fn(tensor)), recurse)
+        self.owned.rebind()
+        return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.sized:
+            self.owned.save(self._named(), destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if not self.sized:
+            self._build_from(state_dict, prefix)
+        if self.sized:
+            self.owned.take(self._named(), state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)  # reports what is left as unexpected
+
+
+@contextmanager
+def having(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]) -> Iterator[None]:
+    """Inside, these are the ``.grad`` of the parameters; afterwards they have their former ones."""
+    before = [parameter.grad for parameter in parameters]
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    try:
+        yield
+    finally:
+        for parameter, gradient in zip(parameters, before, strict=True):
+            parameter.grad = gradient
+
+
+def with_frozen(parameters: Iterable[nn.Parameter], gradients: Iterable[Tensor | None]) -> list[Tensor | None]:
+    """Gradients of those that require one -> gradients of all, None for the frozen ones."""
+    rest = iter(gradients)
+    return [next(rest) if parameter.requires_grad else None for parameter in parameters]
 
 
 def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from linnet.beings import check_positive
 from linnet.decoupled.context import attach
-from linnet.decoupled.owned import OptimizerFactory, OwnedOptimizer, at_least_float32
+from linnet.decoupled.owned import OptimizerFactory, OwnedOptimizer, Owner, with_frozen
 from linnet.decoupled.parallel import averaged, shared
 from linnet.decoupled.sources import Source, batch_size, without_autocast
 from linnet.decoupled.synthesizers import LinearSynthesizer, Synthesizer
@@ -76,7 +76,7 @@ class Prediction:
     versions: list[int]  # of the parameters with which it did, and how often it had learned
 
 
-class Synthetic(Source):
+class Synthetic(Owner, Source):
     """g = rms · synthesizer([h / rms(h), context] − mean) / batch: activations h -> predicted gradient of a mean loss.
 
     ``rms`` is the running size of the gradients of one sample. Gradients of a mean loss are of size 1/batch and shrink
@@ -109,6 +109,7 @@ class Synthetic(Source):
         M. Jaderberg et al., Decoupled neural interfaces using synthetic gradients, 2017, arXiv 1608.05343.
     """
 
+    inner = "synthesizer"
     synthesizer: Synthesizer | None
     rms: Tensor
     seen: Tensor
@@ -161,11 +162,7 @@ class Synthetic(Source):
     @property
     def optimizer(self) -> Optimizer | None:
         """The synthesizer's optimizer, once there is a synthesizer."""
-        return self.owned.bound(self._named()) if self.synthesizer is not None and self._named() else None
-
-    @property
-    def sized(self) -> bool:
-        return self.synthesizer is not None
+        return self.owned.bound(self._named()) if self.sized and self._named() else None
 
     def size(self, h: Tensor) -> None:
         self._build(h.shape[self.axis], h.device, h.dtype)
@@ -175,17 +172,16 @@ class Synthetic(Source):
             synthesizer = self._make(features + (self._context or 0), self._hidden_size, features)
         if not isinstance(synthesizer, Synthesizer):
             raise TypeError(f"synthesizer must make a Synthesizer, however: {type(synthesizer).__name__}")
-        self.synthesizer = synthesizer
         self.features.fill_(features)
         self.mean = torch.zeros(features + (self._context or 0))
-        self.to(device, torch.promote_types(dtype, torch.float32))
+        self._install(synthesizer, device, dtype)
         if self._named():
             self.owned.bound(self._named())  # refuses now what is no optimizer
 
     # ------------------------------------------------------------------ predict in forward, learn in backward
 
     def predict(self, h: Tensor, context: Tensor | None) -> tuple[Tensor | None, Prediction]:
-        if self.synthesizer is None:
+        if not self.sized:
             self.size(h)
         synthesizer = self._synthesizer()
         if h.shape[self.axis] != synthesizer.output_size:
@@ -254,10 +250,7 @@ class Synthetic(Source):
         learning = [parameter for parameter in named.values() if parameter.requires_grad]
         difference *= 2 / max(difference.numel(), 1)
         found = averaged(self, torch.autograd.grad(output, learning, difference, allow_unused=True))
-        if len(learning) < len(named):
-            rest = iter(found)
-            found = [next(rest) if parameter.requires_grad else None for parameter in named.values()]
-        self.owned.step(named, found)
+        self.owned.step(named, with_frozen(named.values(), found))
 
     def measured(self) -> dict[str, Tensor]:
         """Of the last target: cosine of prediction and target, ratio of their lengths, mean squared error."""
@@ -297,29 +290,8 @@ class Synthetic(Source):
         return [self._lessons, *(parameter._version for parameter in parameters)]
 
     def _synthesizer(self) -> Synthesizer:
-        if self.synthesizer is None:
-            raise RuntimeError("A source must predict before it learns, however: it has not been sized")
-        return self.synthesizer
+        return cast(Synthesizer, self._built())
 
-    def _named(self) -> dict[str, torch.nn.Parameter]:
-        return dict(self._synthesizer().named_parameters())
-
-    # ------------------------------------------------------------------ the optimizer's state is tensors of this module
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Synthetic":
-        super()._apply(lambda tensor: at_least_float32(fn(tensor)), recurse)
-        self.owned.rebind()
-        return self
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.synthesizer is not None:
-            self.owned.save(self._named(), destination, prefix, keep_vars)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        features = int(state_dict.get(prefix + "features", 0))
-        if self.synthesizer is None and features:
+    def _build_from(self, state_dict: Mapping[str, Any], prefix: str) -> None:
+        if features := int(state_dict.get(prefix + "features", 0)):
             self._build(features, self.rms.device, state_dict[prefix + "rms"].dtype)
-        if self.synthesizer is not None:
-            self.owned.take(self._named(), state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args)  # reports what is left as unexpected

@@ -2,7 +2,7 @@
 
 import copy
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from linnet.decoupled.base import Decoupled
 from linnet.decoupled.boundary import Cut
 from linnet.decoupled.hidden_synthesizers import MLPSynthesizer
-from linnet.decoupled.owned import OptimizerFactory, OwnedOptimizer, at_least_float32
+from linnet.decoupled.owned import OptimizerFactory, OwnedOptimizer, Owner
 from linnet.decoupled.passing import drawn_for, untouched, visiting
 from linnet.decoupled.places import convolved, cuts_by_default, cuts_by_name, is_chain, links
 from linnet.decoupled.sources import Source, without_autocast
@@ -25,7 +25,7 @@ __all__ = ["SyntheticInput", "Unlocked"]
 ADAM = functools.partial(torch.optim.Adam, lr=1e-3)
 
 
-class SyntheticInput(nn.Module):
+class SyntheticInput(Owner):
     """ĥ = rms · model(x): input of the network -> predicted activations at a cut, in units of their running size.
 
     Args:
@@ -34,6 +34,7 @@ class SyntheticInput(nn.Module):
         optim: class or factory of its own optimizer.
     """
 
+    inner = "model"
     model: Synthesizer | None
     rms: Tensor
     seen: Tensor
@@ -53,15 +54,14 @@ class SyntheticInput(nn.Module):
     def build(self, x: torch.Size, h: torch.Size, like: Tensor) -> None:
         """For samples of these shapes."""
         with torch.device("cpu"):
-            self.model = self._make(x.numel(), self._hidden_size, h.numel())
-        self.shape = torch.tensor([*x, -1, *h], device=like.device)
-        self.to(like.device, torch.promote_types(like.dtype, torch.float32))
+            model = self._make(x.numel(), self._hidden_size, h.numel())
+        self.shape = torch.tensor([*x, -1, *h])
+        self._install(model, like.device, like.dtype)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, *) -> the predicted activations, and the output of the model with its graph."""
-        model = cast(Synthesizer, self.model)
         with torch.enable_grad(), without_autocast(x.device.type):
-            output, _ = model(x.detach().flatten(1).to(self.rms.dtype), None)
+            output, _ = self._built()(x.detach().flatten(1).to(self.rms.dtype), None)
         shape = self.shape.tolist()
         predicted = (output.detach() * self.rms).reshape(-1, *shape[shape.index(-1) + 1 :])
         return predicted.to(x.dtype), output
@@ -71,31 +71,16 @@ class SyntheticInput(nn.Module):
         target = h.detach().flatten(1).to(output.dtype)
         if not follow(self.rms, self.seen, root_mean_square(target)):
             return
-        named = dict(cast(Synthesizer, self.model).named_parameters())
+        named = self._named()
         with torch.enable_grad():
             loss = (output - target / self.rms).square().mean()
         self.owned.step(named, torch.autograd.grad(loss, list(named.values()), allow_unused=True))
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SyntheticInput":
-        super()._apply(lambda tensor: at_least_float32(fn(tensor)), recurse)
-        self.owned.rebind()
-        return self
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.model is not None:
-            self.owned.save(dict(self.model.named_parameters()), destination, prefix, keep_vars)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        shape = state_dict.get(prefix + "shape", torch.zeros(0))
-        if self.model is None and len(shape):
-            sizes = shape.tolist()
+    def _build_from(self, state_dict: Mapping[str, Any], prefix: str) -> None:
+        if sizes := state_dict.get(prefix + "shape", torch.zeros(0)).tolist():
             place = sizes.index(-1)
             like = torch.empty(0, dtype=state_dict[prefix + "rms"].dtype, device=self.shape.device)
             self.build(torch.Size(sizes[:place]), torch.Size(sizes[place + 1 :]), like)
-        if self.model is not None:
-            self.owned.take(dict(self.model.named_parameters()), state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 @dataclass(eq=False, repr=False)
@@ -222,7 +207,7 @@ class Unlocked(Decoupled):
             raise ValueError(f"A fully unlocked network takes one tensor, however: {len(args)} and {sorted(kwargs)}")
         x, stages = args[0], self._stages()
         keys = [self._key(name) for name in self.at]
-        if any(cast(SyntheticInput, model).model is None for model in self.inputs.values()):
+        if any(not cast(SyntheticInput, model).sized for model in self.inputs.values()):
             self._size(x)
         acts = (torch.rand(len(stages)) < self.probability).tolist()
         owed = Settlement()
@@ -281,7 +266,7 @@ class Unlocked(Decoupled):
             with drawn_for(key):
                 if not source.sized:
                     source.size(h)
-                if model.model is None:
+                if not model.sized:
                     model.build(x.shape[1:], h.shape[1:], h)
             return outputs
 

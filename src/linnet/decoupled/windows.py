@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from linnet.decoupled.owned import with_frozen
 from linnet.decoupled.passing import drawn_for
 from linnet.decoupled.synthesizers import LinearSynthesizer
 from linnet.decoupled.synthetic import Prediction, Synthetic, root_mean_square
@@ -32,16 +33,15 @@ class Auxiliary(Synthetic):
         if not self.sized:
             with drawn_for("auxiliary"):
                 self.size(h)
-        learning = {name: parameter for name, parameter in self._named().items() if parameter.requires_grad}
+        named = self._named()
+        learning = [parameter for parameter in named.values() if parameter.requires_grad]
         with torch.enable_grad():
             state = h.detach().to(self.rms.dtype).requires_grad_()
             size = root_mean_square(state).clamp_min(torch.finfo(state.dtype).tiny)
             loss = (self._call(state / size) - target).square().mean()
-            found, *gradients = torch.autograd.grad(loss, [state, *learning.values()])
+            found, *gradients = torch.autograd.grad(loss, [state, *learning])
         if learning:
-            given = dict(zip(learning, gradients, strict=True))
-            named = self._named()
-            self.owned.step(named, [given.get(name) for name in named])
+            self.owned.step(named, with_frozen(named.values(), gradients))
         return found.to(h.dtype)
 
 
