@@ -13,7 +13,7 @@ from linnet.decoupled.base import Decoupled
 from linnet.decoupled.boundary import ForwardPass, tensors
 from linnet.decoupled.immediate import Immediate
 from linnet.decoupled.owned import OptimizerFactory
-from linnet.decoupled.passing import drawn_for, untouched, visiting
+from linnet.decoupled.passing import placed, ready, untouched, visiting
 from linnet.decoupled.places import convolved, cuts_by_default, cuts_by_name, is_chain
 from linnet.decoupled.sources import Source
 from linnet.decoupled.synthetic import Synthetic
@@ -229,21 +229,14 @@ class DNI(Decoupled):
 
     def _make_source(self, key: str) -> Source:
         source = copy.deepcopy(self._prototypes.get(_name(key)) or self._prototypes[None])
-        for parameter in self.network.parameters():
-            source.to(parameter.device, parameter.dtype if parameter.is_floating_point() else None)
-            break
-        self.cuts[key] = source.train(self.training)
+        self.cuts[key] = placed(source, self.network).train(self.training)
         return source
 
     def _source(self, name: str, i: int, h: Tensor) -> Source:
         """The source of the i-th tensor that the module gives; it is built by what it sees first."""
         key = f"{self._key(name)}#{i}" if i else self._key(name)
         source = cast(Source, self.cuts[key]) if key in self.cuts else self._make_source(key)
-        source.axis = 1 if h.dim() == self._image_axes[name] else -1
-        if not source.sized:
-            with drawn_for(key):
-                source.size(h)
-        return source
+        return ready(source, key, h, self._image_axes[name])
 
     def _sources(self) -> list[Source]:
         return [*self._prototypes.values(), *super()._sources()]

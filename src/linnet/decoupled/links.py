@@ -4,7 +4,7 @@ import queue
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,22 +66,18 @@ class Link(ABC):
         self.peer, self.group, self.failure, self.timeout = peer, group, failure, timeout
         self.messages: queue.Queue[Message] = queue.Queue(room)
         self.waited = 0.0  # seconds that the main thread waited here
-        self._thread: threading.Thread | None = None
+        self._thread = threading.Thread(target=self._guarded, daemon=True)
 
     def start(self) -> None:
-        self._thread = threading.Thread(target=self._guarded, daemon=True)
         self._thread.start()
 
     def join(self) -> None:
         """Until the end has gone through."""
-        if self._thread is not None:
-            self._wait(lambda: not self._alive(), "the end of the stream")
-            self._thread = None
+        self._wait(self._ended, "the end of the stream")
 
-    def _alive(self) -> bool:
-        if self._thread is not None:
-            self._thread.join(POLL)
-        return self._thread is not None and self._thread.is_alive()
+    def _ended(self) -> bool:
+        self._thread.join(POLL)
+        return not self._thread.is_alive()
 
     def _guarded(self) -> None:
         try:
@@ -154,6 +150,11 @@ class Inbox(Link):
 
         self._wait(attempt, "a batch")
         return found[0]
+
+    def __iter__(self) -> Iterator[Message]:
+        """The messages, up to the end; waits for each."""
+        while (message := self.get()).step != END:
+            yield message
 
     def arrived(self) -> list[Message]:
         """What is there by now; never waits."""

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from linnet.decoupled.boundary import replaced, tensors
 from linnet.decoupled.places import plan
+from linnet.decoupled.sources import Source
 
-__all__ = ["drawn_for", "untouched", "visiting"]
+__all__ = ["drawn_for", "placed", "ready", "untouched", "visiting"]
 
 Visit = Callable[[str, list[Tensor]], list[Tensor]]
 """Called as (name of the cut, floating tensors that the module gave) -> the tensors to go on with."""
@@ -60,6 +61,29 @@ def drawn_for(key: str) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed((torch.initial_seed() + crc32(key.encode())) % 2**63)
         yield
+
+
+def placed(source: Source, network: nn.Module) -> Source:
+    """The source on the device of the network, in its dtype."""
+    for parameter in network.parameters():
+        return source.to(parameter.device, parameter.dtype if parameter.is_floating_point() else None)
+    return source
+
+
+def ready(source: Source, key: str, h: Tensor, image_axes: int | None) -> Source:
+    """The source of a cut, built by what it sees first.
+
+    Args:
+        source: of the cut.
+        key: of the cut, for the random numbers.
+        h: the activations.
+        image_axes: how many axes they have if they are images, see :func:`~linnet.decoupled.places.convolved`.
+    """
+    source.axis = 1 if h.dim() == image_axes else -1
+    if not source.sized:
+        with drawn_for(key):
+            source.size(h)
+    return source
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from linnet import checkpoint
 from linnet.beings import check_positive
 from linnet.decoupled.links import END, Failure, Inbox, Message, Outbox
 from linnet.decoupled.owned import OptimizerFactory
-from linnet.decoupled.passing import drawn_for
+from linnet.decoupled.passing import placed, ready
 from linnet.decoupled.places import convolved
 from linnet.decoupled.sources import Source
 from linnet.decoupled.synthetic import Synthetic
@@ -105,13 +105,10 @@ class Pipeline:
         self.first, self.last = self.stage_index == 0, self.stage_index == count - 1
         given = stages[self.stage_index]
         self.stage = given if isinstance(given, nn.Module) else given()
-        self.source = None if self.last else copy.deepcopy(source)
+        self.source = None if self.last else placed(copy.deepcopy(source), self.stage)
         self._taught = source.needs_target
         self._own = nn.ModuleDict({"stage": self.stage} | ({} if self.source is None else {"source": self.source}))
-        for parameter in self.stage.parameters():
-            if self.source is not None and parameter.is_floating_point():
-                self.source.to(parameter.device, parameter.dtype)
-            break
+        self._image_axes = convolved(self._own, "stage")
         self.optimizer = optim(list(self.stage.parameters()))
         self._connect(count)
         self.steps = 0
@@ -146,7 +143,9 @@ class Pipeline:
                 several processes for a stage all must have as many batches.
 
         Returns:
-            :meth:`statistics` of this pass, with ``loss``, the mean of the last stage's, on every process.
+            of this pass: ``loss``, the mean of the last stage's, on every process; and of this one ``steps``; how many
+            ``gradients`` came back, and in ``staleness`` how many of them were 0, 1, 2, ... steps old; the seconds
+            ``waited_for_room``, ``waited_for_input`` and ``waited_at_the_end``, when the last gradients came.
 
         Raises:
             RuntimeError: a neighbour is dead or silent.
@@ -176,18 +175,14 @@ class Pipeline:
             failure.check()
         if onwards is not None and returned is not None:
             onwards.put(END)
-            while True:
-                message = returned.get()
-                if message.step == END:
-                    break
+            for message in returned:
                 self._learn([message])
         if back is not None:
             back.put(END)
         for one in links:
             one.join()
         self._memories.clear()
-        found = self._statistics(self.steps - start, losses, onwards, source, returned)
-        return found
+        return self._statistics(self.steps - start, losses, onwards, source, returned)
 
     def _incoming(self, source: Inbox | None, batches: Batches | None) -> Iterable[Message]:
         if source is None:
@@ -196,8 +191,7 @@ class Pipeline:
             for x, y in batches:
                 yield Message(self.steps, [x, y])
             return
-        while (message := source.get()).step != END:
-            yield message
+        yield from source
 
     def _step(self, message: Message, onwards: Outbox | None, back: Outbox | None) -> list[Tensor]:
         """One batch through this stage; the loss, on the last one."""
@@ -224,11 +218,7 @@ class Pipeline:
 
     def _backward(self, h: Tensor, y: Tensor, step: int) -> None:
         """The gradient of the source into the stage."""
-        source = cast(Source, self.source)
-        source.axis = 1 if h.dim() == convolved(nn.Sequential(self.stage), "0") else -1
-        if not source.sized:
-            with drawn_for(f"stage {self.stage_index}"):
-                source.size(h)
+        source = ready(cast(Source, self.source), f"stage {self.stage_index}", h, self._image_axes)
         gradient, memory = source.predict(h, y if source.conditioned else None)
         if h.requires_grad:
             h.backward(gradient)
@@ -272,12 +262,8 @@ class Pipeline:
         """The whole network as it is now, on every process: a deep copy. All processes must call it."""
         whole = []
         for s, given in enumerate(self._stages):
-            mine = s == self.stage_index
-            stage = (
-                copy.deepcopy(self.stage)
-                if mine
-                else (copy.deepcopy(given) if isinstance(given, nn.Module) else given())
-            )
+            held = self.stage if s == self.stage_index else given
+            stage = copy.deepcopy(held) if isinstance(held, nn.Module) else held()
             for tensor in stage.state_dict().values():
                 there = tensor.detach().cpu().contiguous()
                 dist.broadcast(there, s * self._replicas)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from linnet.beings import check_positive
 from linnet.decoupled.base import Decoupled
 from linnet.decoupled.boundary import replaced, tensors
-from linnet.decoupled.sources import Source
+from linnet.decoupled.passing import placed
 from linnet.decoupled.synthetic import Synthetic
 from linnet.decoupled.windows import Auxiliary, Boundaries
 from linnet.recurrent import RNN, RNNCell
@@ -140,15 +140,10 @@ class TruncatedBPTT(Decoupled):
         self.batch_first = bool(getattr(network, "batch_first", False)) if batch_first is None else batch_first
         self.state_axis = int(isinstance(network, nn.RNNBase | RNN)) if state_axis is None else state_axis
         if gradient is not None:
-            self.cuts["state"] = self._placed(copy.deepcopy(gradient))
+            self.cuts["state"] = placed(copy.deepcopy(gradient), network)
         if auxiliary:
-            self.cuts["auxiliary"] = self._placed(Auxiliary())
+            self.cuts["auxiliary"] = placed(Auxiliary(), network)
         self._context_at: Callable[[int], Tensor] | None = None
-
-    def _placed(self, source: Source) -> Source:
-        for parameter in self.network.parameters():
-            return source.to(parameter.device, parameter.dtype if parameter.is_floating_point() else None)
-        return source
 
     @contextmanager
     def context(self, context: Context) -> Iterator[None]:

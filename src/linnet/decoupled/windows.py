@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from linnet.decoupled.owned import with_frozen
-from linnet.decoupled.passing import drawn_for
+from linnet.decoupled.passing import ready
 from linnet.decoupled.synthesizers import LinearSynthesizer
 from linnet.decoupled.synthetic import Prediction, Synthetic, root_mean_square
 
@@ -30,9 +30,7 @@ class Auxiliary(Synthetic):
             h: the states, (batch, features).
             target: δ, the prediction at the end of the window that begins with h, in units of its size.
         """
-        if not self.sized:
-            with drawn_for("auxiliary"):
-                self.size(h)
+        ready(self, "auxiliary", h, None)
         named = self._named()
         learning = [parameter for parameter in named.values() if parameter.requires_grad]
         with torch.enable_grad():
@@ -98,10 +96,7 @@ class Boundaries:
     def _add(self, state: Sequence[Tensor], context: Tensor | None) -> int:
         like = [tensor.detach() for tensor in state]  # with its graph it would hold the nodes that hold this object
         h = flat(like, self._axis)
-        if not self._source.sized:
-            with drawn_for("state"):
-                self._source.size(h)
-        memory = self._source.predict(h, context)[1]
+        memory = ready(self._source, "state", h, None).predict(h, context)[1]
         memory = replace(memory, gradient=memory.gradient * self._factor)
         self._all.append(Boundary(like, h, memory))
         return len(self._all) - 1
