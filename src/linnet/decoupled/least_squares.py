@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from linnet.beings import check_positive
-from linnet.decoupled.synthesizers import Synthesizer
+from linnet.decoupled.synthesizers import FittedSynthesizer
 
 __all__ = ["LeastSquaresSynthesizer"]
 
 
-class LeastSquaresSynthesizer(Synthesizer):
+class LeastSquaresSynthesizer(FittedSynthesizer):
     """g = h A + b with (A, b) = argmin Σ_t decay^t ‖h_t A + b − δ_t‖² + ridge ‖A, b‖², t batches ago; at first 0.
 
     A network under synthetic gradients changes all the time, and its synthesizers have to keep up. A gradient step

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from linnet.beings import check_positive
 
-__all__ = ["LinearSynthesizer", "LowRankSynthesizer", "SigmoidSynthesizer", "Synthesizer"]
+__all__ = ["FittedSynthesizer", "LinearSynthesizer", "LowRankSynthesizer", "SigmoidSynthesizer", "Synthesizer"]
 
 
 class Synthesizer(nn.Module, ABC):
@@ -67,10 +67,15 @@ class Synthesizer(nn.Module, ABC):
     def forward(self, input: Tensor, hidden: Any) -> tuple[Tensor, Any]:
         """(activations, hidden state or None) -> (predicted gradient, new hidden state or None)."""
 
-    def moments(self, input: Tensor, target: Tensor) -> Sequence[Tensor] | None:
-        """What :meth:`fit` needs of a batch, as means or sums over samples; None: it is trained by gradient instead."""
-        return None
 
+class FittedSynthesizer(Synthesizer):
+    """A synthesizer that learns by itself from sums over a batch, without gradient and optimizer."""
+
+    @abstractmethod
+    def moments(self, input: Tensor, target: Tensor) -> Sequence[Tensor]:
+        """What :meth:`fit` needs of a batch, as means or sums over samples."""
+
+    @abstractmethod
     def fit(self, moments: Sequence[Tensor]) -> None:
         """Learn from a batch; under DDP the moments are the mean over the processes."""
 

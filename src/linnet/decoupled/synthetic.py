@@ -14,7 +14,7 @@ from linnet.decoupled.context import attach
 from linnet.decoupled.owned import OptimizerFactory, OwnedOptimizer, Owner, with_frozen
 from linnet.decoupled.parallel import averaged, shared
 from linnet.decoupled.sources import Source, batch_size, without_autocast
-from linnet.decoupled.synthesizers import LinearSynthesizer, Synthesizer
+from linnet.decoupled.synthesizers import FittedSynthesizer, LinearSynthesizer, Synthesizer
 
 __all__ = ["Prediction", "Synthetic", "follow", "root_mean_square"]
 
@@ -231,15 +231,13 @@ class Synthetic(Owner, Source):
         target = moved(target, self.axis, synthesizer.axis)
         difference = torch.sub(predicted, target, alpha=batch / rms)  # in units of rms
         self.quality = torch.stack([root_mean_square(difference), root_mean_square(predicted), size / rms])
-        moments = None
-        if type(synthesizer).moments is not Synthesizer.moments:  # else its arguments would be made for nothing
+        if isinstance(synthesizer, FittedSynthesizer):
             moments = synthesizer.moments(self._centred(memory.state), target * (batch / rms))
-        if moments is None and not output.requires_grad:
-            return  # it is frozen: what it reads stays the same too
-        if moments is not None:
             synthesizer.fit(cast(list[Tensor], averaged(self, moments)))
-        else:
+        elif output.requires_grad:
             self._descend(output, difference, named)
+        else:
+            return  # it is frozen: what it reads stays the same too
         centre = moved(memory.state, synthesizer.axis, -1).reshape(-1, len(self.mean)).mean(0)
         (centre,) = cast(list[Tensor], averaged(self, [centre]))
         self.mean.lerp_(centre, (1 - DECAY) / float(self.seen))
