@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from linnet.palette import line_style
+
 __all__ = ["activation_memory", "plot_diagnostics"]
 
 PANELS = {
@@ -14,9 +16,6 @@ PANELS = {
     "loss": "squared error / mean square of targets",
 }
 """What is drawn, and how its axis is called."""
-
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
-STYLES = ("-", "--", "-.", ":")
 
 
 def plot_diagnostics(
@@ -59,8 +58,7 @@ def plot_diagnostics(
     for panel, (quantity, label) in zip(axes, PANELS.items(), strict=True):
         for i, cut in enumerate(cuts):
             values = [float(point.get(f"{quantity}/{cut}", float("nan"))) for point in history]
-            style = {"color": COLOURS[i % len(COLOURS)], "linestyle": STYLES[i // len(COLOURS) % len(STYLES)]}
-            panel.plot(places, values, label=f"after {cut}", linewidth=1.6, **style)
+            panel.plot(places, values, label=f"after {cut}", linewidth=1.6, **line_style(i))
         panel.set(xlabel="step" if steps is None else "", ylabel=label)
         panel.grid(alpha=0.3)
     axes[0].axhline(1, color="0.6", linewidth=1)

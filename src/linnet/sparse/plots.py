@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from linnet.palette import BLUE, ORANGE
 from linnet.sparse.metrics import degrees
 from linnet.sparse.moving import Move
 
@@ -13,7 +14,6 @@ __all__ = ["Snapshots", "plot_connectivity", "plot_degrees", "plot_growth"]
 
 PIXELS = 512
 """Larger matrices are drawn as densities, this many cells along the longer side."""
-BLUE, ORANGE = "#0072B2", "#E69F00"
 
 
 def plot_connectivity(layer: Any, axes: Any = None, *, being: int | None = None) -> Any:

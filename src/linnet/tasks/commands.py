@@ -19,7 +19,7 @@ from linnet.cli import user_input
 from linnet.linear import LinearMap
 from linnet.tasks.evolution import EvolveSettings
 from linnet.tasks.sequence_runs import TaskSettings
-from linnet.tasks.specs import DECOUPLED, LayerSpec, Settings, layer_options
+from linnet.tasks.specs import DECOUPLED, LayerSpec, Settings, layer_options, seeds_of
 
 __all__ = ["app"]
 
@@ -166,7 +166,7 @@ def train(
     from linnet.tasks.measure import measure
     from linnet.tasks.pictures import draw
     from linnet.tasks.report import legend, results_of, table_of, write_results
-    from linnet.tasks.train import fit, prepare, resumed_settings, seeds_of
+    from linnet.tasks.train import fit, prepare, resumed_settings
 
     with user_input():
         before = _to_resume(resume, out)
@@ -372,7 +372,7 @@ def task(
     names = [field.name for field in dataclasses.fields(TaskSettings)]
     given = {name: value for name, value in (locals() | {"task": name}).items() if name in names and value is not None}
     from linnet.tasks.sequence_report import report, watching
-    from linnet.tasks.sequence_runs import found, resumed, seeds_of
+    from linnet.tasks.sequence_runs import found, resumed
 
     with user_input():
         before = _to_resume(resume, out)

@@ -7,8 +7,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from linnet.palette import COLOURS
 from linnet.tasks.evolution import Evolution
-from linnet.tasks.pictures import COLOURS
+from linnet.tasks.pictures import STYLE
 
 __all__ = ["draw"]
 
@@ -16,7 +17,7 @@ __all__ = ["draw"]
 def draw(evolution: Evolution) -> Path:
     """evolution.png in the run's folder."""
     path = evolution.out / "evolution.png"
-    with matplotlib.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
+    with matplotlib.rc_context(STYLE):
         picture(evolution).savefig(path, dpi=130)
     return path
 

@@ -14,24 +14,24 @@ from torch import Tensor
 
 from linnet.decoupled.diagnostics import plot_diagnostics
 from linnet.linear import LinearMap
+from linnet.palette import line_style
 from linnet.tasks.specs import LayerSpec
 from linnet.tasks.train import Fit, Run
 
-__all__ = ["draw"]
+__all__ = ["STYLE", "draw"]
 
-# Okabe and Ito, Color universal design, 2008; without yellow, which is too pale for a line.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
+STYLE: Any = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
+"""Of all pictures of a run."""
+
 TICKS = (0, 20, 40, 60, 70, 80, 85, 90, 92, 94, 96, 97, 98, 99, 100)
-STYLES = ("-", "--", "-.", ":")
 LARGEST_SPECTRUM = 1024
 LARGEST_PICTURE = 4096
 
 
 def draw(run: Run, fits: list[list[Fit]]) -> list[Path]:
     """curves.png, spectra.png, connectivity.png and synthesizers.png, as there is, in the run's folder."""
-    style: Any = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
     paths = []
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(STYLE):
         for name, picture in (
             ("curves", curves),
             ("spectra", spectra),
@@ -54,7 +54,7 @@ def curves(run: Run, fits: list[list[Fit]]) -> Figure:
     for index, (spec, members) in enumerate(zip(run.specs, fits, strict=True)):
         values = 100 * np.array([member.val_accuracy for member in members])  # (seeds, epochs)
         everything.append(values)
-        mean, style = values.mean(0), _style(index)
+        mean, style = values.mean(0), line_style(index)
         if len(epochs) == 1:  # side by side, so that they can be told apart
             place = 1 + 0.06 * (index - (len(run.specs) - 1) / 2)
             axes.errorbar(
@@ -112,8 +112,8 @@ def spectra(run: Run, fits: list[list[Fit]]) -> Figure | None:
                 continue
             singular = layer.svdvals().reshape(-1, min(layer.in_features, layer.out_features)).cpu().numpy()
             rank = np.arange(1, singular.shape[1] + 1)
-            summary.plot(rank, singular.mean(0), label=spec.text, linewidth=1.8, **_style(index))
-            _eigenvalues(axes, layer, _style(index)["color"])
+            summary.plot(rank, singular.mean(0), label=spec.text, linewidth=1.8, **line_style(index))
+            _eigenvalues(axes, layer, line_style(index)["color"])
     summary.set_title("singular values of all", fontsize=10)
     summary.set_xlabel("rank")
     summary.set_ylim(bottom=0)
@@ -201,7 +201,3 @@ def _hidden(member: Fit, spec: LayerSpec) -> LinearMap | None:
 
 def _dense(weight: Tensor) -> Tensor:
     return weight.detach().to_dense() if weight.layout != torch.strided else weight.detach()
-
-
-def _style(index: int) -> dict[str, Any]:
-    return {"color": COLOURS[index % len(COLOURS)], "linestyle": STYLES[index // len(COLOURS) % len(STYLES)]}

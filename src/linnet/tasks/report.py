@@ -17,8 +17,8 @@ from linnet import __version__
 from linnet.checkpoint import replacing
 from linnet.linear import tolerance, violation
 from linnet.tasks.measure import Cost
-from linnet.tasks.specs import DECOUPLED
-from linnet.tasks.train import Fit, Run, seeds_of
+from linnet.tasks.specs import DECOUPLED, seeds_of
+from linnet.tasks.train import Fit, Run
 
 __all__ = ["legend", "results_of", "table_of", "write_results"]
 

@@ -20,8 +20,11 @@ from rich.table import Table
 
 from linnet import __version__
 from linnet.checkpoint import replacing
-from linnet.tasks.pictures import COLOURS
-from linnet.tasks.sequence_runs import Learner, Point, Run, TaskSettings, Watch, seeds_of
+from linnet.palette import COLOURS
+from linnet.tasks.pictures import STYLE
+from linnet.tasks.sequence_runs import Learner, Point, Run, TaskSettings, Watch
+from linnet.tasks.sequences import EXAM
+from linnet.tasks.specs import seeds_of
 
 __all__ = ["report", "watching"]
 
@@ -76,7 +79,7 @@ def report(run: Run, learners: list[Learner]) -> None:
 def _answers(run: Run) -> str:
     if run.settings.task == "text":
         return "the last 5 % of the text in one piece, bits per character"
-    return "1000 fresh sequences" + ("" if run.task.threshold is None else " of the level that was reached")
+    return f"{EXAM} fresh sequences" + ("" if run.task.threshold is None else " of the level that was reached")
 
 
 def results_of(run: Run, learners: list[Learner]) -> dict[str, Any]:
@@ -121,7 +124,7 @@ def _table(results: dict[str, Any]) -> Table:
 def draw(run: Run, learners: list[Learner]) -> Path:
     """curves.png in the run's folder."""
     path = run.out / "curves.png"
-    with matplotlib.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
+    with matplotlib.rc_context(STYLE):
         picture(run, learners).savefig(path, dpi=130)
     return path
 

@@ -19,7 +19,7 @@ from linnet.tasks.folders import check_new, clear_left_overs
 from linnet.tasks.sequences import Adding, ArgMax, Batch, Copy, Recall, RepeatCopy, SequenceTask, Text
 from linnet.tasks.specs import differences
 
-__all__ = ["Learner", "Point", "Run", "TaskSettings", "Watch", "found", "resumed", "seeds_of"]
+__all__ = ["Learner", "Point", "Run", "TaskSettings", "Watch", "found", "resumed"]
 
 TASKS: dict[str, Callable[[], SequenceTask]] = {
     "copy": Copy,
@@ -306,11 +306,6 @@ def resumed(out: str | os.PathLike[str]) -> TaskSettings:
         raise ValueError(f"There must be a run to resume, however: {path} ({error.strerror})") from error
     except (TypeError, ValueError) as error:
         raise ValueError(f"The record of a run must be whole, however: {path} is not ({error})") from error
-
-
-def seeds_of(settings: TaskSettings) -> range:
-    """Those of a run, in their order."""
-    return range(settings.seed, settings.seed + settings.seeds)
 
 
 def _length(settings: TaskSettings) -> str:

@@ -17,7 +17,7 @@ from linnet.blocks import MLP
 from linnet.catalogue import catalogue, find_layer
 from linnet.tasks.data import DATA_SETS
 
-__all__ = ["LayerSpec", "Settings", "differences", "layer_options", "parse_layer"]
+__all__ = ["LayerSpec", "Settings", "differences", "layer_options", "parse_layer", "seeds_of"]
 
 WIDE_BEINGS = 8
 _NOT_OPTIONS = ("self", "in_features", "out_features", "device", "dtype")
@@ -235,6 +235,11 @@ class Settings:
             known = ["cpu"] + [f"cuda:{i}" for i in range(count)]
             raise ValueError(f"The device must be one of {', '.join(known)} on this machine, however: {self.device!r}")
         return device
+
+
+def seeds_of(settings: Any) -> range:
+    """The seeds of a run, in their order; its settings tell the first and how many."""
+    return range(settings.seed, settings.seed + settings.seeds)
 
 
 def differences(mine: Any, theirs: Any) -> list[str]:

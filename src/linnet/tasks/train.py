@@ -27,7 +27,7 @@ from linnet.decoupled.synthetic import Synthetic
 from linnet.linear import penalty
 from linnet.tasks.data import Data, Split, load_data
 from linnet.tasks.folders import check_new, clear_left_overs
-from linnet.tasks.specs import LayerSpec, Settings, differences
+from linnet.tasks.specs import LayerSpec, Settings, differences, seeds_of
 from linnet.wide.losses import per_being
 
 __all__ = ["Fit", "Run", "accuracy", "fit", "prepare", "trainable", "training_step"]
@@ -148,10 +148,6 @@ def resumed_settings(out: str | os.PathLike[str]) -> Settings:
         return Settings(**record["settings"] | {"layers": tuple(record["settings"]["layers"])})
     except (KeyError, TypeError) as error:
         raise ValueError(f"The record of a run must be whole, however: {out}/run.json is not ({error})") from error
-
-
-def seeds_of(settings: Settings) -> range:
-    return range(settings.seed, settings.seed + settings.seeds)
 
 
 def fit(run: Run, spec: LayerSpec, seed: int, watch: Watch | None = None) -> Fit:

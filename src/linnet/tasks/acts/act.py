@@ -6,10 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["BLUE", "GREY", "ORANGE", "Act", "accuracy"]
+from linnet.palette import BLUE, GREY, ORANGE
 
-# Okabe and Ito's colours, which colour-blind readers tell apart.
-BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#7F7F7F"
+__all__ = ["BLUE", "GREY", "ORANGE", "Act", "accuracy"]
 
 
 @dataclass(frozen=True)
