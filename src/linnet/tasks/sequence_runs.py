@@ -154,6 +154,7 @@ class Learner:
             kind = MLPSynthesizer if settings.synthesizer else LinearSynthesizer
             source = Synthetic(kind, settings.synthesizer or None, adam, context=context)
         self.net = TruncatedBPTT(core, settings.window, source, factor=settings.factor, auxiliary=settings.auxiliary)
+        self.whole = nn.ModuleDict({"net": self.net, "head": self.head})
         self.optimizer = torch.optim.Adam([*core.parameters(), *self.head.parameters()], lr=settings.lr)
         self.level = task.level
         self.generator = Generator().manual_seed(self.seed)
@@ -219,26 +220,21 @@ class Learner:
         if self.path is None:
             return
         extra = {
-            "net": self.net.state_dict(),
-            "head": self.head.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
             "curve": [asdict(point) for point in self.curve],
-            **{name: getattr(self, name) for name in ("level", "step", "seconds", "loss")},
+            **{name: getattr(self, name) for name in ("level", "seconds", "loss")},
         }
-        checkpoint.save(nn.Identity(), self.path, step=self.step, rng=False, extra=extra)
+        checkpoint.save(self.whole, self.path, optimizer=self.optimizer, step=self.step, rng=False, extra=extra)
 
     def restore(self) -> None:
         """Go on from what :meth:`save` has written, if it has."""
         if self.path is None or not self.path.exists():
             return
-        extra = checkpoint.load(self.path, into=nn.Identity()).extra
-        self.net.load_state_dict(extra["net"])
-        self.head.load_state_dict(extra["head"])
-        self.optimizer.load_state_dict(extra["optimizer"])
+        found = checkpoint.load(self.path, into=self.whole, optimizer=self.optimizer)
+        extra = found.extra
         self.generator.set_state(extra["generator"])
         self.curve = [Point(**point) for point in extra["curve"]]
-        self.level, self.step, self.seconds = extra["level"], extra["step"], extra["seconds"]
+        self.level, self.step, self.seconds = extra["level"], found.step or 0, extra["seconds"]
         self.loss = extra["loss"] if self.done == 1 else None
 
 
