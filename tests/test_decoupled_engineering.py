@@ -1,7 +1,6 @@
 """Decoupled networks with the rest of PyTorch and of linnet: autocast, accumulation, DDP, compile, memory, rewiring."""
 
 import copy
-import functools
 import gc
 import tempfile
 from datetime import timedelta
@@ -16,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import linnet
 from linnet import DNI, Delayed, DirectFeedback, LocalLoss, Synthetic
-from test_gradient_sources import SOURCES, adam, batches, close, grads, network, same_state, step, train
+from test_gradient_sources import SOURCES, adam, batches, close, grads, network, output_of, same_state, step, train
 
 
 @pytest.mark.parametrize("name", [name for name in SOURCES if name != "delayed"])
@@ -35,12 +34,7 @@ def test_gradients_accumulate(name):
         alone.append(grads(other.network))
     dni.zero_grad()
     for x, y in batches(2, seed=5):
-        if dni.conditioned:
-            with dni.context(y):
-                output = dni(x)
-        else:
-            output = dni(x)
-        F.cross_entropy(output, y).backward()
+        F.cross_entropy(output_of(dni, x, y), y).backward()
     assert close(grads(dni.network), [a + b for a, b in zip(*alone, strict=True)])
 
 
@@ -58,11 +52,7 @@ def test_bf16_autocast_is_near_float32(name):
         for _ in range(10):
             opt.zero_grad()
             with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-                if dni.conditioned:
-                    with dni.context(y):
-                        output = dni(x)
-                else:
-                    output = dni(x)
+                output = output_of(dni, x, y)
                 loss = F.cross_entropy(output, y)
             loss.backward()
             opt.step()
@@ -80,18 +70,13 @@ def test_a_thousand_forwards_without_backward_leave_memory_flat(name):
     train(dni, adam(dni.network), batches(3))
     state = {key: value.clone() for key, value in dni.state_dict().items()}
     x, y = next(batches(1))
-    told = functools.partial(dni.context, y) if dni.conditioned else None
 
     def alive():
         return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
 
     counts = []
     for i in range(1000):
-        if told is None:
-            dni(x)
-        else:
-            with told():
-                dni(x)
+        output_of(dni, x, y)
         if i in (10, 999):
             gc.collect()
             counts.append(alive())
@@ -211,12 +196,7 @@ def worker(rank, folder):
             for x, y in batches(5, size=8):
                 x, y = x[4 * rank : 4 * rank + 4], y[4 * rank : 4 * rank + 4]
                 opt.zero_grad()
-                if dni.conditioned:
-                    with dni.context(y):
-                        output = ddp(x)
-                else:
-                    output = ddp(x)
-                F.cross_entropy(output, y).backward()
+                F.cross_entropy(output_of(dni, x, y, ddp), y).backward()
                 opt.step()
             expected = joined(name)
             for (key, a), b in zip(dni.named_parameters(), expected.parameters(), strict=True):
