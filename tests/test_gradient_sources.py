@@ -230,6 +230,19 @@ def test_direct_feedback_is_the_error_times_a_fixed_matrix():
     assert all(torch.equal(matrices[key], source.feedback) for key, source in dni.cuts.items())
 
 
+def test_a_loaded_seed_brings_its_own_matrix():
+    """Into a network that has drawn one already."""
+    trained, used = (DNI(network(seed), gradient=DirectFeedback()) for seed in (0, 5))
+    for dni in (trained, used):
+        train(dni, adam(dni.network), batches(2))
+    trained.cuts["1"].seed += 1
+    trained.cuts["1"].feedback = None
+    train(trained, adam(trained.network), batches(1))
+    used.load_state_dict(trained.state_dict())
+    train(used, adam(used.network), batches(1))
+    assert torch.equal(used.cuts["1"].feedback, trained.cuts["1"].feedback)
+
+
 def test_in_a_population_feedback_stays_with_its_being():
     torch.manual_seed(0)
     net = nn.Sequential(linnet.Linear(4, 5, beings=3), nn.Tanh(), linnet.Linear(5, 2, beings=3)).double()

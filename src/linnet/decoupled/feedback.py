@@ -1,6 +1,7 @@
 """Direct feedback alignment: the error of the output, sent back through a fixed random matrix."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,6 +72,10 @@ class DirectFeedback(Source):
             e, shape = e.flatten(1), torch.Size([shape[0], shape[1:].numel()])
         feedback = self._matrix(e.shape[-1], shape[-1], e)
         return (e.to(feedback.dtype) @ feedback).to(error.dtype).reshape(memory)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        self.feedback = None  # that of another seed
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _matrix(self, outputs: int, features: int, like: Tensor) -> Tensor:
         """B, (outputs, features)."""
