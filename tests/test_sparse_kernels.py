@@ -170,7 +170,8 @@ def test_whoever_watches_sees_inputs_and_gradients() -> None:
 def test_a_planted_fault_is_noticed(name: str) -> None:
     layer = SparseLinear(20, 30, sparsity=0.8, dtype=torch.float64)
     buffer = layer.get_buffer(name)
-    buffer[[3, 6]] = buffer[[6, 3]]
+    other = int((buffer != buffer[3]).nonzero()[0])  # equal ones swapped would be no fault
+    buffer[[3, other]] = buffer[[other, 3]]
     x = torch.randn(9, 20, dtype=torch.float64, requires_grad=True)
     w = torch.zeros(30, 20, dtype=torch.float64)
     w[tuple(layer.indices)] = layer.values.detach()
