@@ -4,6 +4,10 @@ from linnet import evolve as evolve
 from linnet.beings import Being as Being
 from linnet.beings import Spread as Spread
 from linnet.blocks import MLP as MLP
+from linnet.blocks import FixedRandom as FixedRandom
+from linnet.blocks import Parallel as Parallel
+from linnet.blocks import Repeat as Repeat
+from linnet.blocks import Residual as Residual
 from linnet.catalogue import catalogue as catalogue
 from linnet.catalogue import find_layer as find_layer
 from linnet.checkpoint import info as info
@@ -151,6 +155,7 @@ __all__ = [
     "DirectFeedback",
     "DoublyStochasticLinear",
     "ErdosRenyi",
+    "FixedRandom",
     "GershgorinLinear",
     "GradualMagnitude",
     "HamiltonianLinear",
@@ -177,11 +182,14 @@ __all__ = [
     "NonNegativeLinear",
     "OrthogonalLinear",
     "PSDLinear",
+    "Parallel",
     "PerronFrobeniusLinear",
     "Pipeline",
     "PowerBoundLinear",
     "RNNCell",
     "RecurrentSynthesizer",
+    "Repeat",
+    "Residual",
     "Rewiring",
     "RigL",
     "RightStochasticLinear",

@@ -1,18 +1,20 @@
 """What networks are built of: blocks that take any layer."""
 
+import functools
 import itertools
+import operator
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from linnet.beings import check_positive
 from linnet.catalogue import find_layer
 from linnet.linear import Linear
 from linnet.wide.layer import EachBeing
 
-__all__ = ["MLP"]
+__all__ = ["MLP", "FixedRandom", "Parallel", "Repeat", "Residual"]
 
 
 class MLP(nn.Sequential):
@@ -95,3 +97,201 @@ class MLP(nn.Sequential):
     def __getitem__(self, index: Any) -> Any:
         """A module, or for a slice an ``nn.Sequential`` of the same modules."""
         return nn.Sequential(*list(self)[index]) if isinstance(index, slice) else super().__getitem__(index)
+
+
+class Residual(nn.Module):
+    """y = x + f(x), or y = s(x) + f(x) with a shortcut s.
+
+    Args:
+        module: f, any module whose output has the shape of x, or of s(x).
+        shortcut: s, any module; None is the identity.
+
+    Shape:
+        - input: whatever ``module`` takes
+        - output: that of ``module``
+
+    Raises:
+        ValueError: in forward, the two shapes differ: they are never broadcast.
+
+    Example:
+        >>> block = Residual(nn.Sequential(nn.Linear(8, 8), nn.Tanh()))
+        >>> block(torch.randn(2, 8)).shape
+        torch.Size([2, 8])
+
+    Reference:
+        K. He, X. Zhang, S. Ren, J. Sun, Deep residual learning for image recognition, 2016, arXiv 1512.03385.
+    """
+
+    def __init__(self, module: nn.Module, shortcut: nn.Module | None = None) -> None:
+        super().__init__()
+        self.module = _module("module", module)
+        self.shortcut = None if shortcut is None else _module("shortcut", shortcut)
+
+    def forward(self, input: Tensor) -> Tensor:
+        added, kept = self.module(input), input if self.shortcut is None else self.shortcut(input)
+        if added.shape != kept.shape:
+            raise ValueError(
+                "The two ways of a Residual must give one shape, however: "
+                f"{tuple(kept.shape)} past the module and {tuple(added.shape)} through it"
+            )
+        return kept + added
+
+
+class Parallel(nn.ModuleList):
+    """y = [f₁(x), …, fₙ(x)], beside each other, or y = f₁(x) + ⋯ + fₙ(x).
+
+    Args:
+        *modules: f₁ to fₙ, at least one; each gets the same input.
+        merge: ``"cat"`` puts the outputs beside each other along the last axis, ``"sum"`` and ``"mean"`` add them and
+            need one shape.
+
+    Shape:
+        - input: whatever the modules take
+        - output: (*, sum of the last sizes) for ``"cat"``, that of each module for the others
+
+    Raises:
+        ValueError: there is no module, the way of merging is unknown, or, in forward, the shapes do not fit.
+
+    Example:
+        >>> Parallel(nn.Linear(4, 3), nn.Linear(4, 5))(torch.randn(2, 4)).shape
+        torch.Size([2, 8])
+    """
+
+    def __init__(self, *modules: nn.Module, merge: str = "cat") -> None:
+        if not modules:
+            raise ValueError("Parallel must have at least one module, however: none")
+        if merge not in ("cat", "sum", "mean"):
+            raise ValueError(f"merge must be 'cat', 'sum' or 'mean', however: {merge!r}")
+        super().__init__([_module("each of the modules", module) for module in modules])
+        self.merge = merge
+
+    def forward(self, input: Tensor) -> Tensor:
+        outputs = [module(input) for module in self]
+        shapes = [tuple(output.shape) for output in outputs]
+        compared = {shape[:-1] for shape in shapes} if self.merge == "cat" else set(shapes)
+        if len(compared) > 1:
+            rule = "shapes that differ in the last size only" if self.merge == "cat" else "one shape"
+            raise ValueError(f"The modules of Parallel with merge={self.merge!r} must give {rule}, however: {shapes}")
+        if self.merge == "cat":
+            return torch.cat(outputs, -1)
+        total = functools.reduce(operator.add, outputs)
+        return total if self.merge == "sum" else total / len(outputs)
+
+    def extra_repr(self) -> str:
+        return f"merge={self.merge!r}"
+
+
+class Repeat(nn.Module):
+    """y = f(f(⋯f(x))): one module, and one set of weights, ``times`` times.
+
+    Args:
+        module: f, any module that takes what it gives.
+        times: how often, at least 1.
+
+    Shape:
+        - input, output: those of ``module``
+
+    Raises:
+        ValueError: ``times`` is not a positive integer.
+
+    Example:
+        >>> block = Repeat(nn.Sequential(nn.Linear(8, 8), nn.ReLU()), times=3)
+        >>> block(torch.randn(2, 8)).shape, sum(p.numel() for p in block.parameters())
+        (torch.Size([2, 8]), 72)
+
+    Reference:
+        M. Dehghani et al., Universal transformers, 2019, arXiv 1807.03819.
+    """
+
+    def __init__(self, module: nn.Module, times: int) -> None:
+        super().__init__()
+        self.module = _module("module", module)
+        (self.times,) = check_positive(times=times)
+
+    def forward(self, input: Tensor) -> Tensor:
+        output = input
+        for _ in range(self.times):
+            output = self.module(output)
+        return output
+
+    def extra_repr(self) -> str:
+        return f"times={self.times}"
+
+
+class FixedRandom(nn.Module):
+    """y = x R + c with R drawn once and kept: its tensors are buffers, saved and moved with the model, never trained.
+
+    Without ``layer`` the entries of R are drawn from U[0, 1); with one, R is what such a layer starts with: a fixed
+    random rotation for ``"orthogonal"``, a fixed random wiring for ``"sparse"``. Gradients reach the input through R.
+
+    Args:
+        in_features: size of each input sample.
+        out_features: size of each output sample.
+        bias: whether there is a constant c, as such a layer starts with; 0 without ``layer``.
+        layer: a layer class, a factory called as ``layer(in_features, out_features, bias, **options)``, or a name of
+            the catalogue.
+        beings: None for one map, n for a population of n.
+        device, dtype: as in :class:`LinearMap`.
+        **options: go to the layer.
+
+    Shape:
+        - input: (*, in_features); with beings (*, beings, in_features)
+        - output: (*, out_features); with beings (*, beings, out_features)
+
+    Raises:
+        ValueError: as the layer.
+
+    Example:
+        >>> fixed = FixedRandom(20, 20)
+        >>> len(list(fixed.parameters())), list(fixed.state_dict())
+        (0, ['layer.weight'])
+        >>> FixedRandom(8, 8, layer="orthogonal")(torch.eye(8)).det().abs().round()
+        tensor(1.)
+
+    Reference:
+        G.-B. Huang, Q.-Y. Zhu, C.-K. Siew, Extreme learning machine: theory and applications, Neurocomputing 70, 2006.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = False,
+        *,
+        layer: str | Callable[..., nn.Module] | None = None,
+        beings: int | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.uniform = layer is None
+        kind = find_layer(layer) if isinstance(layer, str) else layer or Linear
+        population: dict[str, Any] = {} if beings is None else {"beings": beings}
+        self.layer = kind(in_features, out_features, bias, **population, device=device, dtype=dtype, **options)
+        for module in self.layer.modules():
+            parameters, module._parameters = module._parameters, {}
+            for name, parameter in parameters.items():
+                module._buffers[name] = None if parameter is None else parameter.detach()
+        if self.uniform:
+            self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw R again."""
+        if not self.uniform:
+            self.layer.reset_parameters()  # type: ignore[operator]
+            return
+        nn.init.uniform_(self.layer.weight)  # type: ignore[arg-type]
+        if self.layer.bias is not None:
+            nn.init.zeros_(self.layer.bias)  # type: ignore[arg-type]
+
+    def forward(self, input: Tensor) -> Tensor:
+        output: Tensor = self.layer(input)
+        return output
+
+
+def _module(name: str, module: object) -> nn.Module:
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"{name} must be a module, however: {module!r}")
+    return module

@@ -563,7 +563,8 @@ class Linear(LinearMap):
 
     @property
     def weight(self) -> Tensor:
-        stored = self._parameters.get("weight", self.__dict__.get("weight"))
+        # A parameter; a tensor that prune and weight_norm keep up to date; a buffer, in FixedRandom.
+        stored = self._parameters.get("weight", self.__dict__.get("weight", self._buffers.get("weight")))
         if stored is None:
             raise AttributeError(f"{type(self).__name__} has no weight: it was deleted")
         return stored

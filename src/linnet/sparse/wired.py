@@ -218,7 +218,7 @@ class Wired(LinearMap, ABC):
         super()._apply(fn, recurse)
         for name, old in before.items():
             new = self.get_buffer(name)
-            if new.dtype != old.dtype:  # .type(torch.float64) would take the indices along
+            if new.dtype != old.dtype and not old.is_floating_point():  # .type(torch.float64) would take indices along
                 setattr(self, name, old.to(new.device))
             elif old.is_meta and not new.is_meta:
                 new.zero_()  # no connections: what to_empty leaves could point anywhere
