@@ -4,7 +4,17 @@ import pytest
 import torch
 from torch import nn
 
-from linnet import Linear, LinearMap, OrthogonalLinear, Spread, SymmetricLinear, bake, catalogue, replace
+from linnet import (
+    Linear,
+    LowRankLinear,
+    OrthogonalLinear,
+    Pointwise,
+    RigL,
+    SymmetricLinear,
+    bake,
+    replace,
+    sparsify,
+)
 
 
 class Model(nn.Module):
@@ -83,8 +93,6 @@ def test_replace_refuses_what_it_cannot_do_well():
         replace(model, "symmetric", where="encoder.*", foo=1)
     with pytest.raises(ValueError, match="the model is itself the layer"):
         replace(nn.Linear(3, 3), "symmetric")
-    with pytest.raises(ValueError, match="lazy"):
-        replace(nn.Sequential(nn.LazyLinear(3)), "symmetric")
 
 
 def test_replace_refuses_what_would_be_lost():
@@ -124,19 +132,182 @@ def test_replace_refuses_to_untie_a_shared_tensor():
             self.decoder = nn.Linear(5, 5)
             self.decoder.weight = self.embedding.weight
 
-    with pytest.raises(ValueError, match=r"embedding\.weight and decoder\.weight are one tensor"):
-        replace(Tied(), "symmetric")
+    model = Tied()
+    with pytest.raises(
+        ValueError, match=r"embedding\.weight and decoder\.weight are one tensor \(leave it out by where="
+    ):
+        replace(model, "symmetric")
+    model.decoder.weight = nn.Parameter(model.decoder.weight.detach().clone())  # what the message says
+    assert [swap.name for swap in replace(model, "symmetric")] == ["decoder"]
 
 
-@pytest.mark.parametrize("layer", list(catalogue()))
-@pytest.mark.parametrize("dtype, close", [(torch.float32, 1e-5), (torch.float64, 1e-10)])
-def test_bake_gives_plain_linears_with_equal_outputs(layer, dtype, close):
-    model = nn.Sequential(catalogue()[layer](6, 6, dtype=dtype), nn.Tanh(), nn.Linear(6, 2, dtype=dtype)).eval()
+class Shared(nn.Module):
+    """Three linear layers of one weight, the last without a bias of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(5, 5), nn.Linear(5, 5), nn.Linear(5, 5, bias=False)
+        self.b.weight = self.c.weight = self.a.weight
+
+    def forward(self, x):
+        return self.c(self.b(self.a(x)))
+
+
+@pytest.mark.parametrize(
+    "layer, options", [("symmetric", {}), ("low-rank", {"rank": 2}), ("sparse", {"sparsity": 0.5})]
+)
+@pytest.mark.parametrize("from_weights", [True, False])
+def test_layers_of_one_weight_stay_tied(layer, options, from_weights):
+    model = Shared().double()
+    biases = [model.a.bias.detach().clone(), model.b.bias.detach().clone()]
+    swaps = replace(model, layer, from_weights=from_weights, **options)
+    assert [swap.name for swap in swaps] == ["a", "b", "c"]
+    assert len({swap.moved for swap in swaps}) == 1 and (swaps[0].moved is None) is not from_weights
+    raw = list(model.a.raw_tensors())
+    assert set(dict(model.named_parameters())) == {f"a.{name}" for name in raw} | {"a.bias", "b.bias"}
+    if from_weights:
+        assert torch.equal(model.a.bias, biases[0]) and torch.equal(model.b.bias, biases[1])
+    x = torch.randn(7, 5, dtype=torch.float64)
+    for _ in range(3):  # they are tied after steps too, and the gradient is that of all three uses
+        w = model.a.weight.to_dense() if layer == "sparse" else model.a.weight
+        expected = ((x @ w.mT + model.a.bias) @ w.mT + model.b.bias) @ w.mT
+        torch.testing.assert_close(model(x), expected)
+        wanted = torch.autograd.grad(expected.square().sum(), list(model.parameters()))
+        found = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
+        torch.testing.assert_close(found, wanted)
+        with torch.no_grad():
+            for parameter, gradient in zip(model.parameters(), found, strict=True):
+                parameter -= 1e-3 * gradient
     baked = bake(model)
-    x = torch.randn(4, 6, dtype=dtype)
-    torch.testing.assert_close(baked(x), model(x), atol=close, rtol=close)
-    assert type(baked[0]) is nn.Linear
-    assert not any(isinstance(m, LinearMap) for m in baked.modules())
+    assert baked.a.weight is baked.b.weight is baked.c.weight and baked.a.bias is not baked.b.bias
+    torch.testing.assert_close(baked(x), model(x))
+
+
+def test_a_tie_is_kept_whole_or_refused():
+    model = Shared()
+    with pytest.raises(ValueError, match=r"a\.weight and b\.weight and c\.weight are one tensor"):
+        replace(model, "symmetric", where="[ab]")
+    model.b.bias = model.a.bias
+    with pytest.raises(ValueError, match="connections that move"):
+        replace(model, "sparse", dynamic=RigL(every=2, until=8))
+    assert all(type(layer) is nn.Linear for layer in model.children())
+    with pytest.raises(ValueError, match=r"must own its tensors alone, however: b\.weight and c\.weight"):
+        sparsify(Shared(), 0.5)
+    replace(model, "symmetric")
+    assert model.a.bias is model.b.bias  # and a tied bias too
+    baked = bake(model)
+    assert baked.a.bias is baked.b.bias
+
+
+def test_a_lazy_layer_becomes_the_map_at_its_first_input():
+    model = nn.Sequential(nn.LazyLinear(3, dtype=torch.float64), nn.ReLU(), nn.LazyLinear(3, bias=False)).eval()
+    (first, _) = swaps = replace(model, "low-rank", rank=2)
+    assert first.moved is None and str(swaps).splitlines()[1].split("  ")[0] == "0"
+    lazy = model[0]
+    seen = []
+    handle = lazy.register_forward_hook(lambda module, args, output: seen.append(output))
+    copied = copy.deepcopy(model)
+    with pytest.raises(ValueError, match="0 is lazy"):
+        bake(model)
+    with pytest.raises(ValueError, match=r"must see an input before it loads a state, however: 0 has"):
+        model.load_state_dict(nn.Sequential(LowRankLinear(7, 3, rank=2)).state_dict(), strict=False)
+    x = torch.randn(4, 7, dtype=torch.float64)
+    torch.manual_seed(3)
+    y = lazy(x)
+    torch.manual_seed(3)
+    expected = LowRankLinear(7, 3, rank=2, dtype=torch.float64)
+    assert model[0] is lazy and type(lazy) is LowRankLinear and not lazy.training
+    assert torch.equal(y, expected(x)) and torch.equal(seen[0], y)
+    assert list(lazy.state_dict()) == list(expected.state_dict()) and not lazy._forward_pre_hooks
+    handle.remove()
+    assert torch.equal(lazy(x), y) and len(seen) == 1
+    torch.optim.SGD(lazy.parameters(), lr=0.1).step()
+    assert type(copied[0]) is not LowRankLinear and copied[0](x).shape == (4, 3) and type(copied[0]) is LowRankLinear
+    assert model[2](torch.randn(2, 5)).shape == (2, 3) and model[2].bias is None
+    torch.testing.assert_close(bake(lazy)(x), lazy(x))
+
+
+def test_a_lazy_layer_says_what_it_cannot_be():
+    with pytest.raises(TypeError, match=r"0 .* cannot become SymmetricLinear: .*rank"):
+        replace(nn.Sequential(nn.LazyLinear(3)), "symmetric", rank=2)
+    model = nn.Sequential(nn.LazyLinear(3))
+    replace(model, "symmetric")
+    with pytest.raises(ValueError, match="must equal out_features"):
+        model(torch.randn(2, 4))
+    assert model(torch.randn(2, 3)).shape == (2, 3)  # a wrong input does not decide
+    hooked = nn.Sequential(nn.LazyLinear(3))
+    hooked[0].register_forward_hook(lambda module, args, output: 2 * output)
+    with pytest.raises(ValueError, match="it has some, which would be lost"):
+        replace(hooked, "symmetric")
+    with pytest.raises(ValueError, match="is lazy"):
+        replace(nn.Sequential(nn.LazyConv2d(3, 1)), "symmetric", convolutions=True)
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("bias", [True, False])
+def test_pointwise_convolutions_become_maps_and_are_baked_to_convolutions(dims, bias):
+    kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
+    others = kind(4, 4, 3, padding=1), kind(4, 4, 1, stride=2), kind(4, 4, 1, groups=2), kind(4, 4, 1, padding=1)
+    model = nn.Sequential(kind(4, 4, 1, bias=bias), nn.ReLU(), *others).double()
+    w = model[0].weight.detach().reshape(4, 4)
+    x = torch.randn(2, 4, *[5] * dims, dtype=torch.float64)
+    with pytest.raises(ValueError, match="convolutions=True"):
+        replace(model, "symmetric")
+    (swap,) = swaps = replace(model, "symmetric", convolutions=True)
+    assert (
+        swap.name == "0"
+        and type(model[0]) is Pointwise
+        and f"Conv{dims}d(4, 4)  Pointwise(SymmetricLinear)" in str(swaps)
+    )
+    assert swap.moved == pytest.approx(float(((w + w.mT) / 2 - w).norm() / w.norm()))
+    reference = getattr(nn.functional, f"conv{dims}d")
+    kernel = ((w + w.mT) / 2).reshape(4, 4, *[1] * dims)
+    torch.testing.assert_close(model[0](x), reference(x, kernel, model[0].layer.bias))
+    torch.testing.assert_close(model[0](x[0]), reference(x[0], kernel, model[0].layer.bias))
+    baked = bake(model)
+    assert type(baked[0]) is kind and next(iter(baked.state_dict())) == "0.weight"
+    torch.testing.assert_close(baked(x), model(x), rtol=1e-10, atol=1e-10)
+    again = nn.Sequential(Pointwise(SymmetricLinear(4, 4, bias, dtype=torch.float64), dims))
+    again.load_state_dict(nn.Sequential(model[0]).state_dict())
+    assert torch.equal(again(x), model[0](x))
+    assert type(bake(model[0])) is kind
+
+
+def test_pointwise_keeps_the_memory_format_and_reads_like_a_convolution():
+    layer = Pointwise(OrthogonalLinear(3, 3))
+    x = torch.randn(2, 3, 4, 5)
+    assert layer(x).is_contiguous()
+    assert layer(x.to(memory_format=torch.channels_last)).is_contiguous(memory_format=torch.channels_last)
+    assert "dims=2" in repr(layer) and "OrthogonalLinear" in repr(layer)
+    with pytest.raises(ValueError, match="channel axis"):
+        layer(torch.randn(3, 4))
+    with pytest.raises(ValueError, match="dims must be"):
+        Pointwise(OrthogonalLinear(3, 3), 4)
+    with pytest.raises(ValueError, match="population of 2"):
+        Pointwise(OrthogonalLinear(3, 3, beings=2))
+    with pytest.raises(TypeError, match="must be a linear map"):
+        Pointwise(nn.Linear(3, 3))
+
+
+def test_tied_convolutions_stay_tied():
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1))
+    model[1].weight = model[0].weight
+    replace(model, "symmetric", convolutions=True)
+    assert len(list(model.parameters())) == 3
+    baked = bake(model)
+    assert baked[0].weight is baked[1].weight and baked[0].bias is not baked[1].bias
+    x = torch.randn(1, 3, 2, 2)
+    torch.testing.assert_close(baked(x), model(x))
+
+
+def test_the_report_prints_as_a_table():
+    model = Model()
+    swaps = replace(model, "low-rank", rank=1)
+    assert isinstance(swaps, list) and len(swaps) == 3
+    head, *rows = str(swaps).splitlines()
+    assert head.split() == ["name", "from", "to", "moved"]
+    assert rows[2].split("  ")[0] == "head" and "Linear(6, 3)" in rows[2] and "LowRankLinear" in rows[2]
+    assert float(rows[0].split()[-1]) == pytest.approx(swaps[0].moved, rel=1e-2)
 
 
 def test_bake_copies_and_keeps_sharing():
@@ -149,21 +320,6 @@ def test_bake_copies_and_keeps_sharing():
             parameter.zero_()
     assert all(p.abs().sum() > 0 for p in model.parameters())
     assert type(bake(SymmetricLinear(3, 3))) is nn.Linear
-
-
-def test_bake_names_a_population():
-    model = nn.Sequential(Spread(), Linear(3, 2, beings=4))
-    with pytest.raises(ValueError, match=r"'1' is a population of 4 .*to_linears"):
-        bake(model)
-    assert type(bake(nn.Sequential(model[1].get_single(2)))[0]) is nn.Linear
-
-
-def test_bake_then_load_into_an_ordinary_model():
-    model = nn.Sequential(OrthogonalLinear(4, 4), nn.ReLU(), nn.Linear(4, 2))
-    plain = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
-    plain.load_state_dict(bake(copy.deepcopy(model)).state_dict())
-    x = torch.randn(3, 4)
-    torch.testing.assert_close(plain(x), model(x))
 
 
 def test_an_encoder_with_sparse_layers_leaves_torchs_fused_path():

@@ -1,6 +1,8 @@
 """linnet: the linear layer in all its forms. This file is the table of contents."""
 
 from linnet import evolve as evolve
+from linnet.baking import bake as bake
+from linnet.baking import to_onnx as to_onnx
 from linnet.beings import Being as Being
 from linnet.beings import Spread as Spread
 from linnet.blocks import MLP as MLP
@@ -15,9 +17,7 @@ from linnet.checkpoint import load as load
 from linnet.checkpoint import save as save
 from linnet.constrain import Constrained as Constrained
 from linnet.constrain import constrain as constrain
-from linnet.convert import bake as bake
 from linnet.convert import replace as replace
-from linnet.convert import to_onnx as to_onnx
 from linnet.decay import matrix_decay as matrix_decay
 from linnet.decay import param_groups as param_groups
 from linnet.decoupled import DNI as DNI
@@ -92,6 +92,7 @@ from linnet.maps import SymplecticLinear as SymplecticLinear
 from linnet.maps import TrivialNullSpaceLinear as TrivialNullSpaceLinear
 from linnet.maps import householder_product as householder_product
 from linnet.maps import relu_straight_through as relu_straight_through
+from linnet.pointwise import Pointwise as Pointwise
 from linnet.recurrent import RNN as RNN
 from linnet.recurrent import RNNCell as RNNCell
 from linnet.sparse import GSE as GSE
@@ -185,6 +186,7 @@ __all__ = [
     "Parallel",
     "PerronFrobeniusLinear",
     "Pipeline",
+    "Pointwise",
     "PowerBoundLinear",
     "RNNCell",
     "RecurrentSynthesizer",

@@ -1,43 +1,62 @@
-"""Doors in and out: nn.Linear -> any layer (replace), any layer -> plain nn.Linear (bake), ONNX."""
+"""The door in: nn.Linear -> any layer (replace), in any model."""
 
 import copy
-import os
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
-from linnet.beings import Being
 from linnet.catalogue import find_layer
-from linnet.constrain import Constrained, release
+from linnet.constrain import Constrained
+from linnet.lazy import LazyMap
 from linnet.linear import Linear, LinearMap
+from linnet.pointwise import Pointwise, as_linear, is_pointwise
 from linnet.recurrent import hooked
-from linnet.sparse.export import GatherScatter
 from linnet.sparse.layer import SparseLinear
 from linnet.wide.widen import Wide
 
-__all__ = ["Replacement", "bake", "linear_layers", "replace", "swap", "to_onnx"]
-
-LARGEST_DENSE = 2**24
-"""Entries up to which a sparse matrix is dense in an ONNX file."""
+__all__ = ["Replacement", "Replacements", "children", "linear_layers", "refuse_widened", "replace", "swap", "ties"]
 
 Where = str | Callable[[str, nn.Module], bool]
 
 
 @dataclass(frozen=True)
 class Replacement:
-    """One layer that :func:`replace` swapped: its name, what it is now, and how far its matrix moved.
+    """One layer that :func:`replace` swapped: its name, what it is now, how far its matrix moved, and what it was.
 
-    ``moved`` is ‖W_new − W‖_F / ‖W‖_F; None where the new layer was drawn afresh.
+    ``moved`` is ‖W_new − W‖_F / ‖W‖_F; None where the new layer was drawn afresh, or will be at its first input.
+    ``was`` is the class and sizes of the old layer, such as ``"Linear(6, 3)"``.
     """
 
     name: str
     layer: nn.Module
     moved: float | None
+    was: str = ""
+
+
+class Replacements(list[Replacement]):
+    """What was swapped: a list that prints as a table.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> print(replace(model, "low-rank", from_weights=False, rank=1))
+        name  from          to             moved
+        0     Linear(4, 4)  LowRankLinear  drawn
+        2     Linear(4, 2)  LowRankLinear  drawn
+    """
+
+    def __str__(self) -> str:
+        rows = [("name", "from", "to", "moved")]
+        for swap in self:
+            moved = "drawn" if swap.moved is None else f"{swap.moved:.3g}"
+            rows.append((swap.name, swap.was, _kind(swap.layer), moved))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in rows)
+        return "\n".join(line.rstrip() for line in lines)
 
 
 def replace(
@@ -46,26 +65,31 @@ def replace(
     where: Where = "*",
     *,
     from_weights: bool = True,
+    convolutions: bool = False,
     **options: Any,
-) -> list[Replacement]:
+) -> Replacements:
     """Swap every matching nn.Linear in ``model``, in place, for a layer of another kind.
 
-    A module used in several places is replaced by one module used in the same places. If any replacement fails, the
-    model is left as it was.
+    A module used in several places is replaced by one module used in the same places, and layers that share their
+    weight by layers that share all of theirs, each with its own bias. An nn.LazyLinear becomes the layer at its first
+    input, drawn afresh. If any replacement fails, the model is left as it was.
 
     Args:
         model: the model to change.
         layer: a layer class, or a name of the catalogue.
         where: a pattern for the qualified name (``"encoder.*"``), or a function of (name, module).
         from_weights: take over weight and bias (the nearest matrix of the structure); False draws afresh.
+        convolutions: whether 1×1 convolutions (stride 1, one group, no padding) match too, as maps between channels;
+            they become a :class:`linnet.Pointwise`.
         **options: options of the layer.
 
     Returns:
-        What was swapped, in the order of ``model.named_modules()``.
+        What was swapped, in the order of ``model.named_modules()``; printed, it is a table.
 
     Raises:
         ValueError: nothing matches, the model itself is the match, a match cannot become such a layer (a square one,
-            say), or a match shares its weight with another module, which the swap would silently untie.
+            say), or a match shares a tensor with what does not match, such as the embedding of a language model, which
+            the swap would silently untie.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -75,9 +99,11 @@ def replace(
     cls = find_layer(layer) if isinstance(layer, str) else layer
     if not (isinstance(cls, type) and issubclass(cls, LinearMap)):
         raise TypeError(f"layer must be a LinearMap class or a name of the catalogue, however: {layer!r}")
-    matches = linear_layers(model, where)
+    matches = linear_layers(model, where, convolutions)
     if not matches:
-        raise ValueError(f"where must match at least one nn.Linear of the model, however: {where!r} matches none")
+        convolved = not convolutions and linear_layers(model, where, True)
+        hint = " (1×1 convolutions match with convolutions=True)" if convolved else ""
+        raise ValueError(f"where must match at least one nn.Linear of the model, however: {where!r} matches none{hint}")
     return swap(model, matches, lambda name, old: (cls, options, from_weights))
 
 
@@ -85,7 +111,7 @@ def swap(
     model: nn.Module,
     matches: dict[nn.Module, str],
     choose: Callable[[str, nn.Module], tuple[type[LinearMap], dict[str, Any], bool]],
-) -> list[Replacement]:
+) -> Replacements:
     """Swap layers of ``model``, in place, each for what ``choose(name, layer)`` says: all of them or none.
 
     Args:
@@ -93,27 +119,39 @@ def swap(
         matches: what :func:`linear_layers` found.
         choose: the class, its options, and whether it takes over the weights.
     """
-    _refuse_ties(model, matches)
+    shared = ties(model, matches)
     readers = _read_elsewhere(model)
+    choices = {old: choose(name, old) for old, name in matches.items()}
+    maps: dict[nn.Module, Any] = {}
     swaps: dict[nn.Module, Replacement] = {}
     for old, name in matches.items():
-        cls, options, from_weights = choose(name, old)
+        cls, options, from_weights = choices[old]
+        first = shared.get((old, "weight"))
         try:
-            new, moved = _converted(cls, old, from_weights, options)
+            if first is None:
+                maps[old], moved = _converted(cls, old, from_weights, options)
+            else:
+                if choices[first] != choices[old]:
+                    raise ValueError(f"it must become what {matches[first]} becomes, however: they share one weight")
+                maps[old], moved = _tied(maps[first], old, from_weights), swaps[first].moved
         except (ValueError, TypeError) as error:
             raise type(error)(f"{name} ({old}) cannot become {cls.__name__}: {error}") from error
-        if old in readers and new.weight.layout != torch.strided:
+        if old in readers and maps[old].weight.layout != torch.strided:
             raise ValueError(
                 f"{name} cannot become {cls.__name__}: nn.MultiheadAttention reads its weight and needs a dense one "
                 "(leave it out)"
             )
-        swaps[old] = Replacement(name, new, moved)
-    for parent, child, old in list(_children(model)):
+        new = Pointwise(maps[old], axes).train(old.training) if (axes := is_pointwise(old)) else maps[old]
+        swaps[old] = Replacement(name, new, moved, f"{type(old).__name__}({_sizes(old)})")
+    for (old, tensor), first in shared.items():
+        if tensor == "bias":
+            maps[old].bias = maps[first].bias
+    for parent, child, old in list(children(model)):
         if old in swaps:
             setattr(parent, child, swaps[old].layer)
-            if swaps[old].layer.weight.layout != torch.strided:
+            if isinstance(maps[old], LinearMap) and maps[old].weight.layout != torch.strided:
                 _leave_fused_path(model, parent)
-    return list(swaps.values())
+    return Replacements(swaps.values())
 
 
 def _leave_fused_path(model: nn.Module, parent: nn.Module) -> None:
@@ -125,92 +163,7 @@ def _leave_fused_path(model: nn.Module, parent: nn.Module) -> None:
                 encoder.use_nested_tensor = False
 
 
-def bake(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` in which every map is a plain nn.Linear with equal outputs, every constrained tensor plain.
-
-    Raises:
-        ValueError: the model holds a population (whose nets ``to_linears()`` gives), by name.
-
-    Example:
-        >>> from linnet import OrthogonalLinear
-        >>> bake(nn.Sequential(OrthogonalLinear(3, 3), nn.ReLU()))
-        Sequential(
-          (0): Linear(in_features=3, out_features=3, bias=True)
-          (1): ReLU()
-        )
-    """
-
-    def plain(name: str, module: nn.Module) -> nn.Module:
-        if isinstance(module, LinearMap) and module.beings is not None:
-            place = f"{name!r} is" if name else "it is"
-            raise ValueError(
-                f"bake needs single maps, however: {place} a population of {module.beings} "
-                "(to_linears() gives its nn.Linears, get_single(i) one of them)"
-            )
-        return module.to_linear()  # type: ignore[operator]
-
-    return _with_maps(model, plain)
-
-
-def to_onnx(
-    model: nn.Module,
-    args: Tensor | tuple[Any, ...],
-    path: str | os.PathLike[str],
-    *,
-    dynamic_batch: bool = True,
-) -> None:
-    """Write ``model``, in eval mode and with every matrix baked to a constant, as an ONNX file.
-
-    Exporters see neither custom operators nor LAPACK; baked, every layer is a matrix product. A sparse layer is dense
-    in the file, unless it would have more than 2²⁴ entries: then its connections are stored, inputs are gathered and
-    products scattered. Needs the ``export`` extra.
-
-    Args:
-        model: the model; it is left as it was.
-        args: example input, or a tuple of them.
-        path: the file to write.
-        dynamic_batch: whether dim 0 of every input may vary.
-    """
-
-    def constant(name: str, module: nn.Module) -> nn.Module:
-        if isinstance(module, SparseLinear) and module.in_features * module.out_features > LARGEST_DENSE:
-            return GatherScatter(module)
-        if isinstance(module, LinearMap) and module.beings is not None:
-            return Linear.from_linears(module.to_linears())
-        return module.to_linear()  # type: ignore[operator]
-
-    inputs = args if isinstance(args, tuple) else (args,)
-    shapes = tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs) if dynamic_batch else None
-    baked = _with_maps(model, constant).eval().requires_grad_(False)
-    with warnings.catch_warnings():  # the exporter and its dependencies use what they themselves call deprecated
-        warnings.simplefilter("ignore", DeprecationWarning)
-        warnings.simplefilter("ignore", FutureWarning)
-        torch.onnx.export(baked, inputs, path, dynamo=True, dynamic_shapes=shapes, external_data=False, verbose=False)
-
-
-def _with_maps(model: nn.Module, convert: Callable[[str, nn.Module], nn.Module]) -> nn.Module:
-    """A copy of ``model`` with each map, and each view of one being, replaced by ``convert(name, map)``.
-
-    Tensors that :func:`linnet.constrain` gave to other modules become plain parameters.
-    """
-    _refuse_widened(model)
-    inside = {module.map for module in model.modules() if isinstance(module, Constrained)}
-    # What stands in the memo is not copied: the old matrices never exist twice.
-    memo: dict[int, Any] = {
-        id(module): convert(name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, LinearMap | Being) and module not in inside
-    }
-    for module in model.modules():  # nn.LSTM keeps the tensors of its last forward, which cannot be copied
-        memo |= {id(t): t.detach() for t in getattr(module, "_flat_weights", []) if t is not None and not t.is_leaf}
-    copied = copy.deepcopy(model, memo=memo)
-    for module in list(copied.modules()):
-        if nn.utils.parametrize.is_parametrized(module):
-            release(module)
-    return copied
-
-
-def _children(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+def children(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
     """(parent, name, child) for every place in the tree, shared modules in each of their places."""
     for parent in model.modules():
         for name, child in parent._modules.items():
@@ -223,12 +176,13 @@ def _read_elsewhere(model: nn.Module) -> set[nn.Module]:
     return {module.out_proj for module in model.modules() if isinstance(module, nn.MultiheadAttention)}
 
 
-def linear_layers(model: nn.Module, where: Where) -> dict[nn.Module, str]:
+def linear_layers(model: nn.Module, where: Where, convolutions: bool = False) -> dict[nn.Module, str]:
     """Every single linear layer that ``where`` accepts under any of its names, with the first such name."""
-    _refuse_widened(model)
+    refuse_widened(model)
     found: dict[nn.Module, str] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         single = isinstance(module, nn.Linear) or (isinstance(module, Linear) and module.beings is None)
+        single = single or (convolutions and is_pointwise(module) > 0)
         if not single or module in found:
             continue
         if fnmatchcase(name, where) if isinstance(where, str) else where(name, module):
@@ -240,18 +194,34 @@ def linear_layers(model: nn.Module, where: Where) -> dict[nn.Module, str]:
     return found
 
 
-def _refuse_ties(model: nn.Module, matches: dict[nn.Module, str]) -> None:
-    owners: dict[nn.Parameter, list[tuple[str, nn.Module]]] = {}
+def ties(model: nn.Module, matches: dict[nn.Module, str]) -> dict[tuple[nn.Module, str], nn.Module]:
+    """(match, "weight" or "bias") -> the match before it that has the same tensor."""
+    owners: dict[nn.Parameter, list[tuple[nn.Module, str, str]]] = {}
     for name, module in model.named_modules():
-        for key, parameter in module.named_parameters(recurse=False):
-            owners.setdefault(parameter, []).append((f"{name}.{key}", module))
+        for key, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            owners.setdefault(parameter, []).append((module, key, matches.get(module, name)))
+    order = {module: i for i, module in enumerate(matches)}
+    found: dict[tuple[nn.Module, str], nn.Module] = {}
     for places in owners.values():
-        if len(places) > 1 and any(module in matches for _, module in places):
-            names = " and ".join(name for name, _ in places)
-            raise ValueError(f"A layer to be replaced must own its tensors alone, however: {names} are one tensor")
+        if len(places) < 2 or not any(module in matches for module, _, _ in places):
+            continue
+        names = " and ".join(f"{name}.{key}" for _, key, name in places)
+        if any(module not in matches for module, _, _ in places) or len({key for _, key, _ in places}) > 1:
+            own = next(f"{name}.{key}" for module, key, name in places if module in matches)
+            raise ValueError(
+                f"A layer to be replaced must own its tensors alone or share them with others to be replaced, however: "
+                f"{names} are one tensor (leave it out by where=, or untie it first: "
+                f"{own} = nn.Parameter({own}.detach().clone()))"
+            )
+        if any(isinstance(module, LazyModuleMixin) for module, _, _ in places):
+            raise ValueError(f"Layers that share a tensor must know its size, however: {names} are lazy")
+        first, *others = sorted(places, key=lambda place: order[place[0]])
+        found |= {(module, key): first[0] for module, key, _ in others}
+    return found
 
 
-def _refuse_widened(model: nn.Module) -> None:
+def refuse_widened(model: nn.Module) -> None:
+    """A ValueError for a model that holds the layers of a widened module."""
     for name, module in model.named_modules():
         inside = module.modules() if isinstance(module, Wide) else ()
         if any(isinstance(part, nn.Linear | LinearMap | Constrained) for part in inside):
@@ -262,28 +232,68 @@ def _refuse_widened(model: nn.Module) -> None:
             )
 
 
-def _refuse_lost(old: nn.Linear) -> None:
-    """What an nn.Linear does beyond x Wᵀ + b would be lost."""
+def _refuse_lost(old: Any) -> None:
+    """What a layer does beyond its formula would be lost."""
+    linear = isinstance(old, nn.Linear)
+    kind: Any = nn.Linear if linear else next(cls for cls in (nn.Conv1d, nn.Conv2d, nn.Conv3d) if isinstance(old, cls))
+    own = type(old).forward is not kind.forward
     if nn.utils.parametrize.is_parametrized(old):
         raise ValueError("its tensors must be its own, however: they are parametrized (remove_parametrizations first)")
-    if type(old).forward is not nn.Linear.forward:
-        raise ValueError(f"it must compute x Wᵀ + b, however: {type(old).__name__} has a forward of its own")
-    if hooked(old):
+    if own or (not linear and type(old)._conv_forward is not kind._conv_forward):
+        formula = "x Wᵀ + b" if linear else "a convolution"
+        raise ValueError(f"it must compute {formula}, however: {type(old).__name__} has a forward of its own")
+    lazy = isinstance(old, LazyModuleMixin)  # its own hooks tell it its size
+    if hooked(old) if not lazy else len(old._forward_pre_hooks) > 1 or old._forward_hooks or old._backward_hooks:
         raise ValueError("it must have no hooks, however: it has some, which would be lost")
 
 
 def _converted(
-    cls: type[LinearMap], old: nn.Module, from_weights: bool, options: dict[str, Any]
-) -> tuple[LinearMap, float | None]:
-    if isinstance(old, nn.modules.lazy.LazyModuleMixin):
-        raise ValueError("its size must be known, however: it is lazy and has not seen an input yet")
+    cls: type[LinearMap], old: Any, from_weights: bool, options: dict[str, Any]
+) -> tuple[LinearMap | LazyMap, float | None]:
+    """The new map of a layer, and how far its matrix moved."""
     if isinstance(old, Linear):
         old = old.to_linear()
-    if not isinstance(old, nn.Linear):
+    if not (isinstance(old, nn.Linear) or is_pointwise(old)):
         raise TypeError(f"it must be an nn.Linear, however: {type(old).__name__}")
     _refuse_lost(old)
+    factory: dict[str, Any] = {"device": old.weight.device, "dtype": old.weight.dtype}
+    if isinstance(old, LazyModuleMixin):
+        if not isinstance(old, nn.Linear):
+            raise ValueError("its size must be known, however: it is lazy (run one batch first)")
+        lazy = LazyMap(cls, old.out_features, old.bias is not None, options=options, **factory)
+        lazy.weight = old.weight  # type: ignore[assignment]
+        return lazy.train(old.training), None
+    if is_pointwise(old):
+        old = as_linear(old)
     if from_weights:
         new = cls._like([old], None, options)  # from_linear, and how far it moved
         return new, float(new._take(old.weight, old.bias))
-    factory: dict[str, Any] = {"device": old.weight.device, "dtype": old.weight.dtype}
     return cls(old.in_features, old.out_features, old.bias is not None, **factory, **options).train(old.training), None
+
+
+def _tied(first: LinearMap, old: Any, from_weights: bool) -> LinearMap:
+    """A map with the tensors of ``first``, in the place of a layer with a bias of its own."""
+    if isinstance(first, SparseLinear) and first.rule is not None:
+        raise ValueError("connections that move must be those of one layer, however: it shares its weight")
+    new = copy.deepcopy(first, {id(tensor): tensor for tensor in (*first.parameters(), *first.buffers())})
+    if old.bias is None:
+        new.bias = None
+    else:
+        bound = first.in_features**-0.5
+        drawn = old.bias.detach().clone() if from_weights else torch.empty_like(old.bias).uniform_(-bound, bound)
+        new.bias = nn.Parameter(drawn, old.bias.requires_grad)
+    return new.train(old.training)
+
+
+def _kind(layer: nn.Module) -> str:
+    if isinstance(layer, Pointwise):
+        return f"Pointwise({_kind(layer.layer)})"
+    return f"{layer.kind.__name__} (lazy)" if isinstance(layer, LazyMap) else type(layer).__name__
+
+
+def _sizes(layer: Any) -> str:
+    return (
+        f"{layer.in_channels}, {layer.out_channels}"
+        if is_pointwise(layer)
+        else (f"{layer.in_features or '?'}, {layer.out_features}")
+    )

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from linnet.convert import Replacement, linear_layers, swap
+from linnet.convert import Replacements, linear_layers, swap, ties
 from linnet.sparse.budget import erk, uniform
 from linnet.sparse.layer import SparseLinear
 from linnet.sparse.rules import Rule
@@ -28,7 +28,7 @@ def sparsify(
     wiring: Wiring | None = None,
     rewiring: bool | Rule = False,
     exclude: str | Iterable[str] = (),
-) -> list[Replacement]:
+) -> Replacements:
     """Swap the nn.Linear layers of ``model``, in place, for sparse ones that together have the given sparsity.
 
     Without a ``wiring`` each layer keeps its largest weights: pruning of a trained model, or a start of RigL. With one,
@@ -75,6 +75,12 @@ def sparsify(
         options = {"sparsity": 1 - budget[name] / (out_features * in_features), "dynamic": rewiring}
         return SparseLinear, options if wiring is None else {**options, "connectivity": wiring}, wiring is None
 
+    if shared := ties(model, shrinking):
+        names = " and ".join(f"{shrinking[old]}.{tensor}" for old, tensor in shared)
+        raise ValueError(
+            "A layer of the budget must own its tensors alone, however: "
+            f"{names} stand in others too (exclude these layers and replace them by SparseLinear)"
+        )
     return swap(model, shrinking, sparse)
 
 
