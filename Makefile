@@ -12,7 +12,7 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2
 
-test-all: $(VENV)/.test
+test-all: $(VENV)/.test $(VENV)/.models
 	$(BIN)/python -m pytest -n 2 -m "slow or not slow"
 
 check: $(VENV)/.check
@@ -36,6 +36,10 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)" -e ".[test]"
+	touch $@
+
+$(VENV)/.models: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)" -e ".[models]"
 	touch $@
 
 $(VENV)/.check: pyproject.toml | $(VENV)/bin/python
