@@ -28,7 +28,7 @@ def package(name):
 
 @pytest.fixture(scope="session")
 def torchvision():
-    """PyPI's torchvision is built for torch with CUDA: beside torch for CPUs its Python half works, and that will do."""
+    """PyPI's torchvision is built for torch with CUDA: beside torch for CPUs its Python half works, which will do."""
     library = None
     try:
         package("torchvision")

@@ -49,7 +49,8 @@ def sparsify(
         What was swapped, in the order of ``model.named_modules()``. If anything fails, the model is as it was.
 
     Raises:
-        ValueError: no layer is left to be swapped, a pattern fits none, or a sparsity is not in [0, 1).
+        ValueError: no layer is left to be swapped, one shares a tensor with another module, a pattern fits none, or a
+            sparsity is not in [0, 1).
 
     Example:
         >>> model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
