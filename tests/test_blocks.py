@@ -143,7 +143,7 @@ def test_the_fixed_matrix_of_the_chapter():
 
 def test_what_blocks_refuse():
     x = torch.randn(2, 8)
-    with pytest.raises(ValueError, match="must give one shape.*\\(2, 8\\) past the module and \\(2, 1\\) through it"):
+    with pytest.raises(ValueError, match=r"must give one shape.*\(2, 8\) past the module and \(2, 1\) through it"):
         Residual(nn.Linear(8, 1))(x)  # which would broadcast
     with pytest.raises(ValueError, match="at least one module"):
         Parallel()
