@@ -122,10 +122,12 @@ class Residual(nn.Module):
         K. He, X. Zhang, S. Ren, J. Sun, Deep residual learning for image recognition, 2016, arXiv 1512.03385.
     """
 
+    shortcut: nn.Module | None
+
     def __init__(self, module: nn.Module, shortcut: nn.Module | None = None) -> None:
         super().__init__()
         self.module = _module("module", module)
-        self.shortcut = None if shortcut is None else _module("shortcut", shortcut)
+        self.register_module("shortcut", None if shortcut is None else _module("shortcut", shortcut))
 
     def forward(self, input: Tensor) -> Tensor:
         added, kept = self.module(input), input if self.shortcut is None else self.shortcut(input)
@@ -269,10 +271,7 @@ class FixedRandom(nn.Module):
         kind = find_layer(layer) if isinstance(layer, str) else layer or Linear
         population: dict[str, Any] = {} if beings is None else {"beings": beings}
         self.layer = kind(in_features, out_features, bias, **population, device=device, dtype=dtype, **options)
-        for module in self.layer.modules():
-            parameters, module._parameters = module._parameters, {}
-            for name, parameter in parameters.items():
-                module._buffers[name] = None if parameter is None else parameter.detach()
+        fixed(self.layer)
         if self.uniform:
             self.reset_parameters()
 
@@ -289,6 +288,14 @@ class FixedRandom(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         output: Tensor = self.layer(input)
         return output
+
+
+def fixed(module: nn.Module) -> None:
+    """Make every parameter inside a buffer of the same name."""
+    for part in module.modules():
+        parameters, part._parameters = part._parameters, {}
+        for name, parameter in parameters.items():
+            part._buffers[name] = None if parameter is None else parameter.detach()
 
 
 def _module(name: str, module: object) -> nn.Module:

@@ -23,6 +23,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from linnet.architecture import built, described
 from linnet.state import Box, check_generators, generator_states, set_generators, unpack
 
 __all__ = ["CheckpointInfo", "info", "load", "replacing", "save"]
@@ -60,6 +61,7 @@ class CheckpointInfo:
         extra: the ``extra`` that was saved; from :func:`info` its tensors are on the meta device.
         linnet_version, torch_version: what wrote the file.
         sha256: digest of the file.
+        network: the model that :func:`load` filled or built; None from :func:`info`.
     """
 
     model: str
@@ -71,6 +73,7 @@ class CheckpointInfo:
     linnet_version: str
     torch_version: str
     sha256: str
+    network: nn.Module | None = None
 
 
 def save(
@@ -125,6 +128,7 @@ def save(
         "optimizer_class": None if optimizer is None else _class_name(optimizer),
         "optimizer_shapes": None if optimizer is None else _optimizer_shapes(optimizer),
         "step": None if step is None else operator.index(step),
+        "architecture": box.put(described(model), "architecture"),
         **{name: box.put(value, name) for name, value in tree.items()},
     }
     text = json.dumps(description, allow_nan=False, separators=(",", ":"))
@@ -140,27 +144,38 @@ def save(
 def load(
     path: str | os.PathLike[str],
     *,
-    into: nn.Module,
+    into: nn.Module | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     rng: bool = True,
 ) -> CheckpointInfo:
-    """Read what :func:`save` wrote back into a model and an optimizer of the same kind: all of it or nothing.
+    """Read what :func:`save` wrote, into a model and an optimizer of the same kind or a new model: all or nothing.
 
     Everything is checked before anything is changed; a failure on the way puts the model and the optimizer back.
 
     Args:
         path: the file.
-        into: the model to fill, on any device.
-        optimizer: the optimizer to fill; None leaves a saved one unread.
+        into: the model to fill, on any device. None builds it from the description in the file, on the CPU, if it is
+            made of linnet's layers and blocks, ``nn.Sequential`` and the usual modules of torch between them.
+        optimizer: the optimizer to fill, of the parameters of ``into``; None leaves a saved one unread.
         rng: whether to set the random generators to the saved states, if there are any. States of CUDA devices
             that this machine does not have are left out.
 
     Returns:
-        What the file holds, with ``extra`` on the CPU.
+        What the file holds, with ``extra`` on the CPU; the model is its ``network``.
 
     Raises:
-        ValueError: the file is truncated, altered, not from linnet or of a newer format, or the model or the
-            optimizer does not fit; the message names what is missing, unexpected or of another shape or dtype.
+        ValueError: the file is truncated, altered, not from linnet or of a newer format, the model or the optimizer
+            does not fit (the message names what is missing, unexpected or of another shape or dtype), or there is no
+            ``into`` and the file does not describe its model.
+
+    Example:
+        >>> import tempfile
+        >>> from linnet import MLP
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(MLP(4, 8, 2, layer="symmetric", depth=3), f"{folder}/model.safetensors")
+        ...     net = load(f"{folder}/model.safetensors").network
+        >>> [type(module).__name__ for module in net]
+        ['Linear', 'ReLU', 'SymmetricLinear', 'ReLU', 'Linear']
     """
     with _opened(path) as (description, file):
 
@@ -172,6 +187,10 @@ def load(
             generators, extra, state = (unpack(description[name], copied) for name in ("rng", "extra", "optimizer"))
             if rng and generators is not None:
                 check_generators(generators)
+        if into is None:
+            if optimizer is not None:
+                raise ValueError("An optimizer is one of the parameters of a model, however: it is given without into")
+            into = _rebuilt(description, model, path)
         _check_model(model, into, path)
         if optimizer is not None:
             _check_optimizer(description, optimizer, into, path)
@@ -182,7 +201,18 @@ def load(
                 optimizer.load_state_dict(state)
         if rng and generators is not None:
             set_generators(generators)
-        return _as_info(description, model, extra)
+        return _as_info(description, model, extra, into)
+
+
+def _rebuilt(description: dict[str, Any], state: dict[str, Any], path: str | os.PathLike[str]) -> nn.Module:
+    architecture = description.get("architecture")
+    if architecture is None:
+        raise ValueError(
+            f"Without into= a file must describe its model, however: {os.fspath(path)!r} holds a "
+            f"{description['model_class']} that has parts of its own (make the model and load into it)"
+        )
+    with _blaming(path), torch.random.fork_rng():
+        return built(unpack(architecture, lambda name: operator.getitem({}, name)), state)
 
 
 def info(path: str | os.PathLike[str]) -> CheckpointInfo:
@@ -402,7 +432,9 @@ def _place_like(saved_groups: list[dict[str, Any]], groups: list[dict[str, Any]]
                 saved[name] = value.clone().to(own.device if isinstance(own, Tensor) else "cpu")
 
 
-def _as_info(description: dict[str, Any], model: dict[str, Any], extra: Any) -> CheckpointInfo:
+def _as_info(
+    description: dict[str, Any], model: dict[str, Any], extra: Any, network: nn.Module | None = None
+) -> CheckpointInfo:
     return CheckpointInfo(
         model=description["model_class"],
         shapes={key: tuple(value.shape) for key, value in model.items() if isinstance(value, Tensor)},
@@ -413,4 +445,5 @@ def _as_info(description: dict[str, Any], model: dict[str, Any], extra: Any) -> 
         linnet_version=description["linnet_version"],
         torch_version=description["torch_version"],
         sha256=description["sha256"],
+        network=network,
     )
