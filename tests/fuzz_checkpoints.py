@@ -36,7 +36,12 @@ NETS = {
 STRANGE = (
     *(None, True, -1, 0, 1, 10**9, 10**18, 10**40, 0.5, -1e308, "", "x" * 1000, "os.system", "__import__('os')"),
     *([], [[]], {}, {"$tensor": "nothing"}, {"$float": "nan"}, {"$float": "-inf"}, {"$tuple": [1]}, {"$dict": []}),
-    *({"$code": "print(1)"}, {"layer": "Linear"}, {"same": ""}, {"block": "Sequential", "attributes": {}, "modules": {}}),
+    *(
+        {"$code": "print(1)"},
+        {"layer": "Linear"},
+        {"same": ""},
+        {"block": "Sequential", "attributes": {}, "modules": {}},
+    ),
     *({"module": "Exec", "arguments": {}}, {"record": "RigL", "fields": {}}, "PSDLinear", "given", "bfloat16"),
 )
 
@@ -129,9 +134,14 @@ def lied(data, rng):
 
 def nested(data, rng):
     description, tensors = parts(data)
-    key, depth = rng.choice(("architecture", "extra", "model", "optimizer")), rng.choice((50, 400, 900, 20_000, 200_000))
+    key, depth = (
+        rng.choice(("architecture", "extra", "model", "optimizer")),
+        rng.choice((50, 400, 900, 20_000, 200_000)),
+    )
     text = json.dumps({**description, "sha256": "0" * 64, key: "NEST"}, separators=(",", ":"))
-    opening, closing = rng.choice((("[", "]"), ('{"a":', "}"), ('{"block":"Sequential","attributes":{},"modules":{"0":', "}}")))
+    opening, closing = rng.choice(
+        (("[", "]"), ('{"a":', "}"), ('{"block":"Sequential","attributes":{},"modules":{"0":', "}}"))
+    )
     text = text.replace('"NEST"', opening * depth + rng.choice(("1", "null", "NaN", "1e999")) + closing * depth)
     data = safetensors.torch.save(tensors, metadata={"linnet": text})
     at = data.index(b"0" * 64)

@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -256,3 +259,28 @@ def test_records_are_what_they_say():
     assert all(
         dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen for cls in architecture.RECORDS.values()
     )
+
+
+# ---------------------------------------------------------------------- files that lie
+
+
+def fuzzed(folder, start, stop):
+    script = Path(__file__).with_name("fuzz_checkpoints.py")
+    done = subprocess.run(
+        [sys.executable, script, folder, str(start), str(stop)], capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
+    return json.loads(done.stdout)
+
+
+SLICES = [(0, 120), *(pytest.param(i, i + 940, marks=pytest.mark.slow) for i in (120, 1060))]
+
+
+@pytest.mark.parametrize(("start", "stop"), SLICES)
+def test_broken_files_are_refused_or_load_exactly(tmp_path, start, stop):
+    """2000 files under a limit of memory, each loaded into a model and without one; 120 of them by default."""
+    told = fuzzed(tmp_path, start, stop)
+    assert sum(told.values()) == 2 * (stop - start)
+    assert told.keys() >= {f"{kind}, refused" for kind in ("flipped", "truncated", "swapped", "lied", "nested")}
+    assert told["swapped, loaded"] and told["lied, loaded"]
+    assert "flipped, loaded" not in told and "truncated, loaded" not in told

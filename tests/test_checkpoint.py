@@ -490,6 +490,15 @@ def test_a_model_that_does_not_fit_names_what_is_wrong(tmp_path):
         load(path, into=on_meta)
 
 
+def test_batch_norm_is_not_forgiven_what_is_missing(tmp_path):
+    path, model = tmp_path / "c", nn.BatchNorm1d(3)
+    save(model, path)
+    description, tensors = description_of(path)
+    del description["model"]["num_batches_tracked"]
+    sign(path, description, tensors)
+    refused(path, model, "missing in the file: num_batches_tracked")
+
+
 def test_an_optimizer_that_does_not_fit(tmp_path):
     path, model = tmp_path / "c", nn.Linear(2, 2)
     save(model, path)

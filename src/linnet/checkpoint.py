@@ -360,16 +360,19 @@ def _check_model(saved: dict[str, Any], model: nn.Module, path: str | os.PathLik
         raise ValueError(f"The model must fit the checkpoint {os.fspath(path)!r}, however: {'; '.join(faults)}")
 
 
+_STRICT = (
+    nn.Module._load_from_state_dict,
+    nn.modules.batchnorm._NormBase._load_from_state_dict,  # it forgives what torch 0.4 did not save; linnet always did
+)
+
+
 def _loads_itself(model: nn.Module, key: str) -> bool:
     """Whether a module on the way to ``key`` has a loader or a hook of its own, which then decides what fits it."""
     module: nn.Module | None = model
     for part in key.split("."):
         if module is None:
             break
-        if (
-            type(module)._load_from_state_dict is not nn.Module._load_from_state_dict
-            or module._load_state_dict_pre_hooks
-        ):
+        if type(module)._load_from_state_dict not in _STRICT or module._load_state_dict_pre_hooks:
             return True
         module = module._modules.get(part)
     return False
