@@ -42,6 +42,8 @@ from linnet.decoupled import Unlocked as Unlocked
 from linnet.decoupled import activation_memory as activation_memory
 from linnet.decoupled import plot_diagnostics as plot_diagnostics
 from linnet.decoupled import share_sources as share_sources
+from linnet.describe import describe as describe
+from linnet.describe import diagram as diagram
 from linnet.frozen import Materialized as Materialized
 from linnet.frozen import frozen as frozen
 from linnet.linear import Linear as Linear
@@ -49,6 +51,7 @@ from linnet.linear import LinearMap as LinearMap
 from linnet.linear import penalty as penalty
 from linnet.linear import tolerance as tolerance
 from linnet.linear import violation as violation
+from linnet.log import log as log
 from linnet.maps import BlockDiagonalLinear as BlockDiagonalLinear
 from linnet.maps import BoundedNormLinear as BoundedNormLinear
 from linnet.maps import ButterflyLinear as ButterflyLinear
@@ -235,12 +238,15 @@ __all__ = [
     "catalogue",
     "clip_beings_",
     "constrain",
+    "describe",
+    "diagram",
     "evolve",
     "find_layer",
     "frozen",
     "householder_product",
     "info",
     "load",
+    "log",
     "matrix_decay",
     "param_groups",
     "penalty",

@@ -183,7 +183,7 @@ def load(
             return file.get_tensor(name).clone()  # not a view of the file
 
         with _blaming(path):
-            model = unpack(description["model"], file.get_tensor)
+            model = _named(unpack(description["model"], file.get_tensor))
             generators, extra, state = (unpack(description[name], copied) for name in ("rng", "extra", "optimizer"))
             if rng and generators is not None:
                 check_generators(generators)
@@ -227,7 +227,7 @@ def info(path: str | os.PathLike[str]) -> CheckpointInfo:
             return file.get_tensor(name).to("meta")  # mapped, not read
 
         with _blaming(path):
-            model, extra = (unpack(description[name], on_meta) for name in ("model", "extra"))
+            model, extra = _named(unpack(description["model"], on_meta)), unpack(description["extra"], on_meta)
         return _as_info(description, model, extra)
 
 
@@ -306,6 +306,12 @@ def _verified_description(file: BufferedReader, path: str | os.PathLike[str]) ->
     if version != FORMAT_VERSION or any(not isinstance(description.get(k, ...), t) for k, t in _MEMBERS.items()):
         raise _bad(path, "its description is incomplete")
     return description
+
+
+def _named(state: Any) -> dict[str, Any]:
+    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+        raise TypeError("the state of its model is no dict of names")
+    return state
 
 
 @contextmanager
