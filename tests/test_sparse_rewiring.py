@@ -810,3 +810,21 @@ def test_rewiring_refuses_what_cannot_work() -> None:
 def test_a_rule_gets_an_end_from_the_number_of_steps() -> None:
     assert RigL().ending(1000) == RigL(until=750) and RigL(until=10).ending(1000) == RigL(until=10)
     assert replace(SET(every=7), until=75) == SET(every=7).ending(100)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("beings", [None, 3])
+def test_pruning_while_the_last_loss_is_still_there(dtype, beings):
+    """The usual loop: ``loss`` lives until the next one takes its name, and with it autograd's memory of the shape."""
+    rule = linnet.GradualMagnitude(sparsity=0.9, every=1, until=8)
+    layer = linnet.SparseLinear(12, 12, sparsity=0.0, dynamic=rule, beings=beings, dtype=dtype)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=1e-2)
+    counts = []
+    for _ in range(10):
+        optimizer.zero_grad()
+        loss = layer(torch.randn(5, *layer.leading, 12, dtype=dtype)).square().mean()
+        loss.backward()
+        assert layer.values.grad.shape == layer.values.shape and layer.values.dtype == dtype
+        optimizer.step()
+        counts.append(layer.nnz)
+    assert counts[-1] < counts[0]

@@ -134,25 +134,26 @@ class _Reflect(torch.autograd.Function):
         wants_x, wants_v = ctx.needs_input_grad
         if torch.is_grad_enabled() or not eager():  # gradients of gradients, or many at once
             return through_reference(householder_product_reference, (x, v), ctx.needs_input_grad, grad)
-        add = torch.addmm if x.dim() == 2 else torch.baddbmm
-        add_ = Tensor.addmm_ if x.dim() == 2 else Tensor.baddbmm_
-        parts = blocks(u)
-        found: list[Tensor] = []
-        for i in reversed(range(len(parts))):
-            part, (y, w, t, part_t) = parts[i], steps[4 * i : 4 * i + 4]
-            # y' = y − w u with w (I + triu(u uᵀ, 1)) = y uᵀ; gz is minus the gradient of y uᵀ
-            gz = torch.linalg.solve_triangular(t.mT, grad @ part_t, upper=False, left=False, unitriangular=True)
-            if wants_v:
-                gt = (w.mT @ gz).triu_(1)
-                gu = add_((gt + gt.mT) @ part, gz.mT, y, alpha=-1)
-                found.append(add_(gu, w.mT, grad, alpha=-1))
-            if i or wants_x:  # the first writes a tensor of its own, the others into it
-                grad = add(grad, gz, part, alpha=-1) if i == len(parts) - 1 else add_(grad, gz, part, alpha=-1)
-        gradients = None
-        if wants_v:  # u = √2 v/‖v‖: the component along u does not count
-            gradients = found[0] if len(found) == 1 else torch.cat(found[::-1], -2)
-            along = torch.linalg.vecdot(gradients, u).unsqueeze(-1)
-            gradients.addcmul_(along, u, value=-0.5).mul_(scale)
+        with autocast_off(grad.device.type):  # of a backward that is called where it is on
+            add = torch.addmm if x.dim() == 2 else torch.baddbmm
+            add_ = Tensor.addmm_ if x.dim() == 2 else Tensor.baddbmm_
+            parts = blocks(u)
+            found: list[Tensor] = []
+            for i in reversed(range(len(parts))):
+                part, (y, w, t, part_t) = parts[i], steps[4 * i : 4 * i + 4]
+                # y' = y − w u with w (I + triu(u uᵀ, 1)) = y uᵀ; gz is minus the gradient of y uᵀ
+                gz = torch.linalg.solve_triangular(t.mT, grad @ part_t, upper=False, left=False, unitriangular=True)
+                if wants_v:
+                    gt = (w.mT @ gz).triu_(1)
+                    gu = add_((gt + gt.mT) @ part, gz.mT, y, alpha=-1)
+                    found.append(add_(gu, w.mT, grad, alpha=-1))
+                if i or wants_x:  # the first writes a tensor of its own, the others into it
+                    grad = add(grad, gz, part, alpha=-1) if i == len(parts) - 1 else add_(grad, gz, part, alpha=-1)
+            gradients = None
+            if wants_v:  # u = √2 v/‖v‖: the component along u does not count
+                gradients = found[0] if len(found) == 1 else torch.cat(found[::-1], -2)
+                along = torch.linalg.vecdot(gradients, u).unsqueeze(-1)
+                gradients.addcmul_(along, u, value=-0.5).mul_(scale)
         return grad if wants_x else None, gradients
 
 

@@ -167,6 +167,11 @@ def _advance(optimizer: Optimizer, layers: list["Wired"]) -> None:
 
 
 def _rewire(layer: "Wired", rule: Rule, step: int, attendant: _Attendant, state: dict[str, Any]) -> None:
+    if hasattr(layer.values, "placements"):  # a DTensor
+        raise ValueError(
+            "Connections can move only where all of them are, however: their values are a sharded DTensor, "
+            f"{layer.values.placements} (DistributedDataParallel keeps them whole)"
+        )
     group = attendant.gradient.group
     if group is not None and not rule.keeps_count:
         raise ValueError(f"Distributed data parallel training needs as many connections always, however: {rule}")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from linnet.sparse.gradient import Gradient
 from linnet.sparse.rules import Connections, Rule
-from linnet.sparse.structure import among
+from linnet.sparse.structure import among, relength
 
 if TYPE_CHECKING:
     from linnet.sparse.wired import Wired
@@ -123,7 +123,7 @@ def _replaced(tensor: Tensor, content: Tensor) -> None:
     if tensor.shape == content.shape:
         tensor.copy_(content)
     else:
-        tensor.data = content  # the same object, of another length
+        relength(tensor, content)
 
 
 def _of_connections(name: str, value: Any, shape: torch.Size) -> bool:

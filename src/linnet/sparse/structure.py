@@ -15,6 +15,7 @@ __all__ = [
     "index_dtype",
     "largest",
     "nonzeros",
+    "relength",
     "rows_of",
     "top",
     "transpose",
@@ -159,3 +160,14 @@ def top(score: Tensor, size: int) -> Tensor:
     chosen = score > least
     chosen[(score == least).nonzero().squeeze(1)[: size - int(chosen.sum())]] = True
     return chosen
+
+
+def relength(tensor: Tensor, content: Tensor) -> None:
+    """Give a tensor other numbers of another length; it stays the same object.
+
+    Autograd keeps the node that accumulates a leaf's gradient, and the shape in it, as long as any graph lives that has
+    used the leaf: in the usual loop that of the last loss. A change of dtype in between makes it forget the node.
+    """
+    if tensor.is_floating_point():
+        tensor.data = content.to(torch.float32 if tensor.dtype == torch.float64 else torch.float64)
+    tensor.data = content

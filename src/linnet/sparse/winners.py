@@ -19,7 +19,7 @@ def largest_k_reference(score: Tensor, k: int) -> Tensor:
     """Which are the k largest along the last axis, (*, n) -> (*, n) bool; of equal ones those of lower index."""
     if k >= score.shape[-1]:
         return torch.ones_like(score, dtype=torch.bool)
-    least = score.kthvalue(score.shape[-1] - k + 1, dim=-1, keepdim=True).values
+    least = score.topk(k, dim=-1).values[..., -1:]  # kthvalue has no counterpart in ONNX
     return _first(score, least, k)
 
 

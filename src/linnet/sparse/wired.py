@@ -13,7 +13,7 @@ from linnet.linear import LinearMap
 from linnet.sparse.given import compressed
 from linnet.sparse.hooks import attend, dismiss
 from linnet.sparse.rules import Rule
-from linnet.sparse.structure import check_structure, counts, rows_of, transpose
+from linnet.sparse.structure import check_structure, counts, relength, rows_of, transpose
 from linnet.sparse.wiring import Uniform, Wiring
 
 __all__ = ["BUFFERS", "StateError", "Wired"]
@@ -248,8 +248,8 @@ class Wired(LinearMap, ABC):
             self._transpose()
 
     def _resize(self, nnz: int) -> None:
-        self.values.data = self.values.new_empty(*self.leading, nnz)
         self.values.grad = None
+        relength(self.values, self.values.new_empty(*self.leading, nnz))
         self.col = self.col.new_empty(*self.col.shape[:-1], nnz)
 
     def _check_loaded(self, state: Mapping[str, Any]) -> None:

@@ -57,7 +57,7 @@ PIECE = 2**16
 
 def at_once(count: int) -> int:
     """How many streams of ``count`` numbers to draw from at a time."""
-    return max(1, PIECE // count)
+    return max(1, PIECE // max(1, count))
 
 
 def advance(streams: Tensor, count: int) -> None:
