@@ -152,7 +152,7 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["run"]:
         run(copy_jobs())
         run(recall_jobs())
-        run(copy_jobs((2, 4, 5), SEEDS[:1]))
+        run(copy_jobs((2, 4, 5)))
     elif sys.argv[1:] == ["page"]:
         above = PAGE.read_text().partition(MARK)[0] if PAGE.exists() else ""
         PAGE.write_text(above + MARK + "\n" + page(read()))
