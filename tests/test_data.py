@@ -183,7 +183,9 @@ def test_where_the_files_are_looked_for(folder, tmp_path_factory, monkeypatch):
     (folder / IDX_FILES[3]).unlink()
     with pytest.raises(ValueError, match=r"t10k-labels-idx1-ubyte .*missing"):
         load_data("fashion-mnist", folder)
-    with pytest.raises(ValueError, match="must be one of digits, fashion-mnist, mnist, however: 'cifar'"):
+    with pytest.raises(
+        ValueError, match=r"must be one of digits, fashion-mnist, mnist, or a file \.npz or \.csv, however: 'cifar'"
+    ):
         load_data("cifar")
 
 

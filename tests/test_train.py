@@ -39,7 +39,7 @@ def small_data(monkeypatch):
     y = rng.integers(0, 4, 150)
     x = np.eye(4, 6)[y] * 2 + rng.normal(0, 1, (150, 6))
     data = make_data("digits", x[:100], y[:100], x[100:], y[100:], classes=4, val=30)
-    monkeypatch.setattr(module, "load_data", lambda *args: data)
+    monkeypatch.setattr(module, "load_data", lambda *args, **options: data)
     return data
 
 
@@ -388,7 +388,7 @@ def test_resuming_with_other_settings_or_data_is_refused(tmp_path, small_data, m
     with pytest.raises(ValueError, match="new or empty"):
         prepare(run.settings, run.out)
     other = dataclasses.replace(small_data, fingerprint="other")
-    monkeypatch.setattr(module, "load_data", lambda *args: other)
+    monkeypatch.setattr(module, "load_data", lambda *args, **options: other)
     with pytest.raises(ValueError, match="own data"):
         prepare(run.settings, run.out, resume=True)
 

@@ -98,10 +98,20 @@ def _parameters(kind: type[LinearMap], size: int) -> str:
 @app.command()
 def train(
     data: Annotated[
-        str | None, typer.Option(help="digits, fashion-mnist or mnist.", show_default=Settings.data, metavar="NAME")
+        str | None,
+        typer.Option(
+            help="digits, fashion-mnist or mnist; or your own: a .npz file with X and y (and X_test, y_test, if there "
+            "are) or a .csv file.",
+            show_default=Settings.data,
+            metavar="NAME|FILE",
+        ),
     ] = None,
     data_dir: Annotated[
         str | None, typer.Option(help="Folder with the four IDX files of the data set, plain or .gz.", metavar="FOLDER")
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help="Column of the classes in a .csv file.", show_default="the last one", metavar="NAME"),
     ] = None,
     layer: Annotated[
         list[str] | None,
@@ -149,6 +159,7 @@ def train(
     given: dict[str, Any] = {
         "data": data,
         "data_dir": data_dir,
+        "target": target,
         "layers": tuple(layer) if layer else None,
         "epochs": epochs,
         "seed": seed,
@@ -171,7 +182,7 @@ def train(
     with user_input():
         before = _to_resume(resume, out)
         settings = Settings(**given) if before is None else dataclasses.replace(resumed_settings(before), **given)
-        folder = out or Path("runs") / f"{settings.data}-{time.strftime('%Y%m%d-%H%M%S')}"
+        folder = out or Path("runs") / f"{Path(settings.data).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
         run = prepare(settings, folder, resume=resume)
     try:
         with Watcher(settings) as watcher:

@@ -1,4 +1,4 @@
-"""Data of the command line: digits, Fashion-MNIST, MNIST, checked strictly, split once and for all; sunspots."""
+"""Data of the command line: digits, Fashion-MNIST, MNIST, files; checked strictly, split once and for all; sunspots."""
 
 import gzip
 import math
@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["DATA_SETS", "Data", "Split", "load_data", "load_sunspots", "make_data", "read_idx"]
+from linnet.tasks.tables import SUFFIXES, read_table
+
+__all__ = ["DATA_SETS", "Data", "Split", "check_data", "load_data", "load_sunspots", "make_data", "read_idx"]
 
 DATA_SETS = ("digits", "fashion-mnist", "mnist")
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -38,6 +40,7 @@ class Data:
         train, val, test: the splits; ``val`` is taken out of the training data.
         classes: how many classes there are.
         fingerprint: SHA-256 of what the splits were made from: tells whether two runs saw the same data.
+        labels: what each class is called in the user's own file.
     """
 
     name: str
@@ -46,23 +49,48 @@ class Data:
     test: Split
     classes: int
     fingerprint: str
+    labels: tuple[int | str, ...] = ()
 
     @property
     def features(self) -> int:
         return self.train.inputs.shape[1]
 
 
-def load_data(name: str, data_dir: str | Path | None = None, seed: int = 0) -> Data:
-    """A data set by name, split and standardised.
+def check_data(name: str, data_dir: str | Path | None = None, target: str | None = None) -> None:
+    """What can be told of the arguments of :func:`load_data` before anything is read.
+
+    Raises:
+        ValueError: they do not fit together.
+
+    Example:
+        >>> check_data("digits")
+    """
+    suffix = Path(name).suffix.lower()
+    if name not in DATA_SETS and suffix not in SUFFIXES:
+        raise ValueError(
+            f"The data set must be one of {', '.join(DATA_SETS)}, or a file {' or '.join(SUFFIXES)}, however: {name!r}"
+        )
+    if data_dir is not None and name == "digits":
+        raise ValueError("digits lie inside scikit-learn and take no data folder, however: " + repr(str(data_dir)))
+    if data_dir is not None and name not in DATA_SETS:
+        raise ValueError(f"A file is given with its folder and takes no data folder, however: {str(data_dir)!r}")
+    if target is not None and suffix != ".csv":
+        raise ValueError(f"A target is a column of a .csv file, however: the data set is {name}")
+
+
+def load_data(name: str, data_dir: str | Path | None = None, seed: int = 0, target: str | None = None) -> Data:
+    """A data set by name, or the user's own, split and standardised.
 
     ``digits`` (1 797 images of 8 x 8) lies inside scikit-learn and is split 60 : 20 : 20 at random; ``fashion-mnist``
     and ``mnist`` (28 x 28) come with their own test images, and a tenth of their training images is for validation.
+    A file is split as the digits, or as MNIST if it holds test data (see :func:`linnet.tasks.tables.read_table`).
 
     Args:
-        name: ``digits``, ``fashion-mnist`` or ``mnist``.
+        name: ``digits``, ``fashion-mnist``, ``mnist``, or the path of a .npz or .csv file.
         data_dir: folder with the four IDX files, plain or ``.gz``. Without them there, fashion-mnist is looked for
             where Debian's package dataset-fashion-mnist puts it.
         seed: of the split; it has nothing to do with the seed of a model.
+        target: the column of the classes in a .csv file; the last one by default.
 
     Raises:
         ValueError: the name is unknown, the files are missing (the message says how to get them), or their content is
@@ -73,16 +101,14 @@ def load_data(name: str, data_dir: str | Path | None = None, seed: int = 0) -> D
         >>> data.features, data.classes, [len(split.targets) for split in (data.train, data.val, data.test)]
         (64, 10, [1077, 360, 360])
     """
+    check_data(name, data_dir, target)
     if name not in DATA_SETS:
-        raise ValueError(f"The data set must be one of {', '.join(DATA_SETS)}, however: {name!r}")
+        return _own_data(Path(name), seed, target)
     if name == "digits":
-        if data_dir is not None:
-            raise ValueError("digits lie inside scikit-learn and take no data folder, however: " + repr(str(data_dir)))
         from sklearn.datasets import load_digits
 
         images, labels = load_digits(return_X_y=True)
-        order = np.random.default_rng([seed, 1]).permutation(len(images))  # it has no test images of its own
-        rest, test = order[: -len(order) // 5], order[-len(order) // 5 :]
+        rest, test = _rest_and_test(len(images), seed)
         return make_data(
             name, images[rest], labels[rest], images[test], labels[test], classes=10, val=len(test), seed=seed
         )
@@ -100,6 +126,34 @@ def load_data(name: str, data_dir: str | Path | None = None, seed: int = 0) -> D
         val=len(train_images) // 10,
         seed=seed,
         sources=[str(path) for path in paths],
+    )
+
+
+def _rest_and_test(count: int, seed: int) -> tuple[Any, Any]:
+    """Random rows for training and validation, and the fifth that a data set without test data keeps for the test."""
+    order = np.random.default_rng([seed, 1]).permutation(count)
+    return order[: -count // 5], order[-count // 5 :]
+
+
+def _own_data(path: Path, seed: int, target: str | None) -> Data:
+    inputs, targets, test_inputs, test_targets, labels = read_table(path, target)
+    val = len(inputs) // 10
+    if test_inputs is None:
+        rest, test = _rest_and_test(len(inputs), seed)
+        inputs, targets, test_inputs, test_targets = inputs[rest], targets[rest], inputs[test], targets[test]
+        val = len(test)
+    return make_data(
+        path.name,
+        inputs,
+        targets,
+        test_inputs,
+        test_targets,
+        classes=len(labels),
+        val=val,
+        seed=seed,
+        sources=[str(path)] * 4,
+        labels=labels,
+        by_feature=inputs.ndim < 3,
     )
 
 
@@ -127,10 +181,13 @@ def make_data(
     val: int,
     seed: int = 0,
     sources: list[str] | None = None,
+    labels: tuple[int | str, ...] = (),
+    by_feature: bool = False,
 ) -> Data:
     """Check arrays, take ``val`` random samples of the training data out for validation, and standardise.
 
-    One mean and one standard deviation, those of all the numbers of the training split, serve the three splits.
+    One mean and one standard deviation, those of all the numbers of the training split, serve the three splits, or,
+    ``by_feature``, those of each feature.
 
     Args:
         name: of the data set.
@@ -140,6 +197,8 @@ def make_data(
         val: size of the validation split.
         seed: of the split.
         sources: where the four arrays come from, for the messages.
+        labels: what the classes are called.
+        by_feature: whether each feature has a mean and a standard deviation of its own; one that does not vary is 0.
 
     Raises:
         ValueError: an array is empty, has NaN, has another number of samples than its labels, or a label is out of
@@ -157,17 +216,22 @@ def make_data(
         raise ValueError(f"The training data must leave samples for validation, however: {len(train[0])} ({names[0]})")
     order = np.random.default_rng([seed, 2]).permutation(len(train[0]))
     chosen, kept = np.sort(order[:val]), np.sort(order[val:])
+    axis = 0 if by_feature else None
+    lowest, highest = train[0][kept].min(axis), train[0][kept].max(axis)
     with np.errstate(over="ignore", invalid="ignore"):
-        mean = float(train[0][kept].mean(dtype=np.float64))
-        std = float(train[0][kept].std(dtype=np.float64))
-    if not (math.isfinite(std) and std > 0):
+        mean = train[0][kept].mean(axis, dtype=np.float64)
+        std = train[0][kept].std(axis, dtype=np.float64)
+    mean, std = np.where(lowest == highest, (lowest, np.zeros_like(std)), (mean, std))  # rounding is no variation
+    if not (np.isfinite(std).all() and (std > 0).any()):
+        worst = float(std[np.argmin(np.isfinite(std))] if by_feature else std)
         raise ValueError(
-            f"Inputs must vary, and not too wildly, however: their standard deviation is {std} ({names[0]})"
+            f"Inputs must vary, and not too wildly, however: their standard deviation is {worst} ({names[0]})"
         )
+    std = np.where(std > 0, std, 1.0)
 
     def split(inputs: Any, targets: Any) -> Split:
         wide = inputs.astype(np.result_type(inputs.dtype, np.float32))
-        scaled = ((wide - wide.dtype.type(mean)) / wide.dtype.type(std)).astype(np.float32, copy=False)
+        scaled = ((wide - mean.astype(wide.dtype)) / std.astype(wide.dtype)).astype(np.float32, copy=False)
         return Split(torch.from_numpy(scaled), torch.from_numpy(targets.astype(np.int64)))
 
     return Data(
@@ -176,7 +240,8 @@ def make_data(
         split(train[0][chosen], train[1][chosen]),
         split(*test),
         classes,
-        _fingerprint(*train, *test, chosen),
+        _fingerprint(*train, *test, chosen, *([np.array(labels)] if labels else [])),
+        labels,
     )
 
 

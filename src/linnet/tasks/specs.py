@@ -15,7 +15,7 @@ from torch import nn
 from linnet.beings import check_positive
 from linnet.blocks import MLP
 from linnet.catalogue import catalogue, find_layer
-from linnet.tasks.data import DATA_SETS
+from linnet.tasks.data import check_data
 
 __all__ = ["LayerSpec", "Settings", "differences", "layer_options", "parse_layer", "seeds_of"]
 
@@ -182,6 +182,7 @@ class Settings:
 
     data: str = "digits"
     data_dir: str | None = None
+    target: str | None = None
     layers: tuple[str, ...] = ("linear", "symmetric", "orthogonal", "sparse:sparsity=0.9", "wide:beings=8")
     epochs: int = 20
     seed: int = 0
@@ -205,8 +206,7 @@ class Settings:
             raise ValueError(f"layers must be a tuple of strings, however: {self.layers!r}")
         if self.decouple not in DECOUPLED:
             raise ValueError(f"decouple must be one of {', '.join(DECOUPLED)}, however: {self.decouple!r}")
-        if self.data not in DATA_SETS:
-            raise ValueError(f"The data set must be one of {', '.join(DATA_SETS)}, however: {self.data!r}")
+        check_data(self.data, self.data_dir, self.target)
         if not (isinstance(self.seed, int) and 0 <= self.seed <= 2**32 - self.seeds):
             raise ValueError(f"seed must lie in 0..2**32 - seeds, however: {self.seed}")
         if not (isinstance(self.lr, float | int) and math.isfinite(self.lr) and self.lr > 0):

@@ -105,7 +105,7 @@ def prepare(settings: Settings, out: str | os.PathLike[str], *, resume: bool = F
         ValueError: data, layers or folder are not what they must be.
     """
     torch.set_num_threads(settings.threads)
-    data = load_data(settings.data, settings.data_dir)
+    data = load_data(settings.data, settings.data_dir, target=settings.target)
     specs = settings.specs()
     run = Run(settings, specs, data, Path(out))
     for spec in specs:
