@@ -6,12 +6,19 @@ import json
 import math
 import random
 import runpy
+import shlex
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from linnet.checkpoint import info
 from linnet.cli import main
+from linnet.tasks import sequence_runs
 from linnet.tasks.sequence_report import draw, picture
 from linnet.tasks.sequence_runs import TASKS, Learner, TaskSettings, found
 from linnet.tasks.sequences import Adding, ArgMax, Copy, Recall, RepeatCopy, Text, shipped_text
@@ -236,6 +243,136 @@ def test_a_run_resumes_bit_for_bit(decouple, tmp_path):
     assert done.loss == whole.loss and done.done == 1
 
 
+def interrupted_at(step, monkeypatch):
+    """Ctrl-C in the middle of a step; all checkpoints that can be written are."""
+    real = Learner.train_step
+
+    def train_step(learner):
+        if learner.step == step:
+            raise KeyboardInterrupt
+        return real(learner)
+
+    monkeypatch.setattr(sequence_runs, "SAVED_AFTER", 0.0)
+    monkeypatch.setattr(Learner, "train_step", train_step)
+
+
+def same(one: Learner, two: Learner) -> bool:
+    """Whether two networks, their optimizers, curves and marks are the same, to the bit."""
+    tensors = [
+        [*learner.whole.state_dict().values(), *(v for s in learner.optimizer.state.values() for v in s.values())]
+        for learner in (one, two)
+    ]
+    curves = [[(p.step, p.loss, p.level, p.cosine) for p in learner.curve] for learner in (one, two)]
+    equal = [torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(*tensors, strict=True)]
+    return all(equal) and curves[0] == curves[1] and (one.loss, one.level) == (two.loss, two.level)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"decouple": "dni", "auxiliary": 0.1},
+        {"task": "recall", "decouple": "cdni", "cell": "gru"},
+        {"task": "repeat-copy", "decouple": "dni", "synthesizer": 0},
+        {"task": "text", "decouple": "none", "cell": "rnn"},
+    ],
+    ids=lambda options: options.get("task", "copy"),
+)
+def test_a_run_that_is_interrupted_goes_on_bit_for_bit(tmp_path, monkeypatch, options):
+    if options.get("task") == "text":
+        (tmp_path / "prose.txt").write_text(PROSE)
+        options = options | {"text": str(tmp_path / "prose.txt")}
+    settings = TaskSettings(**{**TINY, "steps": 160, "lr": 0.01, **options})
+    whole = found(settings, tmp_path / "whole").learner(0)
+    whole.run()
+    with monkeypatch.context() as patch:
+        interrupted_at(130, patch)
+        with pytest.raises(KeyboardInterrupt):
+            found(settings, tmp_path / "parts").learner(0).run()
+    torch.manual_seed(99)  # whatever happens in between
+    rest = found(settings, tmp_path / "parts", resume=True).learner(0)
+    assert rest.step == 100 and rest.loss is None
+    rest.run()
+    assert same(rest, whole) and len(whole.curve) == 4
+
+
+def test_a_checkpoint_is_written_when_the_last_one_is_old(tmp_path, monkeypatch):
+    learner, saved = Learner(TaskSettings(**{**TINY, "steps": 400}), Copy(), 0), []
+    monkeypatch.setattr(sequence_runs.time, "monotonic", lambda: 7 + learner.step / 25)  # a point every two seconds
+    monkeypatch.setattr(Learner, "save", lambda learner: saved.append(learner.step))
+    learner.run()
+    assert saved == [150, 300, 400]
+
+
+def test_seconds_that_were_spent_before_an_interruption_count(tmp_path, monkeypatch):
+    settings = TaskSettings(seconds=160.0, **{**TINY, "steps": None})
+
+    def clock_from(start):
+        clock = itertools.count(start)
+        monkeypatch.setattr(sequence_runs.time, "process_time", lambda: next(clock))
+
+    clock_from(0)
+    whole = found(settings, tmp_path / "whole").learner(0)
+    whole.run()
+    assert whole.step == 160 and whole.seconds == 160
+    clock_from(0)
+    with monkeypatch.context() as patch:
+        interrupted_at(130, patch)
+        with pytest.raises(KeyboardInterrupt):
+            found(settings, tmp_path / "parts").learner(0).run()
+    clock_from(5000)  # another process, whose clock says something else
+    rest = found(settings, tmp_path / "parts", resume=True).learner(0)
+    assert rest.seconds == 100
+    rest.run()
+    assert (rest.step, rest.seconds) == (160, 160) and same(rest, whole)
+    assert [point.seconds for point in rest.curve] == [50, 100, 150, 160]
+
+
+def test_kill_9_and_resume_end_as_a_run_that_was_left_alone(capsys, tmp_path):
+    arguments = ["copy", "--seeds", 2, *tiny(tmp_path / "killed", "--steps", 250)]
+    code = "import sys; from linnet.tasks import sequence_runs; sequence_runs.SAVED_AFTER = 0.0; "
+    code += "from linnet.cli import main; sys.exit(main())"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "task", *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    second = tmp_path / "killed" / "seed1.safetensors"
+    try:
+        deadline = time.monotonic() + 120
+        while not second.exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert 50 <= info(second).step < 250, "the run was killed too late to show anything"
+    assert not (tmp_path / "killed" / "results.json").exists()
+    assert command(capsys, "--resume", "--out", tmp_path / "killed")[0] == 0
+    assert command(capsys, *arguments, "--out", tmp_path / "whole")[0] == 0
+    settings = sequence_runs.resumed(tmp_path / "whole")
+    runs = [found(settings, tmp_path / name, resume=True) for name in ("killed", "whole")]
+    for seed in (0, 1):
+        assert same(*(run.learner(seed) for run in runs))
+
+    def without_times(folder):
+        results = json.loads((folder / "results.json").read_text())
+        for row in (row for seed in results["seeds"] for row in (seed, *seed["curve"])):
+            assert row.pop("seconds") > 0
+        return results
+
+    assert without_times(tmp_path / "killed") == without_times(tmp_path / "whole")
+    assert not list((tmp_path / "killed").glob(".*"))
+
+
+def test_ctrl_c_and_the_command_that_it_names(capsys, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupted_at(55, patch)
+        code, out, err = command(capsys, "recall", *tiny(tmp_path / "a run", "--steps", 120))
+    assert (code, out) == (130, "") and err.startswith("linnet: stopped; to go on: ")
+    assert main(shlex.split(err.partition("to go on: ")[2])[1:]) == 0
+    assert command(capsys, "recall", *tiny(tmp_path / "whole", "--steps", 120))[0] == 0
+    settings = sequence_runs.resumed(tmp_path / "whole")
+    assert same(*(found(settings, tmp_path / name, resume=True).learner(0) for name in ("a run", "whole")))
+
+
 def test_seconds_end_a_run(monkeypatch):
     clock = iter(range(1000))
     monkeypatch.setattr("linnet.tasks.sequence_runs.time.process_time", lambda: next(clock))
@@ -313,8 +450,17 @@ def test_mistakes_are_one_line(capsys, tmp_path):
         "resumed with its own settings, however: window 5, not 3", "--resume", "--window", 5, "--out", tmp_path / "run"
     )
     complains("cannot become shorter", "--resume", "--steps", 2, "--out", tmp_path / "run")
-    (tmp_path / "run" / "run.json").write_text("{")
-    complains("record of a run must be whole", "--resume", "--out", tmp_path / "run")
+    state = tmp_path / "run" / "seed0.safetensors"
+    state.write_bytes(b"half of one")
+    complains("seed0.safetensors' must be a whole linnet checkpoint", "--resume", "--out", tmp_path / "run")
+    for damaged in ("{", "[]", "{}", '{"settings": {"x": 1}, "data_sha256": null}'):
+        (tmp_path / "run" / "run.json").write_text(damaged)
+        complains("record of a run must be whole", "--resume", "--out", tmp_path / "run")
+    prose = tmp_path / "prose.txt"
+    prose.write_text(PROSE)
+    found(TaskSettings(task="text", text=str(prose), **TINY), tmp_path / "read")
+    prose.write_text(PROSE.replace("lazy", "busy", 1))
+    complains("resumed on its own text, however: ", "--resume", "--out", tmp_path / "read")
 
 
 def test_stopped_by_the_user(capsys, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -17,7 +18,7 @@ from linnet.beings import check_positive
 from linnet.decoupled import LinearSynthesizer, MLPSynthesizer, Synthetic, TruncatedBPTT
 from linnet.tasks.folders import check_new, clear_left_overs
 from linnet.tasks.sequences import Adding, ArgMax, Batch, Copy, Recall, RepeatCopy, SequenceTask, Text
-from linnet.tasks.specs import differences
+from linnet.tasks.specs import differences, seeds_of
 
 __all__ = ["Learner", "Point", "Run", "TaskSettings", "Watch", "found", "resumed"]
 
@@ -33,8 +34,8 @@ GRADIENTS = ("none", "dni", "cdni")
 STEPS = 5000
 EVERY = 50
 """Steps between two points of the curves."""
-SAVED_EVERY = 20
-"""Points between two checkpoints."""
+SAVED_AFTER = 5.0
+"""Seconds between two checkpoints; they are written at points of the curves."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ class Learner:
     def run(self, watch: Watch | None = None) -> None:
         """Train from where it is to the end, and take the exam."""
         losses: list[Tensor] = []
-        before = time.process_time() - self.seconds
+        before, saved = time.process_time() - self.seconds, time.monotonic()
         while self.done < 1:
             losses.append(self.train_step())
             self.step += 1
@@ -179,8 +180,9 @@ class Learner:
                 found = None if cosine is None else float(cosine)
                 self.curve.append(Point(self.step, self.seconds, mean, self.level, found))
                 losses.clear()
-                if len(self.curve) % SAVED_EVERY == 0:
+                if time.monotonic() - saved >= SAVED_AFTER:
                     self.save()
+                    saved = time.monotonic()
                 if watch is not None:
                     watch(self)
         self.loss = self.exam(self.level)
@@ -248,9 +250,13 @@ class Run:
 
     def learner(self, seed: int) -> Learner:
         """The network of a seed, as far as it is."""
-        learner = Learner(self.settings, self.task, seed, self.out / f"seed{seed}.safetensors")
+        learner = Learner(self.settings, self.task, seed, self.path(seed))
         learner.restore()
         return learner
+
+    def path(self, seed: int) -> Path:
+        """The checkpoint of a seed."""
+        return self.out / f"seed{seed}.safetensors"
 
 
 def found(settings: TaskSettings, out: str | os.PathLike[str], *, resume: bool = False) -> Run:
@@ -265,7 +271,8 @@ def found(settings: TaskSettings, out: str | os.PathLike[str], *, resume: bool =
         ValueError: the folder, the text or the settings are not what they must be.
     """
     torch.set_num_threads(settings.threads)
-    folder = Path(out)
+    folder, task = Path(out), settings.make()
+    run = Run(settings, task, folder)
     if resume:
         before = resumed(folder)
         different = differences(settings, before)
@@ -276,17 +283,22 @@ def found(settings: TaskSettings, out: str | os.PathLike[str], *, resume: bool =
                 f"A run that is resumed cannot become shorter, however: it had {_length(before)}, not "
                 f"{_length(settings)}"
             )
+        if _read_record(folder)["data_sha256"] != task.fingerprint:
+            raise ValueError(f"A run is resumed on its own text, however: {settings.text} differs from that of {out}")
         clear_left_overs(folder)
+        for path in map(run.path, seeds_of(settings)):
+            if path.exists():
+                checkpoint.info(path)
     else:
         check_new(folder)
-    task = settings.make()
+    record = {"settings": asdict(settings), "data_sha256": task.fingerprint}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with checkpoint.replacing(folder / "run.json") as temporary:
-            temporary.write_text(json.dumps(asdict(settings), indent=1) + "\n")
+            temporary.write_text(json.dumps(record, indent=1) + "\n")
     except OSError as error:
         raise ValueError(f"The output folder must be writable, however: {out} ({error.strerror})") from error
-    return Run(settings, task, folder)
+    return run
 
 
 def resumed(out: str | os.PathLike[str]) -> TaskSettings:
@@ -295,13 +307,23 @@ def resumed(out: str | os.PathLike[str]) -> TaskSettings:
     Raises:
         ValueError: there is none, or its record is damaged.
     """
-    path = Path(out) / "run.json"
     try:
-        return TaskSettings(**json.loads(path.read_text()))
+        return TaskSettings(**_read_record(Path(out))["settings"])
+    except TypeError as error:
+        raise ValueError(f"The record of a run must be whole, however: {out}/run.json is not ({error})") from error
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    path = folder / "run.json"
+    try:
+        record = json.loads(path.read_text())
     except OSError as error:
         raise ValueError(f"There must be a run to resume, however: {path} ({error.strerror})") from error
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise ValueError(f"The record of a run must be whole, however: {path} is not ({error})") from error
+    if not isinstance(record, dict) or not {"settings", "data_sha256"} <= record.keys():
+        raise ValueError(f"The record of a run must be whole, however: {path} is not")
+    return record
 
 
 def _length(settings: TaskSettings) -> str:

@@ -4,6 +4,7 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import ClassVar
 
@@ -56,6 +57,7 @@ class SequenceTask(ABC):
         unit: of the loss.
         threshold: the loss below which a curriculum goes on to the next level; None: there is one level.
         level: the first level.
+        fingerprint: SHA-256 of the data, if there are any; None where all is drawn.
     """
 
     inputs: int
@@ -64,6 +66,7 @@ class SequenceTask(ABC):
     unit: ClassVar[str] = "bits"
     threshold: float | None = None
     level: int = 1
+    fingerprint: str | None = None
 
     @property
     def context(self) -> int:
@@ -267,6 +270,7 @@ class Text(SequenceTask):
         if len(self.train) <= length or len(self.val) < 2 or len(self.test) < 2:
             raise ValueError(f"A text must have more than {length} characters to train, however: {len(text)} in all")
         self.inputs = self.outputs = self.told = len(self.characters)
+        self.fingerprint = sha256(text.encode(errors="surrogatepass")).hexdigest()
 
     @classmethod
     def of(cls, path: Path | None, length: int = 64) -> "Text":
