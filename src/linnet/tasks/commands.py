@@ -151,6 +151,13 @@ def train(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the run.", show_default="runs/DATA-TIME", metavar="FOLDER")
     ] = None,
+    nproc: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Processes that share each batch; torchrun starts them, and again from the last checkpoint if one dies.",
+        ),
+    ] = 1,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out; its settings need not be given again.")
     ] = False,
@@ -176,6 +183,7 @@ def train(
     # Imported here: `linnet layers` and `--help` need neither matplotlib nor the training loop.
     from linnet.tasks.measure import measure
     from linnet.tasks.pictures import draw
+    from linnet.tasks.replicas import start
     from linnet.tasks.report import legend, results_of, table_of, write_results
     from linnet.tasks.train import fit, prepare, resumed_settings
 
@@ -183,8 +191,12 @@ def train(
         before = _to_resume(resume, out)
         settings = Settings(**given) if before is None else dataclasses.replace(resumed_settings(before), **given)
         folder = out or Path("runs") / f"{Path(settings.data).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+        if nproc > 1 and settings.decouple != "none":
+            raise ValueError(f"--nproc shares batches of whole networks, however: --decouple {settings.decouple}")
         run = prepare(settings, folder, resume=resume)
     try:
+        if nproc > 1:
+            start(nproc, run.out)
         with Watcher(settings) as watcher:
             fits = [[fit(run, spec, seed, watcher) for seed in seeds_of(settings)] for spec in run.specs]
         if watcher.console.is_terminal:  # a plain line: something that moves would disturb the clock

@@ -23,4 +23,4 @@ def check_new(out: str | os.PathLike[str]) -> None:
 def clear_left_overs(folder: Path) -> None:
     """Remove what saves that were killed have left in a folder."""
     for left_over in folder.glob(".*.tmp"):
-        left_over.unlink()
+        left_over.unlink(missing_ok=True)  # another process of the run may have been faster

@@ -27,6 +27,7 @@ from linnet.decoupled.synthetic import Synthetic
 from linnet.linear import penalty
 from linnet.tasks.data import Data, Split, load_data
 from linnet.tasks.folders import check_new, clear_left_overs
+from linnet.tasks.replicas import ALONE, Replicas
 from linnet.tasks.specs import LayerSpec, Settings, differences, seeds_of
 from linnet.wide.losses import per_being
 
@@ -150,10 +151,17 @@ def resumed_settings(out: str | os.PathLike[str]) -> Settings:
         raise ValueError(f"The record of a run must be whole, however: {out}/run.json is not ({error})") from error
 
 
-def fit(run: Run, spec: LayerSpec, seed: int, watch: Watch | None = None) -> Fit:
+def fit(run: Run, spec: LayerSpec, seed: int, watch: Watch | None = None, replicas: Replicas = ALONE) -> Fit:
     """Train one network, from the last completed epoch if there is one, and read its test accuracy once.
 
     After each epoch everything that is needed to go on is written to ``run.path(spec, seed)``.
+
+    Args:
+        run: the run.
+        spec: the kind of layer.
+        seed: of the network, and of the order of the samples.
+        watch: told of each epoch.
+        replicas: the processes that share the batches; the first of them writes.
     """
     settings, path = run.settings, run.path(spec, seed)
     device = settings.torch_device()
@@ -171,30 +179,34 @@ def fit(run: Run, spec: LayerSpec, seed: int, watch: Watch | None = None) -> Fit
         result = Fit(net, **extra)
         if watch:
             watch(spec, seed, len(result.val_accuracy), result.val_accuracy[-1])
+    replica = replicas.wrap(model)
     train, val = (Split(*(t.to(device) for t in split)) for split in (run.data.train, run.data.val))
     for epoch in range(len(result.val_accuracy) + 1, settings.epochs + 1):
         model.train()
         total = torch.zeros((), device=device)
         seen: list[dict[str, Tensor]] = []
         for i, rows in enumerate(torch.randperm(len(train.targets)).to(device).split(settings.batch_size)):
-            total += training_step(model, optimizer, train.inputs[rows], train.targets[rows], spec) * len(rows)
+            own, weight = replicas.own(rows), replicas.weight(rows)
+            total += training_step(replica, optimizer, train.inputs[own], train.targets[own], spec, weight) * len(own)
             if isinstance(model, DNI) and i % 10 == 9:
                 seen.append(model.diagnostics())
         if seen and seen[-1]:
             result.synthesizers.append(
                 {name: statistics.fmean(float(point[name]) for point in seen if name in point) for name in seen[-1]}
             )
-        result.train_loss.append(total.item() / len(train.targets))
+        result.train_loss.append(replicas.total(total).item() / len(train.targets))
         result.val_accuracy.append(accuracy(net, val, spec))
         if result.best_epoch == epoch:
             best = {key: value.detach().clone() for key, value in net.state_dict().items()}
         extra = _plain(result) | {"best": best}
-        checkpoint.save(model, path, optimizer=optimizer, step=epoch, extra=extra)
+        if replicas.first:
+            checkpoint.save(model, path, optimizer=optimizer, step=epoch, extra=extra)
         if watch:
             watch(spec, seed, epoch, result.val_accuracy[-1])
     net.load_state_dict(best)
     result.test_accuracy = accuracy(net, Split(*(t.to(device) for t in run.data.test)), spec)
-    checkpoint.save(net, path, step=result.best_epoch, rng=False, extra=_plain(result))
+    if replicas.first:
+        checkpoint.save(net, path, step=result.best_epoch, rng=False, extra=_plain(result))
     return result
 
 
@@ -224,15 +236,20 @@ def _loss(output: Tensor, targets: Tensor, spec: LayerSpec) -> Tensor:
 
 
 def training_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor, targets: Tensor, spec: LayerSpec
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    inputs: Tensor,
+    targets: Tensor,
+    spec: LayerSpec,
+    weight: float = 1.0,
 ) -> Tensor:
-    """One step; returns the cross-entropy, for a population the mean over its beings."""
+    """One step, in which the cross-entropy counts ``weight``; returns it, for a population the mean over its beings."""
     optimizer.zero_grad()
     told = model.context(targets) if isinstance(model, DNI) and model.conditioned else nullcontext()
     with told:
         output = model(_for_beings(inputs, spec))
-    loss = _loss(output, targets, spec)
-    (loss + penalty(model)).backward()
+    loss = _loss(output, targets, spec) if len(targets) else output.sum()  # of nothing: a share can be empty
+    (weight * loss + penalty(model)).backward()
     optimizer.step()
     return loss.detach() / (spec.beings or 1)
 
