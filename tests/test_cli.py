@@ -79,6 +79,7 @@ def test_a_run_gives_a_table_numbers_and_pictures(capsys, tmp_path, monkeypatch)
         "connectivity.png",
         "curves.png",
         "nets",
+        "report.html",
         "results.json",
         "run.json",
         "spectra.png",

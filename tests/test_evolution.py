@@ -221,7 +221,7 @@ def test_the_command_shows_saves_and_draws(capsys, tmp_path):
     assert "fresh episodes" in out and "The target is not reached" in out
     assert len(re.findall(r"generation +\d+  best +[\d.]+  mean +[\d.]+  [\d.]+ [Mk]? ?steps/s", err)) == 3
     files = {path.name for path in (tmp_path / "run").iterdir()}
-    assert files == {"best.safetensors", "curve.csv", "evolution.png", "state.safetensors"}
+    assert files == {"best.safetensors", "curve.csv", "evolution.png", "report.html", "state.safetensors"}
     rows = list(csv.DictReader((tmp_path / "run" / "curve.csv").read_text().splitlines()))
     assert [row["number"] for row in rows] == ["0", "1", "2"] and rows[0]["diversity"] > "0"
     code, out, err = command(capsys, "--resume", "--out", tmp_path / "run", "--generations", 4)

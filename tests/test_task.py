@@ -281,26 +281,28 @@ def test_a_run_that_is_interrupted_goes_on_bit_for_bit(tmp_path, monkeypatch, op
     if options.get("task") == "text":
         (tmp_path / "prose.txt").write_text(PROSE)
         options = options | {"text": str(tmp_path / "prose.txt")}
-    settings = TaskSettings(**{**TINY, "steps": 160, "lr": 0.01, **options})
+    monkeypatch.setattr(sequence_runs, "EVERY", 10)
+    settings = TaskSettings(**{**TINY, "steps": 32, "lr": 0.01, **options})
     whole = found(settings, tmp_path / "whole").learner(0)
     whole.run()
     with monkeypatch.context() as patch:
-        interrupted_at(130, patch)
+        interrupted_at(26, patch)
         with pytest.raises(KeyboardInterrupt):
             found(settings, tmp_path / "parts").learner(0).run()
     torch.manual_seed(99)  # whatever happens in between
     rest = found(settings, tmp_path / "parts", resume=True).learner(0)
-    assert rest.step == 100 and rest.loss is None
+    assert rest.step == 20 and rest.loss is None
     rest.run()
     assert same(rest, whole) and len(whole.curve) == 4
 
 
 def test_a_checkpoint_is_written_when_the_last_one_is_old(tmp_path, monkeypatch):
-    learner, saved = Learner(TaskSettings(**{**TINY, "steps": 400}), Copy(), 0), []
-    monkeypatch.setattr(sequence_runs.time, "monotonic", lambda: 7 + learner.step / 25)  # a point every two seconds
+    monkeypatch.setattr(sequence_runs, "EVERY", 5)
+    learner, saved = Learner(TaskSettings(**{**TINY, "steps": 40}), Copy(), 0), []
+    monkeypatch.setattr(sequence_runs.time, "monotonic", lambda: 7 + learner.step / 2.5)  # a point every two seconds
     monkeypatch.setattr(Learner, "save", lambda learner: saved.append(learner.step))
     learner.run()
-    assert saved == [150, 300, 400]
+    assert saved == [15, 30, 40]
 
 
 def test_seconds_that_were_spent_before_an_interruption_count(tmp_path, monkeypatch):
@@ -328,7 +330,7 @@ def test_seconds_that_were_spent_before_an_interruption_count(tmp_path, monkeypa
 
 
 def test_kill_9_and_resume_end_as_a_run_that_was_left_alone(capsys, tmp_path):
-    arguments = ["copy", "--seeds", 2, *tiny(tmp_path / "killed", "--steps", 250)]
+    arguments = ["copy", "--seeds", 2, *tiny(tmp_path / "killed", "--steps", 160)]
     code = "import sys; from linnet.tasks import sequence_runs; sequence_runs.SAVED_AFTER = 0.0; "
     code += "from linnet.cli import main; sys.exit(main())"
     process = subprocess.Popen(
@@ -343,7 +345,7 @@ def test_kill_9_and_resume_end_as_a_run_that_was_left_alone(capsys, tmp_path):
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert 50 <= info(second).step < 250, "the run was killed too late to show anything"
+    assert 50 <= info(second).step < 160, "the run was killed too late to show anything"
     assert not (tmp_path / "killed" / "results.json").exists()
     assert command(capsys, "--resume", "--out", tmp_path / "killed")[0] == 0
     assert command(capsys, *arguments, "--out", tmp_path / "whole")[0] == 0

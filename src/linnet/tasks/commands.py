@@ -155,7 +155,7 @@ def train(
         int,
         typer.Option(
             min=1,
-            help="Processes that share each batch; torchrun starts them, and again from the last checkpoint if one dies.",
+            help="Processes that share each batch. If one dies, torchrun starts all of them again from the last epoch.",
         ),
     ] = 1,
     resume: Annotated[
@@ -184,7 +184,7 @@ def train(
     from linnet.tasks.measure import measure
     from linnet.tasks.pictures import draw
     from linnet.tasks.replicas import start
-    from linnet.tasks.report import legend, results_of, table_of, write_results
+    from linnet.tasks.report import legend, results_of, table_of, write_report, write_results
     from linnet.tasks.train import fit, prepare, resumed_settings
 
     with user_input():
@@ -204,11 +204,12 @@ def train(
         costs = measure(run)
         results = results_of(run, fits, costs)
         numbers, pictures = write_results(results, run.out), draw(run, fits)
+        page = write_report(run, results, numbers, pictures)
     except KeyboardInterrupt:
         raise _stopped("train", folder) from None
     console = Console()
     console.print(table_of(results))
-    shown = ", ".join(path.name for path in [numbers, *pictures])
+    shown = ", ".join(path.name for path in [numbers, *pictures, page])
     console.print(f"\n{legend(results)}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"\n{run.out}: {shown}", highlight=False, markup=False, soft_wrap=True)
 

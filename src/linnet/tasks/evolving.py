@@ -1,5 +1,6 @@
 """What ``linnet evolve`` shows: live progress, and at the end what was found."""
 
+import dataclasses
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,7 +69,8 @@ def _rate(speed: float) -> str:
 
 
 def report(evolution: Evolution) -> None:
-    """The test of the champion, and what is in the folder."""
+    """The test of the champion, the pictures, report.html, and what is in the folder."""
+    from linnet.tasks import html
     from linnet.tasks.fitness import draw
 
     if not evolution.leads:
@@ -85,6 +87,25 @@ def report(evolution: Evolution) -> None:
     ]
     if target is not None and returns.mean() < target:
         lines.append("The target is not reached; --resume --generations N goes on.")
-    lines.append(f"\n{evolution.out}: best.safetensors, curve.csv, {picture.name}, state.safetensors")
+    columns = [field.name for field in dataclasses.fields(Generation)]
+    rows = [[_shown(getattr(generation, name)) for name in columns] for generation in evolution.curve]
+    parts = [
+        html.paragraph("\n".join(lines)),
+        html.picture(picture),
+        html.heading("Every generation"),
+        html.table(columns, rows),
+        html.heading("How to do it again"),
+        html.settings_of(evolution.settings),
+        html.folded("Every number: curve.csv", (evolution.out / "curve.csv").read_text()),
+    ]
+    command = html.command_of("evolve", evolution.settings, evolution.out)
+    page = html.write_page(evolution.out, f"linnet evolve: {evolution.arena.name}", command, parts)
+    lines.append(f"\n{evolution.out}: best.safetensors, curve.csv, {picture.name}, {page.name}, state.safetensors")
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _shown(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}"

@@ -1,26 +1,29 @@
-"""What a run found: the table, results.json and the pictures."""
+"""What a run of ``linnet train`` found: the table, results.json and report.html."""
 
 import json
 import math
 import platform
 import statistics
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
-from linnet import __version__
 from linnet.checkpoint import replacing
 from linnet.linear import tolerance, violation
+from linnet.tasks import html
 from linnet.tasks.measure import Cost
 from linnet.tasks.specs import DECOUPLED, seeds_of
 from linnet.tasks.train import Fit, Run
 
-__all__ = ["legend", "results_of", "table_of", "write_results"]
+__all__ = ["legend", "results_of", "table_of", "write_report", "write_results"]
+
+COLUMNS = ("layer", "in net", "parameters", "test %", "time", "memory", "violation")
 
 
 def results_of(run: Run, fits: list[list[Fit]], costs: list[Cost]) -> dict[str, Any]:
@@ -83,12 +86,7 @@ def results_of(run: Run, fits: list[list[Fit]], costs: list[Cost]) -> dict[str, 
             **{name: len(getattr(data, name).targets) for name in ("train", "val", "test")},
         },
         "layers": layers,
-        "versions": {
-            "linnet": __version__,
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": html.versions(),
         "machine": {"device": _device_name(run), "platform": platform.platform()},
     }
 
@@ -104,11 +102,17 @@ def write_results(results: dict[str, Any], out: Path) -> Path:
 def table_of(results: dict[str, Any]) -> Table:
     """One line for each layer, at most 80 columns wide."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    table.add_column("layer", overflow="fold")
-    for title in ("in net", "parameters", "test %", "time", "memory", "violation"):
+    table.add_column(COLUMNS[0], overflow="fold")
+    for title in COLUMNS[1:]:
         table.add_column(title, justify="right", no_wrap=True)
-    for layer in results["layers"]:
-        table.add_row(
+    for row in _rows(results):
+        table.add_row(*map(escape, row))
+    return table
+
+
+def _rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
+    return [
+        (
             layer["layer"],
             f"{layer['carriers']}/{layer['depth']}",
             f"{layer['parameters']:,}",
@@ -117,7 +121,43 @@ def table_of(results: dict[str, Any]) -> Table:
             _bytes(layer["peak_memory_bytes"]),
             _verdict(layer),
         )
-    return table
+        for layer in results["layers"]
+    ]
+
+
+def write_report(run: Run, results: dict[str, Any], numbers: Path, pictures: Sequence[Path]) -> Path:
+    """report.html: all of it on one page.
+
+    Args:
+        run: the run.
+        results: what it found.
+        numbers: the file that they are in.
+        pictures: of the run.
+    """
+    data = results["data"]
+    about = f"{data['train']} samples to train, {data['val']} to validate, {data['test']} to test; "
+    about += f"{data['features']} features, {data['classes']} classes"
+    seeds = [
+        (layer["layer"], seed["seed"], seed["best_epoch"], f"{100 * best:.1f}", f"{100 * seed['test_accuracy']:.1f}")
+        for layer in results["layers"]
+        for seed in layer["seeds"]
+        for best in [seed["val_accuracy"][seed["best_epoch"] - 1]]
+    ]
+    notes = [line.partition("  ")[::2] for line in legend(results).splitlines()]
+    parts = [
+        html.paragraph(about),
+        html.table(COLUMNS, _rows(results)),
+        html.table(("column", "what it says"), [(name, meaning.strip()) for name, meaning in notes if meaning]),
+        *(html.paragraph(text) for text, meaning in notes if not meaning),
+        *map(html.picture, pictures),
+        html.heading("Every seed"),
+        html.table(("layer", "seed", "best epoch", "validation %", "test %"), seeds),
+        html.heading("How to do it again"),
+        html.settings_of(run.settings),
+        html.folded(f"Every number: {numbers.name}", numbers.read_text()),
+    ]
+    command = html.command_of("train", run.settings, run.out)
+    return html.write_page(run.out, f"linnet train: {run.data.name}", command, parts)
 
 
 def legend(results: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ from rich.table import Table
 from linnet import __version__
 from linnet.checkpoint import replacing
 from linnet.palette import COLOURS
+from linnet.tasks import html
 from linnet.tasks.pictures import STYLE
 from linnet.tasks.sequence_runs import Learner, Point, Run, TaskSettings, Watch
 from linnet.tasks.sequences import EXAM
@@ -59,7 +60,7 @@ def watching(settings: TaskSettings) -> Iterator[Watch]:
 
 
 def report(run: Run, learners: list[Learner]) -> None:
-    """Write results.json and curves.png, and print what is in them."""
+    """Write results.json, curves.png and report.html, and print what is in them."""
     results = results_of(run, learners)
     with replacing(run.out / "results.json") as temporary:
         temporary.write_text(json.dumps(results, indent=1) + "\n")
@@ -68,8 +69,19 @@ def report(run: Run, learners: list[Learner]) -> None:
     console.print(_table(results))
     mean, std, count = results["loss"]["mean"], results["loss"]["std"], len(learners)
     spread = f"; {mean:.4g} ± {std:.2g} over {count} seeds" if count > 1 else ""
+    note = f"loss: of the exam, {_answers(run)}{spread}"
+    parts = [
+        html.table(_columns(results), _rows(results)),
+        html.paragraph(note),
+        html.picture(picture),
+        html.heading("How to do it again"),
+        html.settings_of(run.settings),
+        html.folded("Every number: results.json", (run.out / "results.json").read_text()),
+    ]
+    command = html.command_of("task", run.settings, run.out, argument="task")
+    page = html.write_page(run.out, f"linnet task: {run.settings.task}", command, parts)
     console.print(
-        f"\nloss: of the exam, {_answers(run)}{spread}\n\n{run.out}: results.json, {picture.name}, seed*.safetensors",
+        f"\n{note}\n\n{run.out}: results.json, {picture.name}, {page.name}, seed*.safetensors",
         highlight=False,
         markup=False,
         soft_wrap=True,
@@ -110,15 +122,24 @@ def length_of(learner: Learner) -> int | None:
 
 def _table(results: dict[str, Any]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    for name in ("seed", "steps", "CPU seconds", "level", "longest learned", f"loss ({results['unit']})"):
+    for name in _columns(results):
         table.add_column(name, justify="right")
+    for row in _rows(results):
+        table.add_row(*row)
+    return table
+
+
+def _columns(results: dict[str, Any]) -> tuple[str, ...]:
+    return "seed", "steps", "CPU seconds", "level", "longest learned", f"loss ({results['unit']})"
+
+
+def _rows(results: dict[str, Any]) -> list[list[str]]:
+    rows = []
     for row in results["seeds"]:
         length = "–" if row["length"] is None else f"{row['length']} steps"
-        table.add_row(
-            *(str(row["seed"]), str(row["step"]), f"{row['seconds']:.1f}", str(row["level"]), length),
-            f"{row['loss']:.4g}",
-        )
-    return table
+        numbers = [str(row["seed"]), str(row["step"]), f"{row['seconds']:.1f}", str(row["level"])]
+        rows.append([*numbers, length, f"{row['loss']:.4g}"])
+    return rows
 
 
 def draw(run: Run, learners: list[Learner]) -> Path:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 import tempfile
 from collections.abc import Sequence
 from functools import partial
@@ -12,10 +13,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from linnet.tasks import html
 from linnet.tasks.acts import ACTS, Act
 from linnet.tasks.data import load_data
 
 __all__ = ["check_tour", "run_tour"]
+
+TITLE = "What nn.Linear cannot do (digits: 1 797 real images; sunspots: 309 real years)"
+COLUMNS = ("claim", "nn.Linear", "linnet", "holds")
 
 
 def check_tour(out: Path, acts: Sequence[str] = ()) -> None:
@@ -36,7 +41,8 @@ def check_tour(out: Path, acts: Sequence[str] = ()) -> None:
 
 
 def run_tour(out: Path, acts: Sequence[str] = (), console: Console | None = None) -> dict[str, Act]:
-    """Perform the acts (all by default), print the closing table, write ``tour.png`` and ``tour.json`` into ``out``.
+    """Perform the acts (all by default), print the closing table, write ``tour.png``, ``tour.json`` and
+    ``report.html`` into ``out``.
 
     Raises:
         ValueError: as :func:`check_tour`.
@@ -66,16 +72,15 @@ def run_tour(out: Path, acts: Sequence[str] = (), console: Console | None = None
     console.print(table(performed))
     for act in performed.values():
         console.print(f"[dim]{act.claim}:[/] {act.note}.", highlight=False)
-    console.print(f"Picture: {out / 'tour.png'}   numbers: {out / 'tour.json'}", highlight=False, soft_wrap=True)
+    shown = f"Picture: {out / 'tour.png'}   numbers: {out / 'tour.json'}   both: {out / 'report.html'}"
+    console.print(shown, highlight=False, soft_wrap=True)
     return performed
 
 
 def table(performed: dict[str, Act]) -> Table:
     """The closing table: claim, nn.Linear, linnet, and whether the claim came out."""
-    closing = Table(
-        title="What nn.Linear cannot do (digits: 1 797 real images; sunspots: 309 real years)", title_justify="left"
-    )
-    for heading in ("claim", "nn.Linear", "linnet", "holds"):
+    closing = Table(title=TITLE, title_justify="left")
+    for heading in COLUMNS:
         closing.add_column(heading)
     for act in performed.values():
         verdict = "[green]yes[/]" if act.holds else "[red]NO[/]"
@@ -84,18 +89,29 @@ def table(performed: dict[str, Act]) -> Table:
 
 
 def write(out: Path, performed: dict[str, Act]) -> None:
-    """One panel for each act in ``tour.png``, every number in ``tour.json``."""
+    """One panel for each act in ``tour.png``, every number in ``tour.json``, both in ``report.html``."""
     from matplotlib.figure import Figure
 
-    rows = math.ceil(len(performed) / 3)
-    columns = math.ceil(len(performed) / rows)
-    figure = Figure(figsize=(5.2 * columns, 4.4 * rows), layout="constrained")
+    height = math.ceil(len(performed) / 3)
+    columns = math.ceil(len(performed) / height)
+    figure = Figure(figsize=(5.2 * columns, 4.4 * height), layout="constrained")
     for place, act in enumerate(performed.values()):
-        act.draw(figure.add_subplot(rows, columns, place + 1))
+        act.draw(figure.add_subplot(height, columns, place + 1))
     figure.savefig(out / "tour.png", dpi=130)
     results = {
         name: {"claim": act.claim, "nn.Linear": act.plain, "linnet": act.linnet, "holds": act.holds, "note": act.note}
         | {"numbers": act.numbers}
         for name, act in performed.items()
     }
-    (out / "tour.json").write_text(json.dumps(results, indent=1) + "\n")
+    numbers = json.dumps(results, indent=1) + "\n"
+    (out / "tour.json").write_text(numbers)
+    rows = [(act.claim, act.plain, act.linnet, "yes" if act.holds else "NO") for act in performed.values()]
+    parts = [
+        html.table(COLUMNS, rows),
+        html.picture(out / "tour.png"),
+        html.heading("What an honest reader should know"),
+        *(html.paragraph(f"{act.claim}: {act.note}.") for act in performed.values()),
+        html.folded("Every number: tour.json", numbers),
+    ]
+    chosen = [] if list(performed) == list(ACTS) else [word for name in performed for word in ("--act", name)]
+    html.write_page(out, TITLE, shlex.join(["linnet", "tour", *chosen, "--out", str(out)]), parts)
