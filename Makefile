@@ -39,7 +39,7 @@ $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/.models: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)" -e ".[models]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)" -e ".[models,log,trainers]"
 	touch $@
 
 $(VENV)/.check: pyproject.toml | $(VENV)/bin/python

@@ -7,6 +7,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+import torch
 
 from linnet.tasks.data import load_data
 
@@ -66,3 +67,28 @@ def test_the_example_of_synthetic_gradients(tmp_path):
     assert (tmp_path / "found.png").stat().st_size > 1000
     with pytest.raises(SystemExit):
         example["main"]([])
+
+
+def test_the_bare_loop_trains(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import trainers
+
+    torch.manual_seed(0)
+    data = load_data("digits")
+    model = trainers.loop(data, epochs=4)
+    assert trainers.accuracy(model, data) > 0.9 and model.network[0].steps == 4 * 17
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_lightning_trains_what_the_bare_loop_does(monkeypatch):
+    pytest.importorskip("lightning")
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import trainers
+
+    data, states = load_data("digits"), []
+    for trainer in (trainers.loop, trainers.lightning):
+        torch.manual_seed(0)
+        states.append(trainer(data, epochs=2).state_dict())
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
