@@ -109,8 +109,9 @@ def killed(out: Path, nproc: int, seed: int, kills: int, options: list[str]) -> 
         if done < kills and (out / "run.json").exists() and victims and child.poll() is None:
             os.kill(rng.choice(victims), signal.SIGKILL)
             done += 1
-        if nproc == 1 and child.wait() == -signal.SIGKILL:
-            child = subprocess.Popen(command(out, "--resume"), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+            if nproc == 1:
+                child.wait()
+                child = subprocess.Popen(command(out, "--resume"), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     assert child.returncode == 0
     return done
 
