@@ -1,14 +1,12 @@
 """``linnet task``: a recurrent network learns a task through short windows, with synthetic gradients or without."""
 
 import functools
-import json
 import math
 import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -16,7 +14,7 @@ from torch import Generator, Tensor, nn
 from linnet import checkpoint
 from linnet.beings import check_positive
 from linnet.decoupled import LinearSynthesizer, MLPSynthesizer, Synthetic, TruncatedBPTT
-from linnet.tasks.folders import check_new, clear_left_overs
+from linnet.tasks.folders import check_new, clear_left_overs, read_record, writable, write_record
 from linnet.tasks.sequences import Adding, ArgMax, Batch, Copy, Recall, RepeatCopy, SequenceTask, Text
 from linnet.tasks.specs import differences, seeds_of
 
@@ -283,7 +281,7 @@ def found(settings: TaskSettings, out: str | os.PathLike[str], *, resume: bool =
                 f"A run that is resumed cannot become shorter, however: it had {_length(before)}, not "
                 f"{_length(settings)}"
             )
-        if _read_record(folder)["data_sha256"] != task.fingerprint:
+        if read_record(folder)["data_sha256"] != task.fingerprint:
             raise ValueError(f"A run is resumed on its own text, however: {settings.text} differs from that of {out}")
         clear_left_overs(folder)
         for path in map(run.path, seeds_of(settings)):
@@ -291,13 +289,8 @@ def found(settings: TaskSettings, out: str | os.PathLike[str], *, resume: bool =
                 checkpoint.info(path)
     else:
         check_new(folder)
-    record = {"settings": asdict(settings), "data_sha256": task.fingerprint}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with checkpoint.replacing(folder / "run.json") as temporary:
-            temporary.write_text(json.dumps(record, indent=1) + "\n")
-    except OSError as error:
-        raise ValueError(f"The output folder must be writable, however: {out} ({error.strerror})") from error
+    with writable(out):
+        write_record(folder, settings, task.fingerprint)
     return run
 
 
@@ -308,22 +301,9 @@ def resumed(out: str | os.PathLike[str]) -> TaskSettings:
         ValueError: there is none, or its record is damaged.
     """
     try:
-        return TaskSettings(**_read_record(Path(out))["settings"])
+        return TaskSettings(**read_record(Path(out))["settings"])
     except TypeError as error:
         raise ValueError(f"The record of a run must be whole, however: {out}/run.json is not ({error})") from error
-
-
-def _read_record(folder: Path) -> dict[str, Any]:
-    path = folder / "run.json"
-    try:
-        record = json.loads(path.read_text())
-    except OSError as error:
-        raise ValueError(f"There must be a run to resume, however: {path} ({error.strerror})") from error
-    except ValueError as error:
-        raise ValueError(f"The record of a run must be whole, however: {path} is not ({error})") from error
-    if not isinstance(record, dict) or not {"settings", "data_sha256"} <= record.keys():
-        raise ValueError(f"The record of a run must be whole, however: {path} is not")
-    return record
 
 
 def _length(settings: TaskSettings) -> str:

@@ -1,13 +1,12 @@
 """The main job: the same network with each kind of layer, trained on real data; it can be interrupted at any moment."""
 
-import json
 import os
 import random
 import re
 import statistics
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from linnet.decoupled.sources import Source
 from linnet.decoupled.synthetic import Synthetic
 from linnet.linear import penalty
 from linnet.tasks.data import Data, Split, load_data
-from linnet.tasks.folders import check_new, clear_left_overs
+from linnet.tasks.folders import check_new, clear_left_overs, read_record, writable, write_record
 from linnet.tasks.replicas import ALONE, Replicas
 from linnet.tasks.specs import LayerSpec, Settings, differences, seeds_of
 from linnet.wide.losses import per_being
@@ -114,11 +113,10 @@ def prepare(settings: Settings, out: str | os.PathLike[str], *, resume: bool = F
         if not list(net.parameters()):
             raise ValueError(f"A network to train must have parameters, however: it has none with {spec.text}")
         trainable(net, run, spec)
-    record = {"settings": asdict(settings) | {"layers": list(settings.layers)}, "data_sha256": data.fingerprint}
     if resume:
         if different := differences(settings, resumed_settings(out)):
             raise ValueError(f"A run is resumed with its own settings, however: {'; '.join(different)} as in {out}")
-        if _read_record(run.out)["data_sha256"] != data.fingerprint:
+        if read_record(run.out)["data_sha256"] != data.fingerprint:
             raise ValueError(f"A run is resumed on its own data, however: {settings.data} differs from that of {out}")
         clear_left_overs(run.out)
         clear_left_overs(run.out / "nets")
@@ -127,14 +125,10 @@ def prepare(settings: Settings, out: str | os.PathLike[str], *, resume: bool = F
                 checkpoint.info(path)
         (run.out / "nets").mkdir(exist_ok=True)
         return run
-    try:
+    with writable(out):
         check_new(run.out)
-        run.out.mkdir(parents=True, exist_ok=True)
-        with checkpoint.replacing(run.out / "run.json") as temporary:
-            temporary.write_text(json.dumps(record, indent=1) + "\n")
+        write_record(run.out, settings, data.fingerprint)
         (run.out / "nets").mkdir()
-    except OSError as error:
-        raise ValueError(f"The output folder must be writable, however: {out} ({error.strerror})") from error
     return run
 
 
@@ -144,7 +138,7 @@ def resumed_settings(out: str | os.PathLike[str]) -> Settings:
     Raises:
         ValueError: there is none, or its record is damaged.
     """
-    record = _read_record(Path(out))
+    record = read_record(Path(out))
     try:
         return Settings(**record["settings"] | {"layers": tuple(record["settings"]["layers"])})
     except (KeyError, TypeError) as error:
@@ -276,13 +270,3 @@ def _build(settings: Settings, spec: LayerSpec, data: Data) -> MLP:
 
 def _plain(result: Fit) -> dict[str, Any]:
     return {name: value for name, value in vars(result).items() if name != "net"}
-
-
-def _read_record(out: Path) -> dict[str, Any]:
-    try:
-        record = json.loads((out / "run.json").read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"There must be a run to resume, however: {out / 'run.json'} ({error})") from error
-    if not isinstance(record, dict) or not {"settings", "data_sha256"} <= record.keys():
-        raise ValueError(f"The record of a run must be whole, however: {out / 'run.json'} is not")
-    return record
