@@ -125,7 +125,7 @@ def _described(module: nn.Module, path: str, seen: dict[nn.Module, str]) -> dict
     node: dict[str, Any]
     if isinstance(module, EachBeing):
         node = _described_each(module, path)
-    elif cls is WideLinear or (isinstance(module, LinearMap) and cls in catalogue().values() and _ours(cls)):
+    elif isinstance(module, LinearMap) and _layers().get(cls.__name__) is cls:
         node = {
             "layer": cls.__name__,
             "in_features": module.in_features,
@@ -164,8 +164,10 @@ def _described_each(each: EachBeing, path: str) -> dict[str, Any]:
     raise _Unknown(path)
 
 
-def _ours(cls: type[nn.Module]) -> bool:
-    return cls.__module__.startswith("linnet.")
+def _layers() -> dict[str, type[nn.Module]]:
+    """The layers of linnet, not those that others have put into the catalogue."""
+    known = (*catalogue().values(), WideLinear)
+    return {cls.__name__: cls for cls in known if cls.__module__.startswith("linnet.")}
 
 
 def _buffer_dtypes(module: nn.Module) -> set[str]:
@@ -267,8 +269,7 @@ class _Builder:
             return EachBeing(_Builder({}, self.limit, self.device).build(inside), node["beings"])
 
     def _layer(self, node: Mapping[str, Any], path: str) -> nn.Module:
-        classes: dict[str, Any] = {cls.__name__: cls for cls in catalogue().values() if _ours(cls)}
-        cls = (classes | {"WideLinear": WideLinear})[node["layer"]]
+        cls: Any = _layers()[node["layer"]]
         options = {name: self._value(value) for name, value in node["options"].items()}
         self._check(options | {name: node[name] for name in ("in_features", "out_features", "beings")})
         first = {} if cls is not SparseLinear else self._connections(options, node, path)

@@ -62,7 +62,8 @@ def _walk(module: nn.Module, name: str, depth: int, seen: dict[nn.Module, str]) 
     again = seen.get(module)
     seen.setdefault(module, name or "the model")
     tensors = list(module.parameters())
-    promise = getattr(module, "promise", "") if isinstance(module, LinearMap) else ""
+    promise = module.promise if isinstance(module, LinearMap) else ""
+    beings = getattr(module, "beings", None)
     yield Part(
         name=name,
         depth=depth,
@@ -71,7 +72,7 @@ def _walk(module: nn.Module, name: str, depth: int, seen: dict[nn.Module, str]) 
         fixed=sum(_numbers(tensor) for tensor in [*tensors, *_constants(module)] if not tensor.requires_grad),
         promise="" if promise == "none" else promise,
         density=_density(module),
-        beings=getattr(module, "beings", None) if isinstance(getattr(module, "beings", None), int) else None,
+        beings=beings if isinstance(beings, int) else None,
         again=again,
     )
     if again is None:
@@ -97,11 +98,16 @@ def _density(module: nn.Module) -> float | None:
     return None
 
 
+def _grouped(number: Any) -> str:
+    """Three digits at a time."""
+    return f"{number:,}".replace(",", " ")
+
+
 def _sizes(module: nn.Module) -> str:
     for names in (("in_features", "out_features"), ("input_size", "output_size"), ("input_size", "hidden_size")):
         sizes = [getattr(module, name, None) for name in names]
         if all(isinstance(size, int) for size in sizes):
-            return f"{sizes[0]:,} → {sizes[1]:,}".replace(",", " ")
+            return f"{_grouped(sizes[0])} → {_grouped(sizes[1])}"
     return ""
 
 
@@ -114,14 +120,13 @@ def _class(module: nn.Module) -> str:
 
 def _told(part: Part) -> dict[str, str]:
     """A part in words: what describe writes and diagram draws."""
-    numbers = [f"{part.parameters:,}"] * (part.parameters > 0 or not part.fixed) + [f"{part.fixed:,} fixed"] * (
-        part.fixed > 0
-    )
+    numbers = [_grouped(part.parameters)] if part.parameters or not part.fixed else []
+    numbers += [f"{_grouped(part.fixed)} fixed"] if part.fixed else []
     return {
         "sizes": _sizes(part.module),
-        "parameters": f"= {part.again}" if part.again else " + ".join(numbers).replace(",", " "),
+        "parameters": f"= {part.again}" if part.again else " + ".join(numbers),
         "density": "" if part.density is None else f"{100 * part.density:.3g} %",
-        "beings": "" if part.beings is None else f"{part.beings:,}".replace(",", " "),
+        "beings": "" if part.beings is None else _grouped(part.beings),
         "promise": part.promise,
     }
 
@@ -164,7 +169,7 @@ def describe(model: nn.Module, *, file: IO[str] | None = None) -> None:
 
 
 def _summary(model: nn.Module, found: list[Part]) -> str:
-    total, fixed = (f"{number:,}".replace(",", " ") for number in (found[0].parameters, found[0].fixed))
+    total, fixed = _grouped(found[0].parameters), _grouped(found[0].fixed)
     return f"{type(model).__name__}, {total} trained parameters" + (f", {fixed} fixed" if found[0].fixed else "")
 
 

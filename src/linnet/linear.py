@@ -56,7 +56,7 @@ def penalty(model: nn.Module) -> Tensor:
         >>> float(penalty(nn.Sequential(Linear(3, 2), nn.ReLU())))
         0.0
     """
-    terms = [module.penalty() for module in _judges(model)]
+    terms = [module.penalty() for module in judges(model)]
     return torch.stack([term.to(terms[0]) for term in terms]).sum() if terms else torch.zeros(())
 
 
@@ -67,11 +67,11 @@ def violation(model: nn.Module) -> Tensor:
         >>> float(violation(nn.Sequential(Linear(3, 2), nn.ReLU())))
         0.0
     """
-    terms = [module.violation().max() for module in _judges(model)]
+    terms = [module.violation().max() for module in judges(model)]
     return torch.stack([term.cpu() for term in terms]).max() if terms else torch.zeros((), dtype=torch.float64)
 
 
-def _judges(model: nn.Module) -> list[Any]:
+def judges(model: nn.Module) -> list[Any]:
     """The maps in a model, each once, and in the place of those inside a widened module that module."""
     found: dict[nn.Module, None] = {}
     seen: set[nn.Module] = set()

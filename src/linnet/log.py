@@ -1,13 +1,15 @@
 """What can be read off a model in training, for TensorBoard or whatever has ``add_scalar``."""
 
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from linnet.decoupled import DNI
-from linnet.linear import LinearMap, penalty
+from linnet.linear import LinearMap, judges, penalty
 from linnet.sparse import KWinners, SparseLinear
+from linnet.sparse.structure import among
 
 __all__ = ["LARGEST_SPECTRUM", "Writer", "log"]
 
@@ -61,9 +63,10 @@ def log(model: nn.Module, writer: Writer, step: int, *, fitness: Tensor | None =
     histograms: dict[str, Tensor] = {}
     if any(callable(getattr(module, "penalty", None)) for module in model.modules()):
         scalars["penalty"] = float(penalty(model))
+    judging = set(judges(model))  # not the maps in a widened module, whose tensors have the beings in front
     for name, module in model.named_modules():
         label = name or type(module).__name__
-        if isinstance(module, LinearMap) and not _inside_wide(model, name):
+        if isinstance(module, LinearMap) and module in judging:
             _of_map(module, label, scalars, histograms)
         if isinstance(module, SparseLinear):
             scalars[f"density/{label}"] = module.nnz / (module.in_features * module.out_features)
@@ -99,14 +102,6 @@ def _of_map(module: LinearMap, label: str, scalars: dict[str, float], histograms
         histograms[f"spectrum/{label}"] = values.flatten()
 
 
-def _inside_wide(model: nn.Module, name: str) -> bool:
-    """Whether a module lies in a widened one, where its tensors have an axis of beings and it cannot judge them."""
-    places = name.split(".")
-    return any(
-        getattr(model.get_submodule(".".join(places[:i])), "judges_members", False) for i in range(len(places) + 1)
-    )
-
-
 _SEEN = "_linnet_connections"
 
 
@@ -114,10 +109,10 @@ def _moved(writer: Any, layer: SparseLinear) -> float | None:
     """The share of connections that are new since the last call with this writer; None at the first, and if static."""
     if layer.rule is None:
         return None
-    seen = writer.__dict__.setdefault(_SEEN, {}) if hasattr(writer, "__dict__") else {}
+    seen = writer.__dict__.setdefault(_SEEN, WeakKeyDictionary()) if hasattr(writer, "__dict__") else {}
     cells = layer.cells()
-    before, seen[id(layer)] = seen.get(id(layer)), cells
+    before, seen[layer] = seen.get(layer), cells
     if before is None or not cells.numel():
         return None
     rows = zip(cells.reshape(-1, cells.shape[-1]), before.reshape(-1, before.shape[-1]), strict=True)
-    return float(torch.stack([(~torch.isin(now, then)).double().mean() for now, then in rows]).mean())
+    return 1 - float(torch.stack([among(now, then)[0].double().mean() for now, then in rows]).mean())

@@ -68,7 +68,9 @@ def read_record(folder: Path) -> dict[str, Any]:
     except OSError as error:
         raise ValueError(f"There must be a run to resume, however: {path} ({error.strerror})") from error
     except ValueError as error:
-        raise ValueError(f"The record of a run must be whole, however: {path} holds no run to resume ({error})") from error
+        raise ValueError(
+            f"The record of a run must be whole, however: {path} holds no run to resume ({error})"
+        ) from error
     if not isinstance(record, dict) or not {"settings", "data_sha256"} <= record.keys():
         raise ValueError(f"The record of a run must be whole, however: {path} is not")
     return record
