@@ -132,7 +132,7 @@ def _described(module: nn.Module, path: str, seen: dict[nn.Module, str]) -> dict
             "out_features": module.out_features,
             "bias": module.bias is not None,
             "beings": module.beings,
-            "options": {name: _plain(value) for name, value in module.options().items()},  # type: ignore[operator]
+            "options": {name: _plain(value) for name, value in module.options().items()},
         }
     elif MODULES.get(cls.__name__) is cls:
         node = {"module": cls.__name__, "arguments": {name: _argument(module, name) for name in _arguments(cls)}}
@@ -166,7 +166,7 @@ def _described_each(each: EachBeing, path: str) -> dict[str, Any]:
 
 def _layers() -> dict[str, type[nn.Module]]:
     """The layers of linnet, not those that others have put into the catalogue."""
-    known = (*catalogue().values(), WideLinear)
+    known: list[type[nn.Module]] = [*catalogue().values(), WideLinear]
     return {cls.__name__: cls for cls in known if cls.__module__.startswith("linnet.")}
 
 

@@ -24,6 +24,14 @@ import torch
 from torch import Tensor, nn
 
 from linnet.architecture import built, described
+from linnet.fitting import (
+    check_model,
+    check_optimizer,
+    class_name,
+    optimizer_shapes,
+    place_like,
+    undone_on_error,
+)
 from linnet.state import Box, check_generators, generator_states, set_generators, unpack
 
 __all__ = ["CheckpointInfo", "info", "load", "replacing", "save"]
@@ -124,9 +132,9 @@ def save(
         "format_version": FORMAT_VERSION,
         "linnet_version": __version__,
         "torch_version": torch.__version__,
-        "model_class": _class_name(model),
-        "optimizer_class": None if optimizer is None else _class_name(optimizer),
-        "optimizer_shapes": None if optimizer is None else _optimizer_shapes(optimizer),
+        "model_class": class_name(model),
+        "optimizer_class": None if optimizer is None else class_name(optimizer),
+        "optimizer_shapes": None if optimizer is None else optimizer_shapes(optimizer),
         "step": None if step is None else operator.index(step),
         "architecture": box.put(described(model), "architecture"),
         **{name: box.put(value, name) for name, value in tree.items()},
@@ -191,13 +199,13 @@ def load(
             if optimizer is not None:
                 raise ValueError("An optimizer is one of the parameters of a model, however: it is given without into")
             into = _rebuilt(description, model, path)
-        _check_model(model, into, path)
+        check_model(model, into, path)
         if optimizer is not None:
-            _check_optimizer(description, optimizer, into, path)
-        with _undone_on_error(into, optimizer, path):
+            check_optimizer(description, optimizer, into, path)
+        with undone_on_error(into, optimizer, path):
             into.load_state_dict(model)
             if optimizer is not None:
-                _place_like(state["param_groups"], optimizer.param_groups)
+                place_like(state["param_groups"], optimizer.param_groups)
                 optimizer.load_state_dict(state)
         if rng and generators is not None:
             set_generators(generators)
@@ -211,8 +219,12 @@ def _rebuilt(description: dict[str, Any], state: dict[str, Any], path: str | os.
             f"Without into= a file must describe its model, however: {os.fspath(path)!r} holds a "
             f"{description['model_class']} that has parts of its own (make the model and load into it)"
         )
+
+    def none(name: str) -> Tensor:
+        raise ValueError(f"there are no tensors in a description, not {name!r} either")
+
     with _blaming(path), torch.random.fork_rng():
-        return built(unpack(architecture, lambda name: operator.getitem({}, name)), state)
+        return built(unpack(architecture, none), state)
 
 
 def info(path: str | os.PathLike[str]) -> CheckpointInfo:
@@ -324,121 +336,6 @@ def _blaming(path: str | os.PathLike[str]) -> Iterator[None]:
 
 def _bad(path: str | os.PathLike[str], fact: str) -> ValueError:
     return ValueError(f"{os.fspath(path)!r} must be a whole linnet checkpoint, however: {fact}")
-
-
-# ---------------------------------------------------------------------- does it fit?
-
-
-def _class_name(thing: object) -> str:
-    return f"{type(thing).__module__}.{type(thing).__qualname__}"
-
-
-def _optimizer_shapes(optimizer: torch.optim.Optimizer) -> list[list[list[int]]]:
-    return [[list(parameter.shape) for parameter in group["params"]] for group in optimizer.param_groups]
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _check_model(saved: dict[str, Any], model: nn.Module, path: str | os.PathLike[str]) -> None:
-    own = model.state_dict()
-    faults = []
-    if missing := [key for key in own if key not in saved and not _loads_itself(model, key)]:
-        faults.append(f"missing in the file: {_listed(missing)}")
-    if unexpected := [key for key in saved if key not in own and not _loads_itself(model, key)]:
-        faults.append(f"not in the model: {_listed(unexpected)}")
-    different = []
-    for key in (key for key in own if key in saved):
-        theirs, ours = saved[key], own[key]
-        if isinstance(theirs, Tensor) != isinstance(ours, Tensor):
-            different.append(f"{key} (of another kind)")
-        elif isinstance(ours, Tensor) and not nn.parameter.is_lazy(ours):
-            if ours.is_meta:
-                raise ValueError(f"The model must have real tensors, however: {key} is on the meta device")
-            if theirs.shape != ours.shape and not _loads_itself(model, key):
-                different.append(f"{key} ({tuple(theirs.shape)} in the file, {tuple(ours.shape)} in the model)")
-            elif theirs.dtype != ours.dtype:
-                different.append(f"{key} ({theirs.dtype} in the file, {ours.dtype} in the model)")
-    if different:
-        faults.append(f"different: {_listed(different)}")
-    if faults:
-        raise ValueError(f"The model must fit the checkpoint {os.fspath(path)!r}, however: {'; '.join(faults)}")
-
-
-_STRICT = (
-    nn.Module._load_from_state_dict,
-    nn.modules.batchnorm._NormBase._load_from_state_dict,  # it forgives what torch 0.4 did not save; linnet always did
-)
-
-
-def _loads_itself(model: nn.Module, key: str) -> bool:
-    """Whether a module on the way to ``key`` has a loader or a hook of its own, which then decides what fits it."""
-    module: nn.Module | None = model
-    for part in key.split("."):
-        if module is None:
-            break
-        if type(module)._load_from_state_dict not in _STRICT or module._load_state_dict_pre_hooks:
-            return True
-        module = module._modules.get(part)
-    return False
-
-
-def _check_optimizer(
-    description: dict[str, Any], optimizer: torch.optim.Optimizer, model: nn.Module, path: str | os.PathLike[str]
-) -> None:
-    rule = f"The optimizer must fit the checkpoint {os.fspath(path)!r}, however: "
-    if description["optimizer"] is None:
-        raise ValueError(f"{rule}the file holds none")
-    if description["optimizer_class"] != _class_name(optimizer):
-        raise ValueError(f"{rule}{description['optimizer_class']} in the file, {_class_name(optimizer)} given")
-    if not _same_shapes(description["optimizer_shapes"], optimizer, model):
-        raise ValueError(f"{rule}its parameter groups hold other parameters")
-
-
-def _same_shapes(saved: Any, optimizer: torch.optim.Optimizer, model: nn.Module) -> bool:
-    """Whether the groups hold parameters of the saved shapes.
-
-    A module that loads itself decides on those of its own, which it may change: those of a pruned sparse layer, say.
-    """
-    free = {id(parameter) for key, parameter in model.named_parameters() if _loads_itself(model, key)}
-    try:
-        return all(
-            id(parameter) in free or shape == list(parameter.shape)
-            for group, shapes in zip(optimizer.param_groups, saved, strict=True)
-            for parameter, shape in zip(group["params"], shapes, strict=True)
-        )
-    except (TypeError, ValueError):  # other numbers of them
-        return False
-
-
-@contextmanager
-def _undone_on_error(
-    model: nn.Module, optimizer: torch.optim.Optimizer | None, path: str | os.PathLike[str]
-) -> Iterator[None]:
-    """Put model and optimizer back as they were if the block fails: a module's own loading hooks may refuse late."""
-    state = {k: v for k, v in model.state_dict().items() if not nn.parameter.is_lazy(v)}
-    before = {k: v.detach().clone() if isinstance(v, Tensor) else v for k, v in state.items()}
-    kept = None if optimizer is None else (optimizer.state, optimizer.param_groups)
-    try:
-        yield
-    except BaseException as error:
-        model.load_state_dict(before, strict=False)  # a module may have grown tensors on the way
-        if optimizer is not None and kept is not None:
-            optimizer.state, optimizer.param_groups = kept
-        if isinstance(error, (AttributeError, LookupError, RuntimeError, TypeError, ValueError)):
-            reason = " ".join(str(error).split())
-            raise ValueError(f"The checkpoint {os.fspath(path)!r} must load, however: {reason}") from error
-        raise
-
-
-def _place_like(saved_groups: list[dict[str, Any]], groups: list[dict[str, Any]]) -> None:
-    """Tensors among the options (a learning rate, say) go to the device of those that they replace."""
-    for saved, group in zip(saved_groups, groups, strict=True):
-        for name, value in saved.items():
-            if isinstance(value, Tensor):
-                own = group.get(name)
-                saved[name] = value.clone().to(own.device if isinstance(own, Tensor) else "cpu")
 
 
 def _as_info(

@@ -1,0 +1,127 @@
+"""Whether what a checkpoint holds fits a model and an optimizer, and putting both back if loading fails late."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["check_model", "check_optimizer", "class_name", "optimizer_shapes", "place_like", "undone_on_error"]
+
+
+def class_name(thing: object) -> str:
+    """Module and name."""
+    return f"{type(thing).__module__}.{type(thing).__qualname__}"
+
+
+def optimizer_shapes(optimizer: torch.optim.Optimizer) -> list[list[list[int]]]:
+    """The shapes of the parameters of each group."""
+    return [[list(parameter.shape) for parameter in group["params"]] for group in optimizer.param_groups]
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def check_model(saved: dict[str, Any], model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """A ValueError that names what is missing, unexpected or different in a state."""
+    own = model.state_dict()
+    faults = []
+    if missing := [key for key in own if key not in saved and not _loads_itself(model, key)]:
+        faults.append(f"missing in the file: {_listed(missing)}")
+    if unexpected := [key for key in saved if key not in own and not _loads_itself(model, key)]:
+        faults.append(f"not in the model: {_listed(unexpected)}")
+    different = []
+    for key in (key for key in own if key in saved):
+        theirs, ours = saved[key], own[key]
+        if isinstance(theirs, Tensor) != isinstance(ours, Tensor):
+            different.append(f"{key} (of another kind)")
+        elif isinstance(ours, Tensor) and not nn.parameter.is_lazy(ours):
+            if ours.is_meta:
+                raise ValueError(f"The model must have real tensors, however: {key} is on the meta device")
+            if theirs.shape != ours.shape and not _loads_itself(model, key):
+                different.append(f"{key} ({tuple(theirs.shape)} in the file, {tuple(ours.shape)} in the model)")
+            elif theirs.dtype != ours.dtype:
+                different.append(f"{key} ({theirs.dtype} in the file, {ours.dtype} in the model)")
+    if different:
+        faults.append(f"different: {_listed(different)}")
+    if faults:
+        raise ValueError(f"The model must fit the checkpoint {os.fspath(path)!r}, however: {'; '.join(faults)}")
+
+
+_STRICT = (
+    nn.Module._load_from_state_dict,
+    nn.modules.batchnorm._NormBase._load_from_state_dict,  # it forgives what torch 0.4 did not save; linnet always did
+)
+
+
+def _loads_itself(model: nn.Module, key: str) -> bool:
+    """Whether a module on the way to ``key`` has a loader or a hook of its own, which then decides what fits it."""
+    module: nn.Module | None = model
+    for part in key.split("."):
+        if module is None:
+            break
+        if type(module)._load_from_state_dict not in _STRICT or module._load_state_dict_pre_hooks:
+            return True
+        module = module._modules.get(part)
+    return False
+
+
+def check_optimizer(
+    description: dict[str, Any], optimizer: torch.optim.Optimizer, model: nn.Module, path: str | os.PathLike[str]
+) -> None:
+    """A ValueError unless the file holds the state of such an optimizer, for parameters of these shapes."""
+    rule = f"The optimizer must fit the checkpoint {os.fspath(path)!r}, however: "
+    if description["optimizer"] is None:
+        raise ValueError(f"{rule}the file holds none")
+    if description["optimizer_class"] != class_name(optimizer):
+        raise ValueError(f"{rule}{description['optimizer_class']} in the file, {class_name(optimizer)} given")
+    if not _same_shapes(description["optimizer_shapes"], optimizer, model):
+        raise ValueError(f"{rule}its parameter groups hold other parameters")
+
+
+def _same_shapes(saved: Any, optimizer: torch.optim.Optimizer, model: nn.Module) -> bool:
+    """Whether the groups hold parameters of the saved shapes.
+
+    A module that loads itself decides on those of its own, which it may change: those of a pruned sparse layer, say.
+    """
+    free = {id(parameter) for key, parameter in model.named_parameters() if _loads_itself(model, key)}
+    try:
+        return all(
+            id(parameter) in free or shape == list(parameter.shape)
+            for group, shapes in zip(optimizer.param_groups, saved, strict=True)
+            for parameter, shape in zip(group["params"], shapes, strict=True)
+        )
+    except (TypeError, ValueError):  # other numbers of them
+        return False
+
+
+@contextmanager
+def undone_on_error(
+    model: nn.Module, optimizer: torch.optim.Optimizer | None, path: str | os.PathLike[str]
+) -> Iterator[None]:
+    """Put model and optimizer back as they were if the block fails: a module's own loading hooks may refuse late."""
+    state = {k: v for k, v in model.state_dict().items() if not nn.parameter.is_lazy(v)}
+    before = {k: v.detach().clone() if isinstance(v, Tensor) else v for k, v in state.items()}
+    kept = None if optimizer is None else (optimizer.state, optimizer.param_groups)
+    try:
+        yield
+    except BaseException as error:
+        model.load_state_dict(before, strict=False)  # a module may have grown tensors on the way
+        if optimizer is not None and kept is not None:
+            optimizer.state, optimizer.param_groups = kept
+        if isinstance(error, (AttributeError, LookupError, RuntimeError, TypeError, ValueError)):
+            reason = " ".join(str(error).split())
+            raise ValueError(f"The checkpoint {os.fspath(path)!r} must load, however: {reason}") from error
+        raise
+
+
+def place_like(saved_groups: list[dict[str, Any]], groups: list[dict[str, Any]]) -> None:
+    """Tensors among the options (a learning rate, say) go to the device of those that they replace."""
+    for saved, group in zip(saved_groups, groups, strict=True):
+        for name, value in saved.items():
+            if isinstance(value, Tensor):
+                own = group.get(name)
+                saved[name] = value.clone().to(own.device if isinstance(own, Tensor) else "cpu")
