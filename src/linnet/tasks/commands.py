@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import typer
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from linnet import __version__
@@ -19,7 +18,7 @@ from linnet.cli import user_input
 from linnet.linear import LinearMap
 from linnet.tasks.evolution import EvolveSettings
 from linnet.tasks.sequence_runs import TaskSettings
-from linnet.tasks.specs import DECOUPLED, LayerSpec, Settings, layer_options, seeds_of
+from linnet.tasks.specs import DECOUPLED, Settings, layer_options, seeds_of
 
 __all__ = ["app"]
 
@@ -186,6 +185,7 @@ def train(
     from linnet.tasks.replicas import start
     from linnet.tasks.report import legend, results_of, table_of, write_report, write_results
     from linnet.tasks.train import fit, prepare, resumed_settings
+    from linnet.tasks.watcher import Watcher
 
     with user_input():
         before = _to_resume(resume, out)
@@ -426,39 +426,3 @@ def _stopped(command: str, folder: Path) -> typer.Exit:
     again = f"linnet {command} --resume --out {shlex.quote(str(folder))}"
     Console(stderr=True).print(f"linnet: stopped; to go on: {again}", highlight=False, markup=False, soft_wrap=True)
     return typer.Exit(130)
-
-
-class Watcher:
-    """Live progress on stderr: a bar for each kind of layer; where stderr is not a terminal, a line for each net."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.console = Console(stderr=True)
-        self.bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[state]}"),
-            TimeElapsedColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
-        total = settings.seeds * settings.epochs
-        self.tasks: dict[str, TaskID] = {
-            text: self.bars.add_task(text, total=total, start=False, state="") for text in settings.layers
-        }
-
-    def __enter__(self) -> "Watcher":
-        self.bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bars.stop()
-
-    def __call__(self, spec: LayerSpec, seed: int, epochs: int, val_accuracy: float) -> None:
-        done = (seed - self.settings.seed) * self.settings.epochs + epochs
-        state = f"seed {seed}  validation {100 * val_accuracy:5.1f} %"
-        self.bars.start_task(self.tasks[spec.text])
-        self.bars.update(self.tasks[spec.text], completed=done, state=state)
-        if not self.console.is_terminal and epochs == self.settings.epochs:
-            self.console.print(f"{spec.text}  {state}", highlight=False, markup=False, soft_wrap=True)

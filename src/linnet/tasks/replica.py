@@ -6,10 +6,10 @@ from contextlib import nullcontext
 
 import torch.distributed as dist
 
-from linnet.tasks.commands import Watcher
 from linnet.tasks.replicas import Replicas
 from linnet.tasks.specs import seeds_of
 from linnet.tasks.train import fit, prepare, resumed_settings
+from linnet.tasks.watcher import Watcher
 
 
 def joined() -> Replicas:

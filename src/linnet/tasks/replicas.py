@@ -49,9 +49,9 @@ class Replicas:
         """The part of a batch that this process does."""
         return rows.tensor_split(self.size)[self.rank]
 
-    def weight(self, rows: Tensor) -> float:
+    def weight(self, own: Tensor, rows: Tensor) -> float:
         """What a mean over the own part of a batch counts, so that the mean over processes is that over the batch."""
-        return self.size * len(self.own(rows)) / len(rows)
+        return self.size * len(own) / len(rows)
 
     def total(self, part: Tensor) -> Tensor:
         """The sum over all processes."""

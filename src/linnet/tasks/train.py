@@ -180,7 +180,8 @@ def fit(run: Run, spec: LayerSpec, seed: int, watch: Watch | None = None, replic
         total = torch.zeros((), device=device)
         seen: list[dict[str, Tensor]] = []
         for i, rows in enumerate(torch.randperm(len(train.targets)).to(device).split(settings.batch_size)):
-            own, weight = replicas.own(rows), replicas.weight(rows)
+            own = replicas.own(rows)
+            weight = replicas.weight(own, rows)
             total += training_step(replica, optimizer, train.inputs[own], train.targets[own], spec, weight) * len(own)
             if isinstance(model, DNI) and i % 10 == 9:
                 seen.append(model.diagnostics())
