@@ -20,10 +20,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import linnet
+from linnet.tasks.acts.chimera import chimera
 from linnet.tasks.data import Data, Split, load_data
 
 HERE = Path(__file__).parent
-BEINGS, EPOCHS, BATCH, SEEDS, TUNING_SEED = 3, 30, 64, range(5), 100
+EPOCHS, BATCH, SEEDS, TUNING_SEED = 30, 64, range(5), 100
 RATES = (1e-3, 2e-3, 4e-3)
 
 
@@ -37,14 +38,7 @@ def network(kind: str, features: int, classes: int) -> nn.Sequential:
             nn.Linear(64, 64), nn.LayerNorm(64), nn.ReLU(),
             nn.Linear(64, classes),
         )  # fmt: skip
-    return nn.Sequential(
-        linnet.OrthogonalLinear(features, features), nn.BatchNorm1d(features), nn.ReLU(),
-        linnet.SparseLinear(features, 128, sparsity=0.8, dynamic=linnet.RigL(every=20)), nn.BatchNorm1d(128),
-        linnet.KWinners(128, 0.5),
-        linnet.Spread(), linnet.Linear(128, 64, beings=BEINGS), nn.LayerNorm(64), nn.ReLU(),
-        linnet.SymmetricLinear(64, 64, beings=BEINGS), nn.LayerNorm(64), nn.ReLU(),
-        linnet.Linear(64, classes, beings=BEINGS),
-    )  # fmt: skip
+    return chimera(features, classes)
 
 
 def train(kind: str, data: Data, seed: int, lr: float, epochs: int = EPOCHS, path: Path | None = None) -> nn.Sequential:

@@ -1,6 +1,6 @@
 """How far back a recurrent network learns to remember when gradients go back only a few steps.
 
-    python examples/long_sequences.py run        # about 25 minutes of one core; goes on where it was stopped
+    python examples/long_sequences.py run        # about an hour of one core; goes on where it was stopped
     python examples/long_sequences.py page       # long_sequences.md from what was found
 
 Truncated backpropagation through time beside the same with a synthetic gradient at the end of each window (DNI), and

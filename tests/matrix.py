@@ -43,11 +43,6 @@ class OverBeings(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         return self.population(input.unsqueeze(-2)).mean(-2)
 
-    def reset_parameters(self) -> None:
-        for module in self.population.modules():
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()
-
 
 class OverTime(nn.Module):
     """A recurrent net in the place of a map: its last output for an input that stays."""
@@ -58,11 +53,6 @@ class OverTime(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         return self.rnn(torch.stack([input, input]))[0][-1]
-
-    def reset_parameters(self) -> None:
-        for module in self.rnn.modules():
-            if module is not self.rnn and hasattr(module, "reset_parameters"):
-                module.reset_parameters()
 
 
 @dataclass(frozen=True)
@@ -84,16 +74,6 @@ def catalogue_row(name: str, cls: type, **options) -> Row:
     make = functools.partial(cls, N, N, **options)
     family = "sparse" if cls is linnet.SparseLinear else cls.__module__.rpartition(".")[2]
     return Row(name, make, family, cls, options)
-
-
-def on_device(make):
-    """For classes without device and dtype."""
-
-    def made(device=None, dtype=None):
-        with torch.device(device or "cpu"):
-            return make().to(dtype=dtype)
-
-    return made
 
 
 WIRINGS = {
@@ -392,10 +372,9 @@ def meta(row: Row) -> None:
     layer = row(device="meta")
     assert all(t.is_meta for t in [*layer.parameters(), *layer.buffers()])
     layer = layer.to_empty(device="cpu")
-    if not isinstance(layer, linnet.RNNCell):
-        layer.reset_parameters()
-    else:
-        layer.input_map.reset_parameters(), layer.hidden_map.reset_parameters()
+    for module in layer.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
     trains(net_of(layer), data())
 
 

@@ -50,7 +50,7 @@ def test_one_being_of_it_bakes(chimera):
     data = load_data("digits")
     net = chimera.train("linnet", data, 0, 2e-3, epochs=1).eval()
     x = data.val.inputs[:7]
-    for being in range(chimera.BEINGS):
+    for being in range(net[-1].beings):
         baked = linnet.bake(linnet.single(net, being))
         assert not any(isinstance(module, linnet.LinearMap) for module in baked.modules())
         torch.testing.assert_close(baked.eval()(x), net(x)[:, being], rtol=1e-5, atol=1e-5)
