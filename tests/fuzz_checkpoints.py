@@ -5,7 +5,6 @@ exception, other numbers, a crash) ends the process with an error.
 """
 
 import builtins
-import hashlib
 import importlib
 import json
 import math
@@ -18,11 +17,11 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import nn
 
 import linnet
+from signing import parts, signed, signed_text, text_of
 
 LIMIT = 2 << 30
 NETS = {
@@ -57,20 +56,6 @@ def saved(folder, name, seed):
     path = folder / f"{name}.safetensors"
     linnet.save(net, path, optimizer=optimizer, step=seed, extra={"note": [1.5, (2, "three")]})
     return path.read_bytes()
-
-
-def parts(data):
-    """Description and tensors of a checkpoint."""
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    return json.loads(header["__metadata__"]["linnet"]), safetensors.torch.load(data)
-
-
-def signed(description, tensors):
-    """A checkpoint of these, with the right digest; JSON that is no longer an object stays text."""
-    text = json.dumps({**description, "sha256": "0" * 64}, separators=(",", ":"))
-    data = safetensors.torch.save(tensors, metadata={"linnet": text})
-    at = data.index(b"0" * 64)
-    return data[:at] + hashlib.sha256(data).hexdigest().encode() + data[at + 64 :]
 
 
 def places(tree, path=()):
@@ -138,14 +123,12 @@ def nested(data, rng):
         rng.choice(("architecture", "extra", "model", "optimizer")),
         rng.choice((50, 400, 900, 20_000, 200_000)),
     )
-    text = json.dumps({**description, "sha256": "0" * 64, key: "NEST"}, separators=(",", ":"))
+    text = text_of(description | {key: "NEST"})
     opening, closing = rng.choice(
         (("[", "]"), ('{"a":', "}"), ('{"block":"Sequential","attributes":{},"modules":{"0":', "}}"))
     )
     text = text.replace('"NEST"', opening * depth + rng.choice(("1", "null", "NaN", "1e999")) + closing * depth)
-    data = safetensors.torch.save(tensors, metadata={"linnet": text})
-    at = data.index(b"0" * 64)
-    return data[:at] + hashlib.sha256(data).hexdigest().encode() + data[at + 64 :]
+    return signed_text(text, tensors)
 
 
 KINDS = (flipped, truncated, swapped, swapped, lied, lied, lied, nested)
@@ -153,7 +136,6 @@ KINDS = (flipped, truncated, swapped, swapped, lied, lied, lied, nested)
 
 def main(folder, start, stop):
     whole = {name: saved(folder, name, 7) for name in NETS}
-    resource.setrlimit(resource.RLIMIT_AS, (resource.getrlimit(resource.RLIMIT_AS)[0], -1))
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + LIMIT, -1))
     builtins.exec = builtins.eval = builtins.compile = refuse

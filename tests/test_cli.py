@@ -20,9 +20,10 @@ import safetensors.torch
 import torch
 
 import linnet
+from commands import command as run
 from linnet import cli
 from linnet.cli import main
-from linnet.tasks import measure, pictures
+from linnet.tasks import pictures
 from linnet.tasks import train as training
 from linnet.tasks.data import IDX_FILES
 
@@ -30,20 +31,7 @@ DRAW = pictures.draw
 TINY = ["--hidden", "16", "--depth", "3", "--epochs", "2", "--seeds", "1"]
 
 
-@pytest.fixture(autouse=True)
-def fast(monkeypatch):
-    """Time few steps and draw nothing: what is drawn has its own test."""
-    monkeypatch.setattr(measure, "_ROUNDS", (2, 2))
-    monkeypatch.setattr(pictures, "draw", lambda run, fits: [])
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-def run(capsys, *arguments):
-    code = main([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
+pytestmark = pytest.mark.usefixtures("few_rounds", "undrawn")
 
 
 def complains(capsys, match, *arguments):

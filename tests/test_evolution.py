@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import nn
 
+import commands
 import linnet
-from linnet.cli import main
 from linnet.evolve import FullRank, LowRank
 from linnet.tasks.environments import Normalizer, arena_of, word
 from linnet.tasks.evolution import Evolution, EvolveSettings, found, policy_of, resumed
@@ -24,17 +24,11 @@ from linnet.tasks.evolution import Evolution, EvolveSettings, found, policy_of, 
 TINY = EvolveSettings(beings=20, block=10, generations=3, episodes=2, hidden=4, elites=2, target=1e9)
 
 
-@pytest.fixture(autouse=True)
-def threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("threads_back")
 
 
 def command(capsys, *arguments):
-    code = main(["evolve", *(str(argument) for argument in arguments)])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
+    return commands.command(capsys, "evolve", *arguments)
 
 
 def tiny(folder, *more):

@@ -17,7 +17,7 @@ from rich.console import Console
 
 import linnet
 from linnet.cli import main
-from linnet.tasks import evolution, html, measure, sequence_runs, train
+from linnet.tasks import evolution, html, sequence_runs, train
 from linnet.tasks.acts import memory
 from linnet.tasks.evolution import EvolveSettings
 from linnet.tasks.sequence_runs import TaskSettings
@@ -78,12 +78,7 @@ def numbers_of(value):
     return [value] if isinstance(value, int | float) and not isinstance(value, bool) else []
 
 
-@pytest.fixture(autouse=True)
-def fast(monkeypatch):
-    monkeypatch.setattr(measure, "_ROUNDS", (2, 2))
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("few_rounds")
 
 
 def command_in(page: Page) -> list[str]:

@@ -11,27 +11,14 @@ import pytest
 import torch
 from sklearn.datasets import load_digits, load_iris
 
-from linnet.cli import main
-from linnet.tasks import measure, pictures
+from commands import command
 from linnet.tasks.data import load_data
 from linnet.tasks.tables import read_table
 
 TINY = ["--layer", "linear", "--hidden", "16", "--depth", "2", "--seeds", "1"]
 
 
-@pytest.fixture(autouse=True)
-def fast(monkeypatch):
-    monkeypatch.setattr(measure, "_ROUNDS", (2, 2))
-    monkeypatch.setattr(pictures, "draw", lambda run, fits: [])
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-def command(capsys, *arguments):
-    code = main([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
+pytestmark = pytest.mark.usefixtures("few_rounds", "undrawn")
 
 
 def write_iris(path, header=True, separator=",", first=False):

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import commands
 from linnet.checkpoint import info
 from linnet.cli import main
 from linnet.tasks import sequence_runs
@@ -43,9 +44,7 @@ def rows(tensor: torch.Tensor, sample: int) -> list[list[float]]:
 
 
 def command(capsys, *arguments):
-    code = main(["task", *(str(argument) for argument in arguments)])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
+    return commands.command(capsys, "task", *arguments)
 
 
 def tiny(folder, *more):

@@ -25,11 +25,8 @@ TINY = {"epochs": 3, "hidden": 8, "depth": 3, "batch_size": 32, "seeds": 1}
 
 
 @pytest.fixture(autouse=True)
-def fast(monkeypatch):
+def fast(monkeypatch, threads_back):
     monkeypatch.setattr(measuring, "_ROUNDS", (3, 7))
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
