@@ -98,6 +98,8 @@ from linnet.maps import relu_straight_through as relu_straight_through
 from linnet.pointwise import Pointwise as Pointwise
 from linnet.recurrent import RNN as RNN
 from linnet.recurrent import RNNCell as RNNCell
+from linnet.sharded import load_sharded as load_sharded
+from linnet.sharded import save_sharded as save_sharded
 from linnet.sparse import GSE as GSE
 from linnet.sparse import NM as NM
 from linnet.sparse import SET as SET

@@ -34,7 +34,7 @@ from linnet.fitting import (
 )
 from linnet.state import Box, check_generators, generator_states, set_generators, unpack
 
-__all__ = ["CheckpointInfo", "info", "load", "replacing", "save"]
+__all__ = ["CheckpointInfo", "bad_file", "blaming", "info", "load", "replacing", "save"]
 
 FORMAT_VERSION = 1
 _START = b'{"__metadata__":{"linnet":"{\\"sha256\\":\\"'  # how the header of every checkpoint begins
@@ -190,7 +190,7 @@ def load(
         def copied(name: str) -> Tensor:
             return file.get_tensor(name).clone()  # not a view of the file
 
-        with _blaming(path):
+        with blaming(path):
             model = _named(unpack(description["model"], file.get_tensor))
             generators, extra, state = (unpack(description[name], copied) for name in ("rng", "extra", "optimizer"))
             if rng and generators is not None:
@@ -223,7 +223,7 @@ def _rebuilt(description: dict[str, Any], state: dict[str, Any], path: str | os.
     def none(name: str) -> Tensor:
         raise ValueError(f"there are no tensors in a description, not {name!r} either")
 
-    with _blaming(path), torch.random.fork_rng():
+    with blaming(path), torch.random.fork_rng():
         return built(unpack(architecture, none), state)
 
 
@@ -238,7 +238,7 @@ def info(path: str | os.PathLike[str]) -> CheckpointInfo:
         def on_meta(name: str) -> Tensor:
             return file.get_tensor(name).to("meta")  # mapped, not read
 
-        with _blaming(path):
+        with blaming(path):
             model, extra = _named(unpack(description["model"], on_meta)), unpack(description["extra"], on_meta)
         return _as_info(description, model, extra)
 
@@ -290,10 +290,10 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[dict[str, Any], Any]
     try:
         opened = safetensors.safe_open(path, framework="pt")
     except safetensors.SafetensorError as error:
-        raise _bad(path, str(error)) from error
+        raise bad_file(path, str(error)) from error
     with opened as tensors:
         if not (tensors.metadata() or {}).get("linnet", "").startswith(f'{{"sha256":"{description["sha256"]}"'):
-            raise _bad(path, "replaced while it was being read")
+            raise bad_file(path, "replaced while it was being read")
         yield description, tensors
 
 
@@ -302,21 +302,21 @@ def _verified_description(file: BufferedReader, path: str | os.PathLike[str]) ->
     prefix = file.read(8)
     header = file.read(max(0, min(int.from_bytes(prefix, "little"), size - 8, _LONGEST_HEADER)))
     if not header.startswith(_START):
-        raise _bad(path, "its header is not that of one")
+        raise bad_file(path, "its header is not that of one")
     at = len(_START)
     stored = header[at : at + 64]
     try:
         description = json.loads(json.loads(header)["__metadata__"]["linnet"])
         version = description["format_version"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise _bad(path, f"its header is truncated or altered ({type(error).__name__})") from error
+        raise bad_file(path, f"its header is truncated or altered ({type(error).__name__})") from error
     if isinstance(version, int) and version > FORMAT_VERSION:
-        raise _bad(path, f"its format {version} is newer than {FORMAT_VERSION}, the newest that this linnet reads")
+        raise bad_file(path, f"its format {version} is newer than {FORMAT_VERSION}, the newest that this linnet reads")
     sha = hashlib.sha256(prefix + header[:at] + _ZEROS + header[at + 64 :])
     if hashlib.file_digest(file, lambda: sha).hexdigest().encode() != stored:
-        raise _bad(path, "it is truncated or altered (its SHA-256 differs)")
+        raise bad_file(path, "it is truncated or altered (its SHA-256 differs)")
     if version != FORMAT_VERSION or any(not isinstance(description.get(k, ...), t) for k, t in _MEMBERS.items()):
-        raise _bad(path, "its description is incomplete")
+        raise bad_file(path, "its description is incomplete")
     return description
 
 
@@ -327,14 +327,16 @@ def _named(state: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def _blaming(path: str | os.PathLike[str]) -> Iterator[None]:
+def blaming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """What goes wrong with the content of a file becomes a ValueError that names the file."""
     try:
         yield
     except (LookupError, TypeError, ValueError, RecursionError, safetensors.SafetensorError) as error:
-        raise _bad(path, f"its content is wrong ({type(error).__name__}: {error})") from error
+        raise bad_file(path, f"its content is wrong ({type(error).__name__}: {error})") from error
 
 
-def _bad(path: str | os.PathLike[str], fact: str) -> ValueError:
+def bad_file(path: str | os.PathLike[str], fact: str) -> ValueError:
+    """The error to raise."""
     return ValueError(f"{os.fspath(path)!r} must be a whole linnet checkpoint, however: {fact}")
 
 

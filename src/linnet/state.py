@@ -10,7 +10,54 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Box", "check_generators", "generator_states", "set_generators", "unpack"]
+__all__ = [
+    "Box",
+    "check_generators",
+    "check_storable",
+    "generator_states",
+    "pack",
+    "set_generators",
+    "unpack",
+]
+
+
+def pack(value: Any, name: str, store: Callable[[Tensor, str], str]) -> Any:
+    """A tree as JSON that refers to its tensors by the names that ``store(tensor, name)`` gives them.
+
+    Raises:
+        TypeError: something is of a kind that cannot be stored without pickle; the message names it.
+    """
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else {"$float": repr(float(value))}
+    if isinstance(value, Tensor):
+        return {"$tensor": store(value, name)}
+    if isinstance(value, list):
+        return [pack(item, f"{name}.{i}", store) for i, item in enumerate(value)]
+    if isinstance(value, tuple):
+        return {"$tuple": pack(list(value), name, store)}
+    if isinstance(value, Mapping):
+        items = {key: pack(item, f"{name}.{key}", store) for key, item in value.items()}
+        if all(isinstance(key, str) and not key.startswith("$") for key in items) and type(value) is not Counter:
+            return items
+        pairs = [[pack(key, name, store), item] for key, item in items.items()]
+        return {"$counter" if type(value) is Counter else "$dict": pairs}
+    raise TypeError(
+        "A checkpoint must be made of dicts, lists, tuples, strings, numbers, None and tensors, "
+        f"however: {name} is a {type(value).__name__}"
+    )
+
+
+def check_storable(tensor: Tensor, name: str) -> None:
+    """A TypeError unless safetensors can hold it."""
+    if type(tensor) is not Tensor or tensor.is_meta or tensor.layout != torch.strided or tensor.is_quantized:
+        what = "on the meta device" if tensor.is_meta else f"a {type(tensor).__name__}, layout {tensor.layout}"
+        raise TypeError(f"A checkpoint must be made of plain dense tensors, however: {name} is {what}")
+    if tensor.dtype == torch.complex128:
+        raise TypeError(f"safetensors has no torch.complex128, however: {name}")
 
 
 class Box:
@@ -23,36 +70,11 @@ class Box:
         self._keep: list[Tensor] = []  # alive, so that no address is used twice
 
     def put(self, value: Any, name: str) -> Any:
-        if value is None or isinstance(value, (bool, str)):
-            return value
-        if isinstance(value, int):
-            return int(value)
-        if isinstance(value, float):
-            return float(value) if math.isfinite(value) else {"$float": repr(float(value))}
-        if isinstance(value, Tensor):
-            return {"$tensor": self._store(value, name)}
-        if isinstance(value, list):
-            return [self.put(item, f"{name}.{i}") for i, item in enumerate(value)]
-        if isinstance(value, tuple):
-            return {"$tuple": self.put(list(value), name)}
-        if isinstance(value, Mapping):
-            items = {key: self.put(item, f"{name}.{key}") for key, item in value.items()}
-            if all(isinstance(key, str) and not key.startswith("$") for key in items) and type(value) is not Counter:
-                return items
-            pairs = [[self.put(key, name), item] for key, item in items.items()]
-            return {"$counter" if type(value) is Counter else "$dict": pairs}
-        raise TypeError(
-            "A checkpoint must be made of dicts, lists, tuples, strings, numbers, None and tensors, "
-            f"however: {name} is a {type(value).__name__}"
-        )
+        return pack(value, name, self._store)
 
     def _store(self, tensor: Tensor, name: str) -> str:
         plain = tensor.detach()
-        if type(plain) is not Tensor or plain.is_meta or plain.layout != torch.strided or plain.is_quantized:
-            what = "on the meta device" if plain.is_meta else f"a {type(tensor).__name__}, layout {tensor.layout}"
-            raise TypeError(f"A checkpoint must be made of plain dense tensors, however: {name} is {what}")
-        if plain.dtype == torch.complex128:
-            raise TypeError(f"safetensors has no torch.complex128, however: {name}")
+        check_storable(plain, name)
         stretch = (plain.device, plain.data_ptr(), plain.shape, plain.stride(), plain.dtype, plain.is_conj())
         if plain.numel() and stretch in self._names:
             return self._names[stretch]
@@ -69,10 +91,10 @@ class Box:
 
 
 def unpack(value: Any, tensor: Callable[[str], Tensor]) -> Any:
-    """The inverse of :meth:`Box.put`: JSON -> the tree, with ``tensor(name)`` where a tensor belongs.
+    """The inverse of :func:`pack`: JSON -> the tree, with ``tensor(name)`` where a tensor belongs.
 
     Raises:
-        ValueError, KeyError, TypeError, RecursionError: the JSON is not what ``put`` makes.
+        ValueError, KeyError, TypeError, RecursionError: the JSON is not what ``pack`` makes.
     """
     if isinstance(value, list):
         return [unpack(item, tensor) for item in value]

@@ -18,7 +18,7 @@ from linnet.wide.operators import Crossover, Mutation
 if TYPE_CHECKING:
     from linnet.wide.sharding import Shards
 
-__all__ = ["beings_of", "genes_of", "mutate", "parts_of", "reproduce", "single", "unstack"]
+__all__ = ["beings_of", "genes_of", "mutate", "parts_of", "reproduce", "rows_of", "single", "unstack"]
 
 
 class Part(Protocol):
@@ -182,8 +182,7 @@ def reproduce(
             for parameter in genes:
                 first, second = (parameter.index_select(0, index.to(parameter.device)) for index in chosen.values())
                 mixed[parameter] = crossover(first, second, generator)
-        rows = [row for part in parts for row in part.rows()]  # type: ignore[operator]
-        rows += [] if optimizer is None else _rows_of(optimizer, genes, local)
+        rows = rows_of(population, optimizer)
         rows += [parameter.grad for parameter in genes if parameter.grad is not None]
         if shards is None:
             moved = [row.index_select(0, chosen["parents"].to(row.device)) for row in rows]
@@ -197,9 +196,16 @@ def reproduce(
             parameter.copy_(new)
 
 
-def _rows_of(optimizer: torch.optim.Optimizer, genes: dict[nn.Parameter, None], beings: int) -> list[Tensor]:
-    """The tensors of an optimizer with the axis of beings: states of the genes, hyper-parameters of their groups."""
-    rows = []
+def rows_of(population: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> list[Tensor]:
+    """Every tensor of a population with the axis of beings in front, and those of its optimizer.
+
+    Of the optimizer they are states of the genes, and hyper-parameters of their groups.
+    """
+    parts = parts_of(population)
+    rows: list[Tensor] = [row for part in parts for row in part.rows()]  # type: ignore[operator]
+    if optimizer is None:
+        return rows
+    genes, beings = genes_of(population), _beings(parts[0])
     for parameter in genes:
         for value in optimizer.state.get(parameter, {}).values():
             if isinstance(value, Tensor) and value.dim() and len(value) == beings:

@@ -3,11 +3,16 @@
 Started by torchrun or anything that starts torch.distributed; the result is that of one process.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from linnet.beings import check_positive
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 __all__ = ["Shards"]
 
@@ -47,11 +52,15 @@ class Shards:
 
     def whole(self, rows: Tensor) -> Tensor:
         """The rows of all beings from those of this process, (local, ...) -> (beings, ...), in every process."""
+        return self.joined(rows).full_tensor()
+
+    def joined(self, rows: Tensor) -> "DTensor":
+        """The rows of this process as its part of a DTensor of all beings, (local, ...) -> (beings, ...)."""
         from torch.distributed.device_mesh import DeviceMesh
         from torch.distributed.tensor import DTensor, Shard
 
         mesh = DeviceMesh(rows.device.type, list(range(self.world)))
-        return DTensor.from_local(rows.detach().contiguous(), mesh, [Shard(0)]).full_tensor()
+        return DTensor.from_local(rows.detach().contiguous(), mesh, [Shard(0)])
 
     def own(self, rows: Tensor) -> Tensor:
         """The rows of this process from those of all beings, (beings, ...) -> (local, ...)."""

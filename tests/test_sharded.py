@@ -1,0 +1,479 @@
+"""Sharded checkpoints: what comes back on other numbers of processes, what is refused, what a failure leaves.
+
+The programs of several processes are functions of this file; each writes what it found to ``rank.pt``.
+"""
+
+import copy
+import json
+import os
+import re
+from datetime import timedelta
+from functools import partial
+
+import pytest
+import safetensors.torch
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+import linnet
+from linnet import SparseLinear, WideAdam, WideDeep, load_sharded, save_sharded
+from linnet.evolve import Shards
+
+
+def net(seed=0):
+    """Sizes that two processes cannot halve, a tied weight, a norm, a buffer of integers, a structured map."""
+    torch.manual_seed(seed)
+    tied = nn.Linear(7, 7)
+    made = nn.Sequential(
+        nn.Linear(5, 7), tied, nn.BatchNorm1d(7), tied, linnet.OrthogonalLinear(7, 7), nn.Dropout(0.3), nn.Linear(7, 1)
+    )
+    return made
+
+
+def train(model, optimizer, steps, first=0, rank=0, world=1):
+    for step in range(first, first + steps):
+        x = torch.randn(8, 5, generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        model(x.tensor_split(world)[rank]).square().mean().backward()
+        optimizer.step()
+
+
+def whole(tensor):
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def numbers(model, optimizer=None):
+    """Every tensor of a model and its optimizer, whole, by name."""
+    found = {key: whole(value).clone() for key, value in model.state_dict().items()}
+    if optimizer is not None:
+        for i, moments in optimizer.state_dict()["state"].items():
+            found |= {f"{i}.{key}": whole(value).clone() for key, value in moments.items()}
+    return found
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) and a[key].dtype == b[key].dtype for key in a)
+
+
+def adam(model):
+    return torch.optim.AdamW(model.parameters(), lr=1e-2)
+
+
+def meet(rank, folder, world):
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world, timeout=timedelta(seconds=60)
+    )
+
+
+def program(rank, body, folder, world):
+    meet(rank, folder, world)
+    torch.save(body(rank, folder), f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def together(body, folder, world=2):
+    """What each process found."""
+    folder.mkdir(exist_ok=True)
+    (folder / "meet").unlink(missing_ok=True)
+    torch.multiprocessing.spawn(program, args=(body, str(folder), world), nprocs=world)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
+
+
+def refused(call):
+    try:
+        call()
+    except Exception as error:  # which one is what is asked
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+# ---------------------------------------------------------------------- what comes back
+
+
+def fsdp_net(seed=0):
+    model = net(seed)
+    fully_shard(model[4])
+    fully_shard(model)
+    return model
+
+
+def writes(rank, folder):
+    model = fsdp_net()
+    optimizer = adam(model)
+    train(model, optimizer, 3)
+    save_sharded(model, f"{folder}/saved", optimizer=optimizer, step=3, extra={"note": ("a", torch.arange(3))})
+    there = numbers(model, optimizer)
+    draw = torch.rand(3)
+    train(model, optimizer, 2, first=3)
+    return there, draw, numbers(model, optimizer)
+
+
+def reads(rank, folder):
+    model = fsdp_net(seed=1)
+    optimizer = adam(model)
+    found = load_sharded(f"{folder}/saved", into=model, optimizer=optimizer, rng=dist.get_world_size() == 2)
+    layout = sorted({type(p).__name__ for p in model.parameters()})
+    there, draw = numbers(model, optimizer), torch.rand(3)
+    train(model, optimizer, 2, first=3)
+    return (
+        there,
+        draw,
+        numbers(model, optimizer),
+        layout,
+        (found.step, found.extra["note"][1], found.shapes["0.weight"]),
+    )
+
+
+def test_a_run_of_fsdp_goes_on_bit_for_bit_and_elsewhere(tmp_path):
+    saved = together(writes, tmp_path)
+    assert not torch.equal(saved[0][1], saved[1][1]) or saved[0][1].shape == (3,)
+    read = together(reads, tmp_path)
+    for before, after in zip(saved, read, strict=True):
+        assert same(before[0], after[0]) and torch.equal(before[1], after[1]) and same(before[2], after[2])
+        assert after[3] == ["DTensor"] or "Parameter" in after[3]
+        assert after[4][0] == 3 and after[4][1].tolist() == [0, 1, 2] and after[4][2] == (7, 5)
+    for one in together(reads, tmp_path, world=3):  # on more processes
+        assert same(one[0], saved[0][0])
+    model = net(seed=2)  # and on one, of plain tensors
+    optimizer = adam(model)
+    with pytest.raises(ValueError, match="must be those of 1 processes, however: 2 were saved"):
+        load_sharded(tmp_path / "saved", into=model, optimizer=optimizer)
+    load_sharded(tmp_path / "saved", into=model, optimizer=optimizer, rng=False)
+    assert same(numbers(model, optimizer), saved[0][0])
+    files = sorted(path.name for path in next((tmp_path / "saved").glob("shards-*")).iterdir())
+    assert len(files) == 2
+    parts = [safetensors.torch.load_file(path) for path in sorted((tmp_path / "saved").glob("shards-*/*"))]
+    assert [part["model.0.weight"].shape[0] for part in parts] == [4, 3]  # each wrote its own, no pickle
+
+
+def replicas(rank, folder):
+    model = DistributedDataParallel(net())
+    optimizer = adam(model)
+    train(model, optimizer, 3, rank=rank, world=2)
+    save_sharded(model, f"{folder}/saved", optimizer=optimizer, step=3)
+    return numbers(model.module, optimizer)
+
+
+def test_what_all_processes_hold_is_written_once(tmp_path):
+    first, second = together(replicas, tmp_path)
+    assert not same(first, second)  # the norms have seen other halves: those of the first process count
+    (file,) = (tmp_path / "saved").glob("shards-*/*")
+    assert sum("running_mean" in name for name in safetensors.torch.load_file(file)) == 1
+    model = net(seed=2)
+    optimizer = adam(model)
+    load_sharded(tmp_path / "saved", into=model, optimizer=optimizer, rng=False)
+    assert same(numbers(model, optimizer), first)
+
+
+def populations():
+    torch.manual_seed(0)
+    return {
+        "deep": lambda n: WideDeep(n, 3, 4, 2, 2, nn.PReLU()),
+        "sparse": lambda n: SparseLinear(6, 5, sparsity=0.5, beings=n, shared=False),
+        "trunk": lambda n: nn.Sequential(
+            nn.Linear(6, 8), nn.Linear(8, 8), linnet.Spread(), linnet.Linear(8, 2, beings=n)
+        ),
+    }
+
+
+def step_of(population, optimizer, first, count):
+    """Gradients that differ by being, and are the same for what is no being's."""
+    genes = linnet.wide.population.genes_of(population)
+    for parameter in population.parameters():
+        rows = torch.arange(first, first + count, dtype=parameter.dtype).view(-1, *[1] * (parameter.dim() - 1))
+        parameter.grad = rows.expand_as(parameter).clone() if parameter in genes else torch.ones_like(parameter)
+    optimizer.step()
+
+
+def parted(rank, folder):
+    shards, found = Shards(8), {}
+    for name, build in populations().items():
+        torch.manual_seed(rank)
+        population = build(shards.local)
+        if name == "trunk":
+            torch.manual_seed(0)
+            population[0], population[1] = nn.Linear(6, 8), nn.Linear(8, 8)
+        optimizer = torch.optim.Adam(population.parameters(), lr=0.1)
+        step_of(population, optimizer, shards.start, shards.local)
+        save_sharded(population, f"{folder}/{name}", optimizer=optimizer, shards=shards, step=1)
+        found[name] = numbers(population, optimizer)
+    return found
+
+
+def parted_again(rank, folder):
+    shards, found = Shards(8), {}
+    for name, build in populations().items():
+        population = build(shards.local)
+        optimizer = torch.optim.Adam(population.parameters(), lr=0.1)
+        load_sharded(f"{folder}/{name}", into=population, optimizer=optimizer, shards=shards, rng=False)
+        found[name] = numbers(population, optimizer)
+    return found
+
+
+def test_beings_find_their_process_whatever_their_number(tmp_path):
+    halves = together(parted, tmp_path)
+    quarters = together(parted_again, tmp_path, world=4)
+    again = together(parted_again, tmp_path)
+    for name, build in populations().items():
+        population = build(8)
+        optimizer = torch.optim.Adam(population.parameters(), lr=0.1)
+        load_sharded(tmp_path / name, into=population, optimizer=optimizer, rng=False)
+        alone = numbers(population, optimizer)
+        assert all(same(a[name], b[name]) for a, b in zip(halves, again, strict=True))
+        moved = 0
+        for key, tensor in alone.items():
+            pieces = [half[name][key] for half in halves]
+            if pieces[0].shape == tensor.shape:  # nobody's, or the number of steps
+                assert torch.equal(pieces[0], tensor) and torch.equal(quarters[3][name][key], tensor), key
+                continue
+            moved += 1
+            assert torch.equal(torch.cat(pieces), tensor), key
+            assert torch.equal(torch.cat([quarter[name][key] for quarter in quarters]), tensor), key
+        assert moved >= 3
+
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float64, torch.complex64, torch.bool, torch.uint8, torch.int64)
+
+
+def test_one_process_without_torch_distributed(tmp_path):
+    model = net()
+    for dtype in DTYPES:
+        model.register_buffer(f"kept_{str(dtype)[6:]}", torch.tensor([[0, 1, 1]]).to(dtype))
+    model.register_buffer("empty", torch.zeros(0, 3))
+    model.register_buffer("number", torch.tensor(2.5))
+    model.register_buffer("view", model[0].weight.detach().t()[1:3])
+    optimizer = torch.optim.SGD(model.parameters(), lr=torch.tensor(0.1), momentum=0.9)
+    train(model, optimizer, 2)
+    save_sharded(model, tmp_path, optimizer=optimizer, step=2)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for tensor in other.state_dict().values():
+            tensor.zero_()
+    theirs = torch.optim.SGD(other.parameters(), lr=torch.tensor(0.5), momentum=0.9)
+    found = load_sharded(tmp_path, into=other, optimizer=theirs)
+    assert same(numbers(other, theirs), numbers(model, optimizer))
+    assert float(theirs.param_groups[0]["lr"]) == pytest.approx(0.1)
+    assert found.network is other and found.optimizer.endswith("SGD") and found.rng and found.shapes["empty"] == (0, 3)
+
+
+def test_a_sparse_layer_that_moved_and_a_dni(tmp_path):
+    def build():
+        inner = nn.Sequential(SparseLinear(12, 10, sparsity=0.6, dynamic=True, deltaT=2), nn.ReLU(), nn.Linear(10, 2))
+        optimizer = torch.optim.Adam(inner.parameters(), lr=1e-2)
+        return linnet.DNI(inner, optimizer, example=torch.zeros(2, 12)), optimizer
+
+    torch.manual_seed(0)
+    model, optimizer = build()
+    for _ in range(5):
+        optimizer.zero_grad()
+        model(torch.randn(8, 12)).square().mean().backward()
+        optimizer.step()
+    save_sharded(model, tmp_path, optimizer=optimizer)
+    other, theirs = build()
+    load_sharded(tmp_path, into=other, optimizer=theirs)
+    assert same(numbers(other, theirs), numbers(model, optimizer))
+    x = torch.randn(4, 12)
+    assert torch.equal(other.eval()(x), model.eval()(x))
+
+
+# ---------------------------------------------------------------------- what is refused
+
+
+def different(rank, folder):
+    model = net(seed=rank)
+    said = refused(lambda: save_sharded(model, f"{folder}/saved"))
+    return said, os.path.exists(f"{folder}/saved")
+
+
+def test_parameters_that_differ_between_processes_are_not_lost_silently(tmp_path):
+    for said, there in together(different, tmp_path):
+        assert re.match("ValueError: What is no DTensor must be the same on all .* shards=", said) and not there
+
+
+def fails_on_one(rank, folder):
+    model = fsdp_net()
+    optimizer = adam(model)
+    save_sharded(model, f"{folder}/saved", optimizer=optimizer, step=1)
+    dist.barrier()
+    before = sorted(os.listdir(f"{folder}/saved"))
+    train(model, optimizer, 1)
+    trained = numbers(model, optimizer)
+    extra = {"set": {1, 2}} if rank == 0 else None  # a set cannot be stored
+    said = [refused(lambda: save_sharded(model, f"{folder}/saved", optimizer=optimizer, step=2, extra=extra))]
+    dist.barrier()  # the first process has cleared up
+    kept = before == sorted(os.listdir(f"{folder}/saved"))
+    other = fsdp_net(seed=3)
+    theirs = adam(other)
+    untouched = numbers(other, theirs)
+
+    def late(module, state, *args):  # refuses when all is read and one has taken over what it was given
+        raise RuntimeError("too late")
+
+    if rank == 1:
+        other.register_load_state_dict_post_hook(late)
+    said.append(refused(lambda: load_sharded(f"{folder}/saved", into=other, optimizer=theirs)))
+    return said, kept, same(untouched, numbers(other, theirs)), trained
+
+
+def test_a_failure_of_one_process_is_one_of_all_and_changes_nothing(tmp_path):
+    first, second = together(fails_on_one, tmp_path)
+    assert first[0][0].startswith("TypeError: A checkpoint must be made of dicts") and "a set" in first[0][0]
+    assert second[0][0].startswith("ValueError: All processes must save or load a checkpoint, however: process 0 says")
+    assert all(one[1] for one in (first, second))
+    assert all("too late" in one[0][1] for one in (first, second)), (first[0], second[0])
+    assert all(one[2] for one in (first, second))
+    model = net(seed=5)
+    assert load_sharded(tmp_path / "saved", into=model, rng=False).step == 1
+    assert same(numbers(model), numbers(net()))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    save_sharded(model, tmp_path, optimizer=adam(model), step=1)
+    return tmp_path
+
+
+def target():
+    return nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 4
+    path.write_bytes(data)
+
+
+DAMAGE = {
+    "an altered shard": (lambda d: flip(next(d.glob("shards-*/*"))), "truncated or altered"),
+    "an altered description": (lambda d: flip(d / "checkpoint.safetensors"), "truncated or altered"),
+    "a missing shard": (
+        lambda d: next(d.glob("shards-*/*")).unlink(),
+        "must hold the 1 files that it names and holds 0",
+    ),
+    "a foreign shard": (lambda d: (next(d.glob("shards-*")) / "a.safetensors").write_bytes(b"x"), "and holds 2"),
+    "another checkpoint": (
+        lambda d: linnet.save(target(), d / "checkpoint.safetensors"),
+        "does not describe a sharded one",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_is_found_before_anything_changes(saved, name):
+    damage, said = DAMAGE[name]
+    damage(saved)
+    model = target()
+    before = numbers(model)
+    with pytest.raises(ValueError, match=said):
+        load_sharded(saved, into=model)
+    assert same(before, numbers(model))
+
+
+HOSTILE = {
+    "a path": (lambda d: d.update(folder="../elsewhere"), "would lie in"),
+    "huge": (
+        lambda d: d["tensors"].update({"model.0.weight": ["float32", [10**9, 10**9], False]}),
+        "is not what its shards",
+    ),
+    "a dtype that is none": (lambda d: d["tensors"]["model.0.weight"].__setitem__(0, "load"), "is not what its shards"),
+    "a tensor that is not there": (lambda d: d["tensors"].update({"x": ["float32", [1], False]}), "KeyError"),
+    "a tensor that is not described": (lambda d: d["tensors"].pop("model.0.weight"), "KeyError"),
+    "no tree": (lambda d: d.update(model={"0.weight": {"$code": 1}}), "unknown kind"),
+    "no files": (lambda d: d.update(files=3), "does not describe a sharded one"),
+    "strange shapes": (lambda d: d.update(optimizer_shapes=[[[4, "x"]]]), "other parameters"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_description_is_refused(saved, name):
+    path = saved / "checkpoint.safetensors"
+    description = linnet.load(path, into=nn.Identity()).extra
+    change, said = HOSTILE[name]
+    change(description)
+    linnet.save(nn.Identity(), path, extra=description)
+    model = target()
+    before = numbers(model)
+    with pytest.raises(ValueError, match=said):
+        load_sharded(saved, into=model, optimizer=adam(model))
+    assert same(before, numbers(model))
+
+
+def test_shards_that_claim_a_tensor_without_end_are_refused(saved):
+    (shard,) = saved.glob("shards-*/*")
+    data = shard.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    about = json.loads(header["__metadata__"]["DCP_SHARDING_INFO"])
+    about["model.0.weight"]["saved_offsets"] = [10**12, 0]
+    header["__metadata__"]["DCP_SHARDING_INFO"] = json.dumps(about)
+    text = json.dumps(header).encode()
+    shard.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
+    path = saved / "checkpoint.safetensors"
+    description = linnet.load(path, into=nn.Identity()).extra
+    import hashlib
+
+    description["files"] = {shard.name: hashlib.sha256(shard.read_bytes()).hexdigest()}
+    description["tensors"]["model.0.weight"][1] = [10**12 + 3, 4]
+    linnet.save(nn.Identity(), path, extra=description)
+    with pytest.raises(ValueError, match="is not what its shards hold"):
+        load_sharded(saved, into=target())
+
+
+def test_models_and_optimizers_that_do_not_fit(saved):
+    with pytest.raises(ValueError, match=r"missing in the file: 2\.weight"):
+        load_sharded(saved, into=nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2), nn.Linear(2, 2)))
+    with pytest.raises(ValueError, match=r"different: 1.weight \(\(2, 3\) in the file, \(5, 3\) in the model\)"):
+        load_sharded(saved, into=nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 5)))
+    model = target()
+    with pytest.raises(ValueError, match=r"AdamW in the file, .*SGD given"):
+        load_sharded(saved, into=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(FileNotFoundError):
+        load_sharded(saved / "nowhere", into=model)
+    with pytest.raises(TypeError, match="complex128"):
+        save_sharded(nn.ParameterList([torch.zeros(2, dtype=torch.complex128)]), saved)
+    assert load_sharded(saved, into=model).step == 1
+
+
+def beings_refused(rank, folder):
+    nets = WideDeep(4, 3, 4, 2, 2)
+    torch.manual_seed(0)
+    plain = WideDeep(4, 3, 4, 2, 2)
+    save_sharded(plain, f"{folder}/plain")
+    said = [refused(partial(load_sharded, f"{folder}/plain", into=nets, shards=Shards(8)))]
+    save_sharded(nets, f"{folder}/parted", shards=Shards(8))
+    return [*said, refused(partial(load_sharded, f"{folder}/parted", into=nets, shards=Shards(16)))]
+
+
+def test_populations_that_do_not_fit(tmp_path):
+    for said in together(beings_refused, tmp_path):
+        assert said[0].endswith("must hold a population of 8 beings, however: none that is parted")
+        assert said[1].endswith("must hold a population of 16 beings, however: one of 8")
+
+
+def test_what_a_killed_save_has_left_goes_with_the_next(saved):
+    (saved / "shards-0123456789ab").mkdir()
+    (saved / "shards-0123456789ab" / "shard-00001-model-00001-of-00001.safetensors").write_bytes(b"half")
+    model = target()
+    assert load_sharded(saved, into=model).step == 1
+    save_sharded(model, saved, step=2)
+    assert len(list(saved.glob("shards-*"))) == 1 and load_sharded(saved, into=model).step == 2
+
+
+def test_a_population_of_one_process_keeps_its_own_optimizer(tmp_path):
+    nets = WideDeep(4, 3, 4, 2, 2)
+    optimizer = WideAdam(nets.parameters(), beings=4, lr=torch.arange(1.0, 5) / 100)
+    nets(torch.ones(3)).sum().backward()
+    optimizer.step()
+    save_sharded(nets, tmp_path, optimizer=optimizer)
+    others = WideDeep(4, 3, 4, 2, 2)
+    theirs = WideAdam(others.parameters(), beings=4, lr=0.5)
+    load_sharded(tmp_path, into=others, optimizer=theirs)
+    assert same(numbers(others, theirs), numbers(nets, optimizer))
+    assert torch.equal(theirs.param_groups[0]["lr"], optimizer.param_groups[0]["lr"])
