@@ -68,7 +68,11 @@ def trained(net, opt, steps, *args, data=None):
 @pytest.mark.parametrize(
     "name, parameters",
     [
-        ("DNI", "network, dni_network=None, optim=None, grad_optim=adam, grad_lr=0.001, hidden_size=None, gpu_id=-1"),
+        (  # behind gpu_id: the keywords of the later, unreleased code
+            "DNI",
+            "network, dni_network=None, optim=None, grad_optim=adam, grad_lr=0.001, hidden_size=None, gpu_id=-1, "
+            "dni_params={}, λ=0.0, recursive=True, skip_last_layer=True, format_fn=None",
+        ),
         ("DNI_Network", "input_size, hidden_size, output_size"),
         (
             "RNN_DNI",
@@ -306,13 +310,47 @@ def test_every_optimizer_of_the_gradient_networks(name):
     assert model.cuts["3"].synthesizer.net[1].weight.abs().max() > 0
 
 
-def test_without_an_optimizer_one_is_made_for_the_loop():
-    net = dni.DNI(whatever_network(), grad_lr=0.01)
-    before = net.network[4].weight.detach().clone()
-    trained(net, net.optim, 2)
-    assert not torch.equal(before, net.network[4].weight)
+def test_without_an_optimizer_the_wrapper_steps_one_of_its_own():
+    """One step for each backward, by the settings that grad_optim names, beside a loop that knows nothing of it."""
+    x, y = task()
+    alone = whatever_network()
+    net = dni.DNI(copy.deepcopy(alone), grad_lr=0.01, λ=1)  # so that the gradients are those of backpropagation
+    opt = optim.Adam(alone.parameters(), lr=0.01, eps=1e-9, betas=(0.9, 0.98))
+    for _ in range(4):
+        net(x)  # a forward without a backward changes nothing
+        F.cross_entropy(net(x), y).backward()  # nobody zeroes the gradients, nobody steps
+        opt.zero_grad()
+        F.cross_entropy(alone(x), y).backward()
+        opt.step()
+        net.step_optimizers()
+    for mine, other in zip(net.network.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(mine, other)
+    kept = copy.deepcopy(net.network.state_dict())
+    F.cross_entropy(net.network(x), y).backward()  # what does not pass through the wrapper is not its business
+    F.cross_entropy(net.eval()(x), y).backward()
+    assert all(torch.equal(value, kept[name]) for name, value in net.network.state_dict().items())
     with pytest.raises(ValueError, match=r"grad_optim must be one of adam, .*however: 'lion'"):
         dni.DNI(whatever_network(), grad_optim="lion")
+
+
+def test_it_steps_once_for_a_loss_over_two_forwards():
+    x, y = task()
+    alone = whatever_network()
+    net = dni.DNI(copy.deepcopy(alone), grad_optim="sgd", grad_lr=0.1, λ=1)
+    (F.cross_entropy(net(x[:40]), y[:40]) + F.cross_entropy(net(x[40:]), y[40:])).backward()
+    (F.cross_entropy(alone(x[:40]), y[:40]) + F.cross_entropy(alone(x[40:]), y[40:])).backward()
+    for mine, other in zip(net.network.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(mine, other - 0.1 * other.grad)
+
+
+def test_what_cannot_be_is_refused():
+    for λ in (-0.5, 1.5, float("nan")):
+        with pytest.raises(ValueError, match=r"λ must lie in \[0, 1\] or be -1, however: "):
+            dni.DNI(whatever_network(), λ=λ)
+    with pytest.raises(ValueError, match="however: skip_last_layer=False"):
+        dni.DNI(whatever_network(), skip_last_layer=False)
+    with pytest.raises(AttributeError, match="nothing_of_the_kind"):
+        dni.DNI(whatever_network()).nothing_of_the_kind  # noqa: B018
 
 
 def test_the_gradient_networks_are_in_the_state_dict():

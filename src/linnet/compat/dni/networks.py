@@ -1,25 +1,15 @@
-"""The API of pytorch-dni, name for name: change ``from dni`` to ``from linnet.compat.dni``.
+"""The networks of pytorch-dni that predict gradients."""
 
-Where the package's code and its documentation disagree, the documentation holds here (docs/compat-dni.md): synthetic
-gradients reach the weights, and the networks that predict them are trained. Importing writes no file.
-"""
-
-import functools
-from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 import linnet.decoupled
 from linnet.beings import check_positive
 from linnet.decoupled.hidden_synthesizers import RECURRENT
 from linnet.decoupled.synthesizers import zeroed
-from linnet.decoupled.synthetic import Synthetic
 
 __all__ = [
-    "DNI",
     "RNNDNI",
     "RNN_DNI",
     "Conv2dDNI",
@@ -31,16 +21,6 @@ __all__ = [
     "Linear_DNI",
     "Linear_Sigmoid_DNI",
 ]
-
-OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
-    "adam": functools.partial(torch.optim.Adam, eps=1e-9, betas=(0.9, 0.98)),
-    "adamax": functools.partial(torch.optim.Adamax, eps=1e-9, betas=(0.9, 0.98)),
-    "rmsprop": functools.partial(torch.optim.RMSprop, momentum=0.9, eps=1e-10),
-    "sgd": torch.optim.SGD,
-    "adagrad": torch.optim.Adagrad,
-    "adadelta": torch.optim.Adadelta,
-}
-"""What ``grad_optim`` may name."""
 
 
 class DNI_Network(linnet.decoupled.Synthesizer):
@@ -55,6 +35,7 @@ class DNI_Network(linnet.decoupled.Synthesizer):
         - ``forward(input, hidden)`` gives (gradient, hidden), where hidden may be None
 
     Example:
+        >>> from linnet.compat.dni import DNI
         >>> class MyDNI(DNI_Network):
         ...     def __init__(self, input_size, hidden_size, output_size, **kwargs):
         ...         super(MyDNI, self).__init__(input_size, hidden_size, output_size)
@@ -89,6 +70,7 @@ class RNN_DNI(DNI_Network):
         ValueError: the kind is unknown.
 
     Example:
+        >>> import torch
         >>> gradient, hidden = RNN_DNI(8, 16, 8, kind="gru")(torch.randn(4, 5, 8))
         >>> gradient.shape
         torch.Size([4, 5, 8])
@@ -136,6 +118,7 @@ class Linear_DNI(DNI_Network):
         - gradient: (*, output_size)
 
     Example:
+        >>> import torch
         >>> Linear_DNI(8, 10, 8)(torch.randn(4, 8), None)[0].shape
         torch.Size([4, 8])
     """
@@ -166,6 +149,7 @@ class Linear_Sigmoid_DNI(DNI_Network):
         - gradient: (*, output_size)
 
     Example:
+        >>> import torch
         >>> gradient, _ = Linear_Sigmoid_DNI(8, 10, 8)(torch.randn(4, 8), None)
         >>> bool((gradient > 0).all())
         True
@@ -200,6 +184,7 @@ class LinearDNI(DNI_Network):
         - gradient: (*, output_size)
 
     Example:
+        >>> import torch
         >>> LinearDNI(8, 10, 8)(torch.randn(4, 8), None)[0].shape
         torch.Size([4, 8])
     """
@@ -229,6 +214,7 @@ class LinearBatchNormDNI(DNI_Network):
         - gradient: (*, output_size)
 
     Example:
+        >>> import torch
         >>> LinearBatchNormDNI(8, 10, 8)(torch.randn(4, 8), None)[0].shape
         torch.Size([4, 8])
     """
@@ -258,6 +244,7 @@ class LinearSigmoidDNI(DNI_Network):
         - gradient: (*, output_size)
 
     Example:
+        >>> import torch
         >>> LinearSigmoidDNI(8, 10, 8)(torch.randn(4, 8), None)[0].shape
         torch.Size([4, 8])
     """
@@ -300,6 +287,7 @@ class Conv2dDNI(DNI_Network):
         ValueError: stride or padding would change the size.
 
     Example:
+        >>> import torch
         >>> Conv2dDNI(3, 0, 3)(torch.randn(4, 3, 8, 8), None)[0].shape
         torch.Size([4, 3, 8, 8])
     """
@@ -335,57 +323,6 @@ class Conv2dDNI(DNI_Network):
 
     def forward(self, input: Tensor, hidden: Any = None) -> tuple[Tensor, None]:
         return self.net(input), None
-
-
-class DNI(linnet.decoupled.DNI):
-    """Trains a network with decoupled neural interfaces: pytorch-dni's wrapper, on :class:`linnet.DNI`.
-
-    Args:
-        network: any nn.Module.
-        dni_network: class of the networks that predict gradients; None for :class:`Linear_DNI`.
-        optim: the optimizer of the network, which the loop steps. None: one named by grad_optim is made; it is at
-            ``.optim`` for the loop to step.
-        grad_optim: the optimizer of the gradient networks: ``'adam'``, ``'adamax'``, ``'rmsprop'``, ``'sgd'``,
-            ``'adagrad'`` or ``'adadelta'``.
-        grad_lr: its learning rate.
-        hidden_size: handed to dni_network; None for 10.
-        gpu_id: the CUDA device to go to; -1: the network stays where it is.
-
-    Raises:
-        ValueError: grad_optim is unknown; what :class:`linnet.DNI` refuses.
-
-    Example:
-        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-        >>> opt = torch.optim.Adam(net.parameters(), lr=0.001)
-        >>> net = DNI(net, optim=opt)
-        >>> opt.zero_grad()
-        >>> output = net(torch.randn(3, 4))
-        >>> output.square().mean().backward()
-        >>> opt.step()
-
-    Reference:
-        M. Jaderberg et al., Decoupled neural interfaces using synthetic gradients, 2017, arXiv 1608.05343.
-    """
-
-    def __init__(
-        self,
-        network: nn.Module,
-        dni_network: Callable[[int, int, int], DNI_Network] | None = None,
-        optim: Optimizer | None = None,
-        grad_optim: str = "adam",
-        grad_lr: float = 0.001,
-        hidden_size: int | None = None,
-        gpu_id: int = -1,
-    ) -> None:
-        if grad_optim not in OPTIMIZERS:
-            raise ValueError(f"grad_optim must be one of {', '.join(OPTIMIZERS)}, however: {grad_optim!r}")
-        make = functools.partial(OPTIMIZERS[grad_optim], lr=grad_lr)
-        synthesizer: Callable[[int, int | None, int], linnet.decoupled.Synthesizer] = dni_network or Linear_DNI  # type: ignore[assignment]
-        gradient = Synthetic(synthesizer, 10 if hidden_size is None else hidden_size, make)
-        if gpu_id >= 0:
-            network = network.cuda(gpu_id)
-        super().__init__(network, optim, gradient=gradient)
-        self.optim = make(list(network.parameters())) if optim is None else optim
 
 
 def _margin(kernel_size: int, dilation: int) -> nn.Module:

@@ -1,0 +1,211 @@
+"""The wrapper of pytorch-dni, and the functions that its tasks use."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import register_multi_grad_hook
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+import linnet.decoupled
+from linnet.compat.dni.networks import DNI_Network, Linear_DNI
+from linnet.decoupled.boundary import replaced, tensors
+from linnet.decoupled.owned import having
+from linnet.decoupled.synthetic import Prediction, Synthetic
+
+__all__ = ["DNI", "detach_all", "get_padding"]
+
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    "adam": functools.partial(torch.optim.Adam, eps=1e-9, betas=(0.9, 0.98)),
+    "adamax": functools.partial(torch.optim.Adamax, eps=1e-9, betas=(0.9, 0.98)),
+    "rmsprop": functools.partial(torch.optim.RMSprop, momentum=0.9, eps=1e-10),
+    "sgd": torch.optim.SGD,
+    "adagrad": torch.optim.Adagrad,
+    "adadelta": torch.optim.Adadelta,
+}
+"""What ``grad_optim`` may name."""
+
+
+class DNI(linnet.decoupled.DNI):
+    """Trains a network with decoupled neural interfaces: pytorch-dni's wrapper, on :class:`linnet.DNI`.
+
+    With ``optim`` the loop steps it. Without, the network is updated as soon as ``loss.backward()`` has reached it, by
+    an optimizer of its own, at ``.optim``; the gradients stay in ``.grad`` for whoever wants to use them too.
+
+    What the network has, methods and layers, can be asked of the wrapper: ``net.init_hidden(batch)``.
+
+    Args:
+        network: any nn.Module.
+        dni_network: class of the networks that predict gradients; None for :class:`Linear_DNI`.
+        optim: the optimizer of the network, which the loop steps. None: one named by grad_optim, with grad_lr, which
+            the wrapper steps.
+        grad_optim: the optimizer of the gradient networks: ``'adam'``, ``'adamax'``, ``'rmsprop'``, ``'sgd'``,
+            ``'adagrad'`` or ``'adadelta'``.
+        grad_lr: its learning rate.
+        hidden_size: handed to dni_network; None for 10.
+        gpu_id: the CUDA device to go to; -1: the network stays where it is.
+        dni_params: further arguments of dni_network.
+        λ: the share of the true gradient in what a layer gets: 0 is synthetic gradients alone, 1 backpropagation;
+            -1: the sum of both.
+        recursive: True: the network is cut in front of every layer but the first. False: the network is one layer of
+            something larger, and is cut behind it.
+        skip_last_layer: must be True: the last layer gets its true gradient, which is there without waiting.
+        format_fn: not needed, for every tensor that the network gives is cut.
+
+    Raises:
+        ValueError: grad_optim is unknown; λ is out of range; skip_last_layer is False; what :class:`linnet.DNI`
+            refuses.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> opt = torch.optim.Adam(net.parameters(), lr=0.001)
+        >>> net = DNI(net, optim=opt)
+        >>> opt.zero_grad()
+        >>> output = net(torch.randn(3, 4))
+        >>> output.square().mean().backward()
+        >>> opt.step()
+
+    Reference:
+        M. Jaderberg et al., Decoupled neural interfaces using synthetic gradients, 2017, arXiv 1608.05343.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        dni_network: Callable[..., DNI_Network] | None = None,
+        optim: Optimizer | None = None,
+        grad_optim: str = "adam",
+        grad_lr: float = 0.001,
+        hidden_size: int | None = None,
+        gpu_id: int = -1,
+        *,
+        dni_params: Mapping[str, Any] = MappingProxyType({}),
+        λ: float = 0.0,
+        recursive: bool = True,
+        skip_last_layer: bool = True,
+        format_fn: Callable[[Any], Any] | None = None,
+    ) -> None:
+        if grad_optim not in OPTIMIZERS:
+            raise ValueError(f"grad_optim must be one of {', '.join(OPTIMIZERS)}, however: {grad_optim!r}")
+        if not (λ == -1 or 0 <= λ <= 1):
+            raise ValueError(f"λ must lie in [0, 1] or be -1, however: {λ!r}")
+        if not skip_last_layer:
+            raise ValueError("The last layer gets its true gradient, however: skip_last_layer=False")
+        make = functools.partial(OPTIMIZERS[grad_optim], lr=grad_lr)
+        synthesizer = functools.partial(dni_network or Linear_DNI, **dni_params)
+        width = 10 if hidden_size is None else hidden_size
+        gradient = Sum(synthesizer, width, make) if λ == -1 else Synthetic(synthesizer, width, make, mix=λ)
+        if gpu_id >= 0:
+            network = network.cuda(gpu_id)
+        whole = network if recursive else Layer(network)
+        super().__init__(whole, optim, at=None if recursive else ["place"], gradient=gradient)
+        self.alone = optim is None
+        self.optim = make(list(network.parameters())) if optim is None else optim
+        self._listening: RemovableHandle | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return _of_network(self, name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_listening": None}
+
+    def step_optimizers(self) -> None:
+        """Step ``optim`` if it was given; without one the update has taken place when ``backward`` returns."""
+        if not self.alone:
+            self.optim.step()
+
+    def _training_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        output = super()._training_forward(args, kwargs)
+        if self.alone:
+            for tensor in tensors(output):
+                if tensor.requires_grad:
+                    tensor.register_hook(self._listen)
+        return output
+
+    def _listen(self, gradient: Tensor) -> None:
+        """A backward has reached the output: update when it has reached every parameter that it will."""
+        if self._listening is not None:
+            self._listening.remove()
+        learning = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        self._listening = register_multi_grad_hook(learning, functools.partial(self._update, learning))
+
+    def _update(self, learning: list[nn.Parameter], gradients: Sequence[Tensor | None]) -> None:
+        if self._listening is not None:
+            self._listening.remove()
+            self._listening = None
+        with torch.no_grad(), having(learning, gradients):
+            self.optim.step()
+
+
+class Sum(Synthetic):
+    """g + the true gradient: what pytorch-dni does with λ = -1."""
+
+    late = True
+
+    def respond(self, memory: Prediction, target: Tensor | None, error: Tensor | None) -> Tensor:
+        return memory.gradient if target is None else memory.gradient + target
+
+
+class Layer(nn.Module):
+    """A network and a place behind it to cut.
+
+    Args:
+        network: the network.
+
+    Example:
+        >>> Layer(nn.LSTM(2, 3))(torch.randn(4, 5, 2))[0].shape
+        torch.Size([4, 5, 3])
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.place = network, nn.Identity()
+
+    def __getattr__(self, name: str) -> Any:
+        return _of_network(self, name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.place(self.network(*args, **kwargs))
+
+
+def _of_network(module: nn.Module, name: str) -> Any:
+    """An attribute of the module, or else of the network inside."""
+    try:
+        return nn.Module.__getattr__(module, name)
+    except AttributeError:
+        if name.startswith("_") or name == "network":
+            raise
+        return getattr(module.network, name)
+
+
+def detach_all(o: Any) -> Any:
+    """Nested tuples, lists and dicts with every tensor detached.
+
+    Example:
+        >>> w = torch.ones(2, requires_grad=True)
+        >>> [x.requires_grad for x in detach_all((w, 2 * w))]
+        [False, False]
+    """
+    return replaced(o, (tensor.detach() for tensor in tensors(o)))
+
+
+def get_padding(input_dim: int, kernel_size: int, dilation: int, stride: int) -> int:
+    """The padding with which a convolution doubles an image, so that pooling by 2 gives its size back.
+
+    Args:
+        input_dim: height or width of the image.
+        kernel_size: of the convolution.
+        dilation: of the convolution.
+        stride: of the convolution; only 1 doubles.
+
+    Example:
+        >>> image = torch.zeros(1, 1, 28, 28)
+        >>> conv = nn.Conv2d(1, 1, 5, padding=get_padding(28, 5, 1, 1))
+        >>> nn.functional.max_pool2d(conv(image), 2).shape
+        torch.Size([1, 1, 28, 28])
+    """
+    return (input_dim * stride + (kernel_size - 1) * dilation + 1) // 2
