@@ -5,6 +5,7 @@ Where the package's code and its documentation disagree, the documentation holds
 
 from typing import Any, Self
 
+import torch
 from torch import nn
 
 import linnet.sparse.layer
@@ -22,7 +23,8 @@ class SparseLinear(linnet.sparse.layer.SparseLinear):
         out_features: size of each output sample.
         bias: whether an additive bias is learned.
         sparsity: the share of absent connections.
-        connectivity: (2, nnz) LongTensor of (output, input) pairs; everything else that linnet's layer takes too.
+        connectivity: (2, nnz) LongTensor of (output, input) pairs, of which those given again are one connection;
+            everything else that linnet's layer takes too.
         small_world: whether connections are distance-dependent.
         dynamic: whether connections move as in RigL.
         deltaT: steps from one rewiring to the next.
@@ -66,7 +68,7 @@ class SparseLinear(linnet.sparse.layer.SparseLinear):
             out_features,
             bias,
             sparsity=sparsity,
-            connectivity=connectivity,
+            connectivity=_once(connectivity),
             small_world=small_world,
             dynamic=dynamic,
             deltaT=deltaT if moves else SCHEDULE["deltaT"],
@@ -80,6 +82,13 @@ class SparseLinear(linnet.sparse.layer.SparseLinear):
     def weights(self) -> nn.Parameter:
         """The weights of the connections, (nnz,): the Parameter itself."""
         return self.values
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
+            f"sparsity={self.sparsity:.6g}, connectivity={'given' if not self._drawn else None}, "
+            f"small_world={self.small_world}"
+        )
 
     @classmethod
     def _empty(cls, in_features: int, out_features: int, bias: bool, **options: Any) -> Self:
@@ -115,3 +124,11 @@ class ActivationSparsity(linnet.sparse.winners.ActivationSparsity):
         super().__init__(0.1 if units else alpha, beta, act_sparsity)
         if units:
             self.size_for(units)
+
+
+def _once(connectivity: Any) -> Any:
+    """Pairs without those that are given again; programs draw them at random."""
+    if isinstance(connectivity, torch.Tensor) and connectivity.dtype == torch.int64 and connectivity.shape[:1] == (2,):
+        if connectivity.layout == torch.strided and connectivity.dim() == 2:
+            return torch.unique(connectivity, dim=1)
+    return connectivity

@@ -1,5 +1,6 @@
 """neuromancer.slim, name for name: ``import linnet.compat.slim as slim``."""
 
+import linnet.compat.slim as slim  # neuromancer's examples say: from neuromancer.slim import slim
 from linnet.compat.slim import butterfly as butterfly
 from linnet.compat.slim import linear as linear
 from linnet.compat.slim import rnn as rnn
@@ -84,6 +85,7 @@ __all__ = [
     "linear",
     "maps",
     "rnn",
+    "slim",
     "square_maps",
     "tall_maps",
 ]
