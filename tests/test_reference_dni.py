@@ -71,7 +71,7 @@ def trained(net, opt, steps, *args, data=None):
         (  # behind gpu_id: the keywords of the later, unreleased code
             "DNI",
             "network, dni_network=None, optim=None, grad_optim=adam, grad_lr=0.001, hidden_size=None, gpu_id=-1, "
-            "dni_params={}, λ=0.0, recursive=True, skip_last_layer=True, format_fn=None",
+            "dni_params={}, λ=None, recursive=True, skip_last_layer=True, format_fn=None",
         ),
         ("DNI_Network", "input_size, hidden_size, output_size"),
         (

@@ -12,7 +12,6 @@ import pickle
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 import linnet
@@ -462,24 +461,3 @@ def test_attributes_of_the_package():
     plain = nn.Linear(5, 4, dtype=torch.float64)
     taken = sl.SparseLinear.from_linear(plain, sparsity=0.5)
     assert taken.values.dtype == torch.float64 and torch.equal(taken.bias, plain.bias)
-
-
-def test_a_program_written_for_the_package():
-    torch.manual_seed(0)
-    net = nn.Sequential(
-        sl.SparseLinear(64, 256, sparsity=0.9, dynamic=True, deltaT=10, Tend=60, alpha=0.3),
-        sl.ActivationSparsity(),
-        sl.SparseLinear(256, 10, sparsity=0.5, small_world=True),
-    )
-    from sklearn.datasets import load_digits
-
-    x, y = (torch.as_tensor(a) for a in load_digits(return_X_y=True))
-    x = ((x - x.mean()) / x.std()).float()
-    optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
-    for _ in range(80):
-        optimizer.zero_grad()
-        loss = F.cross_entropy(net(x[:1200]), y[:1200])
-        loss.backward()
-        optimizer.step()
-    with torch.no_grad():
-        assert (net.eval()(x[1200:]).argmax(-1) == y[1200:]).double().mean() > 0.8

@@ -184,37 +184,6 @@ def test_clone_being_clones_deep_nn_from_one_position_to_other(kind):
     assert torch.equal(y[:, 0], y[:, 2]) and not torch.equal(y[:, 0], y[:, 1])
 
 
-# ---------------------------------------------------------------------- the checks that the package runs on itself
-
-
-def test_the_checks_of_the_layer_run_with_the_import_changed(capsys):
-    hive = wl.WideLinear(100, 3, 4)
-    inputs = torch.randn(3), torch.randn(100, 3), torch.randn(2, 100, 3)
-    outputs = [hive(x) for x in inputs]
-    assert [tuple(y.shape) for y in outputs] == [(100, 4), (100, 4), (2, 100, 4)]
-    for wrong in (torch.randn(100, 4), torch.randn(101, 3)):
-        with pytest.raises(ValueError, match="The input of a population"):
-            hive(wrong)
-    pointer = hive.get_single(1)
-    linear = pointer.to_linear()
-    print(pointer, linear)
-    assert "LinearWidePointer(in_features=3, out_features=4, bias=True)" in capsys.readouterr().out
-    own = inputs[0], inputs[1][1], inputs[2][:, 1, :]
-    for x, y in zip(own, (outputs[0][1], outputs[1][1], outputs[2][:, 1, :]), strict=True):
-        torch.testing.assert_close(pointer(x), y)
-        torch.testing.assert_close(linear(x), y)
-    assert pointer.hive is hive and pointer.being == 1
-    assert wl.LinearWidePointer(hive, 5).being == 5
-    assert len(hive.to_linears()) == 100
-
-
-def test_the_checks_of_the_network_run_with_the_import_changed():
-    nets = wl.WideDeep(100, 5, 3, 2, 4)
-    assert "beings=100, in_features=5, out_features=3" in repr(nets)
-    assert nets(torch.randn(100, 5)).shape == (100, 4)
-    assert all(type(layer) is wl.WideLinear for layer in nets.linears)
-
-
 # ---------------------------------------------------------------------- the defects, by their numbers in wide.md
 
 

@@ -50,7 +50,8 @@ class DNI(linnet.decoupled.DNI):
         gpu_id: the CUDA device to go to; -1: the network stays where it is.
         dni_params: further arguments of dni_network.
         λ: the share of the true gradient in what a layer gets: 0 is synthetic gradients alone, 1 backpropagation;
-            -1: the sum of both.
+            -1: the sum of both. None: 0 with ``optim``, as in 0.0.1, which has no λ; without, as in the programs of the
+            later code, 0.5, its default.
         recursive: True: the network is cut in front of every layer but the first. False: the network is one layer of
             something larger, and is cut behind it.
         skip_last_layer: must be True: the last layer gets its true gradient, which is there without waiting.
@@ -84,13 +85,15 @@ class DNI(linnet.decoupled.DNI):
         gpu_id: int = -1,
         *,
         dni_params: Mapping[str, Any] = MappingProxyType({}),
-        λ: float = 0.0,
+        λ: float | None = None,
         recursive: bool = True,
         skip_last_layer: bool = True,
         format_fn: Callable[[Any], Any] | None = None,
     ) -> None:
         if grad_optim not in OPTIMIZERS:
             raise ValueError(f"grad_optim must be one of {', '.join(OPTIMIZERS)}, however: {grad_optim!r}")
+        if λ is None:
+            λ = 0.5 if optim is None else 0.0
         if not (λ == -1 or 0 <= λ <= 1):
             raise ValueError(f"λ must lie in [0, 1] or be -1, however: {λ!r}")
         if not skip_last_layer:
