@@ -1,8 +1,8 @@
 """What the forerunners' README files, notebooks, tasks and tests do with them, as programs of their users.
 
 Each is written anew around the same calls, in their order, with no change for linnet but the import line. Sentences
-of the documentation, with the examples in them, are in the files test_reference_*.py, and the loop over every map and
-slim.RNN of neuromancer's own tests in test_compat_slim.py.
+of the documentation, with the examples in them, are in the files test_reference_*.py, and slim.RNN over every map in
+test_compat_slim.py.
 """
 
 import copy
@@ -34,6 +34,29 @@ def accuracy(model, data):
     model.eval()
     with torch.no_grad():
         return float((model(data[0]).argmax(1) == data[1]).double().mean())
+
+
+# ---------------------------------------------------------------------- neuromancer: tests/slim/test_dims.py
+
+
+def test_every_map_of_the_registry_takes_batches():
+    import linnet.compat.slim as slim
+
+    def check(cls, insize, outsize, batch):
+        layer, x = cls(insize, outsize).eval(), torch.rand(batch, insize)
+        expected = x.double() @ layer.effective_W().double()
+        expected = expected if layer.bias is None else expected + layer.bias
+        torch.testing.assert_close(layer(x), expected.float())
+        assert layer.train()(x).shape == (batch, outsize) and layer.reg_error().shape == ()
+
+    torch.manual_seed(0)
+    for cls in set(slim.maps.values()) - slim.square_maps:
+        check(cls, 3, 5, 8)
+        if cls not in slim.tall_maps:
+            check(cls, 8, 3, 3)
+    for cls in slim.square_maps:
+        check(cls, 8, 8, 8)
+        check(cls, 8, 8, 3)
 
 
 # ---------------------------------------------------------------------- neuromancer: tests/slim/test_maps.py
