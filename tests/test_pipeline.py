@@ -2,7 +2,10 @@
 
 import functools
 import os
+import re
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 import traceback
@@ -271,3 +274,61 @@ def test_what_a_pipeline_refuses():
         finally:
             dist.destroy_process_group()
     assert Backprop.late and linnet.Pipeline is Pipeline
+
+
+@pytest.mark.slow
+def test_the_example_goes_on_after_a_killed_process(tmp_path):
+    example = Path(__file__).parent.parent / "examples" / "pipeline.py"
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--rdzv-backend",
+        "c10d",
+        "--rdzv-endpoint",
+        "localhost:0",
+    ]
+    words = ["--nproc-per-node", "2", "--max-restarts", "5", "--monitor-interval", "0.2", str(example), str(tmp_path)]
+    child = subprocess.Popen([*torchrun, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "checkpoint.safetensors").exists():
+        assert child.poll() is None, child.stderr.read()
+        time.sleep(0.02)
+    workers = [int(pid) for pid in Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()]
+    os.kill(workers[-1], signal.SIGKILL)
+    shown, said = child.communicate(timeout=200)
+    assert child.returncode == 0, said
+    found = re.search(r"(\d+) steps, ([\d.]+) % of the test split", shown)
+    assert found, shown
+    assert int(found[1]) % 20 == 0  # whole epochs, none twice
+    assert shown.count("epoch 20: loss") == 1
+    assert float(found[2]) > 92
+    assert len(list(tmp_path.glob("stages-*"))) == 1
+
+
+def half_saved(rank, folder):
+    """A save that fails on one process, when the other has written its file."""
+    pipe = Pipeline(stages(), ADAM, CRITERION)
+    pipe.save(f"{folder}/kept")
+    kept = {name: value.clone() for name, value in pipe.stage.state_dict().items()}
+    with torch.no_grad():
+        for parameter in pipe.stage.parameters():
+            parameter.add_(1)
+    if rank == 1:
+        pipe.stage.register_buffer("kept", torch.zeros(2, dtype=torch.complex128))  # safetensors has no such
+    said = ""
+    try:
+        pipe.save(f"{folder}/kept")
+    except (TypeError, ValueError) as error:
+        said = f"{type(error).__name__}: {error}"
+    other = Pipeline(stages(seed=5), ADAM, CRITERION).load(f"{folder}/kept")
+    return {
+        "said": said,
+        "kept": all(torch.equal(kept[name], value) for name, value in other.stage.state_dict().items()),
+    }
+
+
+def test_a_save_that_fails_on_one_process_leaves_the_former_checkpoint_of_all():
+    found, codes = start(half_saved, 2)
+    assert codes == [0, 0] and all(one["kept"] for one in found), found
+    assert found[1]["said"].startswith("TypeError: safetensors has no torch.complex128")
+    assert found[0]["said"].startswith("ValueError: All processes must save or load a checkpoint, however: process 1")

@@ -1,4 +1,4 @@
-"""``linnet train --nproc``: several processes train what one does, and a killed one is forgotten."""
+"""``--nproc``: several processes train and evolve what one does, and a killed one is forgotten."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def processes(out: Path) -> list[int]:
                 words = (entry / "cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if b"linnet.tasks.replica" in words and str(out).encode() in words:
+            if {b"linnet.tasks.replica", b"linnet.tasks.colony"} & {*words} and str(out).encode() in words:
                 found.append(int(entry.name))
     return found
 
@@ -146,4 +146,43 @@ def test_what_is_refused(tmp_path):
         command(tmp_path / "x", "--nproc", "2", "--decouple", "dni"), capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 2 and "--nproc shares batches of whole networks" in done.stderr
+    assert not (tmp_path / "x").exists()
+
+
+# ---------------------------------------------------------------------- populations
+
+POPULATION = ["--beings", "40", "--block", "10", "--generations", "6", "--elites", "4", "--target", "1e9"]
+
+
+def evolved(out: Path, *options: str) -> list[str]:
+    return [sys.executable, "-m", "linnet", "evolve", "--out", str(out), *POPULATION, *options]
+
+
+def test_two_processes_one_of_which_is_killed_evolve_what_one_does(tmp_path):
+    done = subprocess.run(evolved(tmp_path / "1"), capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "2"
+    child = subprocess.Popen(evolved(out, "--nproc", "2"), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    while not (out / "state.safetensors").exists():
+        assert child.poll() is None, child.stderr.read()
+        time.sleep(0.02)
+    os.kill(processes(out)[0], signal.SIGKILL)
+    shown, said = child.communicate(timeout=200)
+    assert child.returncode == 0, said
+    for name in ("state.safetensors", "best.safetensors", "curve.csv"):
+        assert (tmp_path / "1" / name).read_bytes() == (out / name).read_bytes(), name
+    assert "6 generations" in shown and (out / "report.html").exists()
+    assert not list(out.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--nproc", "3"], "The beings must be whole blocks in every process, a multiple of 3 · 10, however: 40"),
+        (["--nproc", "0"], "--nproc"),
+    ],
+)
+def test_populations_that_cannot_be_parted(tmp_path, options, said):
+    done = subprocess.run(evolved(tmp_path / "x", *options), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and said in " ".join(done.stderr.split()), done.stderr
     assert not (tmp_path / "x").exists()

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 import torch.distributed as dist
@@ -27,6 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from linnet import checkpoint
 from linnet.checkpoint import CheckpointInfo, bad_file, blaming
 from linnet.fitting import check_model, check_optimizer, class_name, optimizer_shapes, place_like, undone_on_error
+from linnet.processes import agreeing, gathered, rank, world
 from linnet.state import check_generators, check_storable, generator_states, pack, set_generators, unpack
 from linnet.wide.population import genes_of, rows_of
 
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 __all__ = ["load_sharded", "save_sharded"]
 
 DESCRIPTION = "checkpoint.safetensors"
-T = TypeVar("T")
 _MEMBERS: dict[str, Any] = {  # of the description, and their types
     "processes": int,
     "beings": int | None,
@@ -95,7 +95,7 @@ def save_sharded(
     from torch.distributed.checkpoint import save as write
 
     model, folder = _unwrapped(model), Path(folder)
-    with _agreeing():
+    with agreeing():
         store = _Store([] if shards is None else rows_of(model, optimizer), shards)
         trees = {
             "model": pack(model.state_dict(keep_vars=True), "model", store),
@@ -103,15 +103,15 @@ def save_sharded(
         }
         shapes = None if optimizer is None else _whole_shapes(optimizer, model, shards)
         digest = store.digest({f"model.{name}" for name, _ in model.named_parameters(remove_duplicate=False)})
-    if len(set(_gathered(digest))) > 1:
+    if len(set(gathered(digest))) > 1:
         raise ValueError(
             "What is no DTensor must be the same on all processes, however: their parameters differ "
             "(a population that is parted by being needs shards=)"
         )
-    own = _gathered(f"shards-{secrets.token_hex(6)}")[0]
+    own = gathered(f"shards-{secrets.token_hex(6)}")[0]
     place = folder / own
     try:
-        with _agreeing():
+        with agreeing():
             place.mkdir(parents=True, exist_ok=True)
         with _as_dcp():
             write(
@@ -120,29 +120,29 @@ def save_sharded(
                 planner=DefaultSavePlanner(dedup_save_to_lowest_rank=True),
                 no_dist=not dist.is_initialized(),
             )
-        with _agreeing():
+        with agreeing():
             digests = {path.name: _sha256(path) for path in _share(sorted(place.iterdir()))}
         description = {
-            "processes": _world(),
+            "processes": world(),
             "beings": None if shards is None else shards.beings,
             "folder": own,
-            "files": {name: sha for part in _gathered(digests) for name, sha in part.items()},
+            "files": {name: sha for part in gathered(digests) for name, sha in part.items()},
             "tensors": store.described(),
             "model_class": class_name(model),
             "optimizer_class": None if optimizer is None else class_name(optimizer),
             "optimizer_shapes": shapes,
             **trees,
-            "rng": _gathered(generator_states()) if rng else None,
+            "rng": gathered(generator_states()) if rng else None,
             "extra": extra,
         }
-        with _agreeing():
-            if _rank() == 0:
+        with agreeing():
+            if rank() == 0:
                 checkpoint.save(nn.Identity(), folder / DESCRIPTION, step=step, rng=False, extra=description)
     except BaseException:
-        if _rank() == 0:
+        if rank() == 0:
             shutil.rmtree(place, ignore_errors=True)
         raise
-    if _rank() == 0:  # what former saves have left, whole or broken off
+    if rank() == 0:  # what former saves have left, whole or broken off
         for path in folder.glob("shards-*"):
             if path != place:
                 shutil.rmtree(path, ignore_errors=True)
@@ -178,7 +178,7 @@ def load_sharded(
     from torch.distributed.checkpoint import load as read
 
     model, path = _unwrapped(into), Path(folder) / DESCRIPTION
-    with _agreeing():
+    with agreeing():
         if (kind := checkpoint.info(path).model) != class_name(nn.Identity()):
             raise bad_file(
                 path, f"it is that of a {kind}, which linnet.load reads, and does not describe a sharded one"
@@ -186,9 +186,9 @@ def load_sharded(
         found = checkpoint.load(path, into=nn.Identity())
         description = found.extra
         place = _checked(description, path)
-    if len(set(_gathered(found.sha256))) > 1:
+    if len(set(gathered(found.sha256))) > 1:
         raise ValueError(f"All processes must see one checkpoint, however: {os.fspath(path)!r} differs between them")
-    with _agreeing():
+    with agreeing():
         reader = HuggingFaceStorageReader(str(place))
         entries = _entries(description, reader, path)
         if shards is not None and description["beings"] != shards.beings:
@@ -196,13 +196,13 @@ def load_sharded(
             raise ValueError(f"The checkpoint must hold a population of {shards.beings} beings, however: {held}")
         generators = description["rng"]
         if rng and generators is not None:
-            if len(generators) != _world():
+            if len(generators) != world():
                 raise ValueError(
-                    f"The generators must be those of {_world()} processes, however: {len(generators)} were saved "
+                    f"The generators must be those of {world()} processes, however: {len(generators)} were saved "
                     "(rng=False leaves them as they are)"
                 )
             with blaming(path):
-                check_generators(generators[_rank()])
+                check_generators(generators[rank()])
         blanks = _Blanks(entries, model, optimizer, shards)
         with blaming(path):
             saved = unpack(description["model"], blanks.on_meta)
@@ -215,13 +215,13 @@ def load_sharded(
             moments = None if optimizer is None else unpack(description["optimizer"], blanks.put)
     with _as_dcp():
         read(blanks.wanted, storage_reader=reader, no_dist=not dist.is_initialized())
-    with undone_on_error(model, optimizer, path), _agreeing():
+    with undone_on_error(model, optimizer, path), agreeing():
         model.load_state_dict(state)
         if optimizer is not None and moments is not None:
             place_like(moments["param_groups"], optimizer.param_groups)
             optimizer.load_state_dict(moments)
     if rng and generators is not None:
-        set_generators(generators[_rank()])
+        set_generators(generators[rank()])
     return CheckpointInfo(
         model=description["model_class"],
         shapes={name.removeprefix("model."): e.shape for name, e in entries.items() if name.startswith("model.")},
@@ -415,50 +415,17 @@ def _entries(description: dict[str, Any], reader: Any, path: Path) -> dict[str, 
         return entries
 
 
+def _share(paths: list[Path]) -> list[Path]:
+    """Which files this process is to read through."""
+    return paths[rank() :: world()]
+
+
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# ---------------------------------------------------------------------- the processes
-
-
-def _world() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def _share(paths: list[Path]) -> list[Path]:
-    """Which files this process is to read through."""
-    return paths[_rank() :: _world()]
-
-
-def _gathered(own: T) -> list[T]:
-    """What every process gives."""
-    if not dist.is_initialized():
-        return [own]
-    found: list[Any] = [None] * _world()
-    dist.all_gather_object(found, own)
-    return found
-
-
-@contextmanager
-def _agreeing() -> Iterator[None]:
-    """A failure of one process is one of all: none goes on, to wait for it."""
-    failure: Exception | None = None
-    try:
-        yield
-    except Exception as error:  # whatever it is, the others must hear of it
-        failure = error
-    said = _gathered(None if failure is None else " ".join(str(failure).split()))
-    if failure is not None:
-        raise failure
-    for rank, text in enumerate(said):
-        if text is not None:
-            raise ValueError(f"All processes must save or load a checkpoint, however: process {rank} says: {text}")
+# ---------------------------------------------------------------------- dcp
 
 
 @contextmanager

@@ -2,6 +2,9 @@
 
 import copy
 import os
+import re
+import secrets
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -20,9 +23,11 @@ from linnet.decoupled.passing import placed, ready
 from linnet.decoupled.places import convolved
 from linnet.decoupled.sources import Source
 from linnet.decoupled.synthetic import Synthetic
+from linnet.processes import agreeing, gathered
 
 __all__ = ["Pipeline"]
 
+CHECKPOINT = "checkpoint.safetensors"
 Batches = Iterable[tuple[Tensor, Tensor]]
 
 
@@ -272,26 +277,40 @@ class Pipeline:
         return nn.Sequential(*whole)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``rank<i>.safetensors`` of every process: stage, source, optimizers, number of steps. Call it on all.
+        """Write stage, source, optimizer and number of steps of every process into a folder. Call it on all.
 
-        A file is complete or the former one; call it between two calls of :meth:`train`.
+        Each process writes a file of its own into a new folder in it; when all are complete, ``checkpoint.safetensors``
+        names that folder, and until then the former one stands. Call it between two calls of :meth:`train`.
         """
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        checkpoint.save(self._own, self._path(folder), optimizer=self.optimizer, step=self.steps)
-        dist.barrier()
+        folder = Path(folder)
+        name = gathered(f"stages-{secrets.token_hex(6)}")[0]
+        with agreeing():
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            checkpoint.save(self._own, self._path(folder / name), optimizer=self.optimizer, step=self.steps)
+        with agreeing():
+            if dist.get_rank() == 0:
+                named = {"folder": name}
+                checkpoint.save(nn.Identity(), folder / CHECKPOINT, step=self.steps, rng=False, extra=named)
+                for former in folder.glob("stages-*"):
+                    if former.name != name:
+                        shutil.rmtree(former, ignore_errors=True)
 
     def load(self, folder: str | os.PathLike[str]) -> Self:
         """Take over what :meth:`save` wrote with as many processes. Call it on all.
 
         Raises:
-            ValueError: the file is missing, damaged or that of another network; the processes saved at different steps.
+            ValueError: a file is missing, damaged or that of another network, on this process or another.
         """
-        self.steps = checkpoint.load(self._path(folder), into=self._own, optimizer=self.optimizer).step or 0
-        steps = torch.tensor([self.steps, -self.steps])
-        dist.all_reduce(steps, op=dist.ReduceOp.MAX)
-        if steps[0] != -steps[1]:
-            raise ValueError(f"The processes must have saved at one step, however: {-int(steps[1])} to {int(steps[0])}")
+        with agreeing():
+            path = Path(folder) / CHECKPOINT
+            extra = checkpoint.load(path, into=nn.Identity()).extra
+            name = extra.get("folder") if isinstance(extra, dict) else None
+            if not isinstance(name, str) or re.fullmatch(r"stages-[0-9a-f]{12}", name) is None:
+                raise checkpoint.bad_file(path, "it does not describe a pipeline")
+            self.steps = (
+                checkpoint.load(self._path(path.parent / name), into=self._own, optimizer=self.optimizer).step or 0
+            )
         return self
 
-    def _path(self, folder: str | os.PathLike[str]) -> Path:
-        return Path(folder) / f"rank{dist.get_rank()}.safetensors"
+    def _path(self, folder: Path) -> Path:
+        return folder / f"rank{dist.get_rank()}.safetensors"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import json
 import shlex
 import time
 from pathlib import Path
@@ -196,7 +197,7 @@ def train(
         run = prepare(settings, folder, resume=resume)
     try:
         if nproc > 1:
-            start(nproc, run.out)
+            start(nproc, "linnet.tasks.replica", str(run.out))
         with Watcher(settings) as watcher:
             fits = [[fit(run, spec, seed, watcher) for seed in seeds_of(settings)] for spec in run.specs]
         if watcher.console.is_terminal:  # a plain line: something that moves would disturb the clock
@@ -298,6 +299,14 @@ def evolve(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the run.", show_default="runs/ENV-TIME", metavar="FOLDER")
     ] = None,
+    nproc: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Processes that hold the population together. If one dies, torchrun starts all of them again from the "
+            "last generation.",
+        ),
+    ] = 1,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out; its settings need not be given again.")
     ] = False,
@@ -307,6 +316,8 @@ def evolve(
     given = {name: value for name, value in locals().items() if name in names and value is not None}
     from linnet.tasks.evolution import found, resumed
     from linnet.tasks.evolving import processes, report, watching
+    from linnet.tasks.replicas import start
+    from linnet.wide.sharding import check_shards
 
     with user_input():
         before = _to_resume(resume, out)
@@ -314,10 +325,18 @@ def evolve(
         slug = "".join(c if c.isalnum() or c in "-_." else "-" for c in settings.env)
         folder = out or Path("runs") / f"{slug}-{time.strftime('%Y%m%d-%H%M%S')}"
         shards = processes(settings)
+        if nproc > 1:
+            if shards is not None:
+                raise ValueError("--nproc starts the processes, however: torchrun has started them already")
+            check_shards(settings.beings, settings.block, nproc)
         evolution = found(settings, folder, resume=resume, shards=shards)
     try:
-        with watching(evolution) as watch:
-            evolution.run(watch)
+        if nproc > 1:
+            start(nproc, "linnet.tasks.colony", str(folder), json.dumps(dataclasses.asdict(settings)))
+            evolution.restore()
+        else:
+            with watching(evolution) as watch:
+                evolution.run(watch)
         report(evolution)
     except KeyboardInterrupt:
         raise _stopped("evolve", folder) from None

@@ -41,6 +41,7 @@ class Data:
         classes: how many classes there are.
         fingerprint: SHA-256 of what the splits were made from: tells whether two runs saw the same data.
         labels: what each class is called in the user's own file.
+        mean, std: what the inputs were standardised with, (features,) or one number for all, float64.
     """
 
     name: str
@@ -49,7 +50,9 @@ class Data:
     test: Split
     classes: int
     fingerprint: str
-    labels: tuple[int | str, ...] = ()
+    labels: tuple[int | str, ...]
+    mean: Tensor
+    std: Tensor
 
     @property
     def features(self) -> int:
@@ -242,6 +245,8 @@ def make_data(
         classes,
         _fingerprint(*train, *test, chosen, *([np.array(labels)] if labels else [])),
         labels,
+        torch.from_numpy(np.asarray(mean, np.float64)),
+        torch.from_numpy(np.asarray(std, np.float64)),
     )
 
 

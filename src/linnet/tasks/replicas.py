@@ -1,13 +1,12 @@
-"""A training on several processes: each does its share of every batch (DistributedDataParallel), torchrun starts them.
+"""A run on several processes, which torchrun starts; in a training each does its share of every batch.
 
 A process that dies takes the others with it; torchrun then starts all of them again, and they go on from the last
-checkpoint. What each of them does is in :mod:`linnet.tasks.replica`.
+checkpoint. What each of them does is in :mod:`linnet.tasks.replica` and :mod:`linnet.tasks.colony`.
 """
 
 import os
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from linnet.sparse import share_wiring
 
-__all__ = ["ALONE", "Replicas", "start"]
+__all__ = ["ALONE", "Replicas", "joined", "start"]
 
 RESTARTS = 20
 """How often torchrun starts again what died."""
@@ -23,7 +22,7 @@ RESTARTS = 20
 
 @dataclass(frozen=True)
 class Replicas:
-    """The processes of a training.
+    """The processes of a run.
 
     Attributes:
         rank: which one this is.
@@ -63,12 +62,27 @@ class Replicas:
 ALONE = Replicas()
 
 
-def start(nproc: int, out: Path) -> None:
-    """Do the run in a folder on several processes, by torchrun, and come back when it is done.
+def joined() -> Replicas:
+    """Meet the other processes, under a name of this attempt's own.
+
+    The store of torchrun outlives an attempt, and in torch 2.13 the addresses of those that died stay in it under the
+    names that the new ones look for: who comes first would wait for a dead process.
+    """
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    replicas = Replicas(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    store = dist.TCPStore(address, port, is_master=False)
+    own = dist.PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    dist.init_process_group("gloo", store=own, rank=replicas.rank, world_size=replicas.size)
+    return replicas
+
+
+def start(nproc: int, module: str, *arguments: str) -> None:
+    """Run ``python -m module`` on several processes, by torchrun, and come back when it is done.
 
     Args:
         nproc: how many processes.
-        out: the folder, made by :func:`linnet.tasks.train.prepare`.
+        module: which meets the others by :func:`joined`, and goes on from a checkpoint where there is one.
+        arguments: of it.
 
     Raises:
         RuntimeError: the processes died more often than they are started again.
@@ -88,7 +102,7 @@ def start(nproc: int, out: Path) -> None:
         monitor_interval=0.2,
     )
     try:
-        elastic_launch(config, sys.executable)("-m", "linnet.tasks.replica", str(out))
+        elastic_launch(config, sys.executable)("-m", module, *arguments)
     except ChildFailedError as error:
         raise RuntimeError(f"The {nproc} processes of a run must end, however: {error.format_msg()}") from error
     except SignalException as error:

@@ -129,6 +129,9 @@ def prepare(settings: Settings, out: str | os.PathLike[str], *, resume: bool = F
         check_new(run.out)
         write_record(run.out, settings, data.fingerprint)
         (run.out / "nets").mkdir()
+        # what a net of this run needs to judge something new
+        about = {"mean": data.mean, "std": data.std, "labels": list(data.labels) or list(range(data.classes))}
+        checkpoint.save(nn.Identity(), run.out / "data.safetensors", rng=False, extra=about)
     return run
 
 

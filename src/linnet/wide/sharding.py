@@ -14,7 +14,15 @@ from linnet.beings import check_positive
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-__all__ = ["Shards"]
+__all__ = ["Shards", "check_shards"]
+
+
+def check_shards(beings: int, block: int, world: int) -> None:
+    """A ValueError unless every one of ``world`` processes would hold as many whole blocks of beings."""
+    if beings % (world * block):
+        raise ValueError(
+            f"The beings must be whole blocks in every process, a multiple of {world} · {block}, however: {beings}"
+        )
 
 
 class Shards:
@@ -33,11 +41,7 @@ class Shards:
             raise ValueError("Shards need torch.distributed, however: init_process_group has not been called")
         self.beings, self.block = check_positive(beings=beings, block=block)
         self.world, self.rank = dist.get_world_size(), dist.get_rank()
-        if beings % (self.world * block):
-            raise ValueError(
-                f"The beings must be whole blocks in every process, a multiple of {self.world} · {block}, "
-                f"however: {beings}"
-            )
+        check_shards(beings, block, self.world)
         self.local = beings // self.world
 
     @property

@@ -1,0 +1,29 @@
+"""One of the processes of ``linnet evolve --nproc``: torchrun runs this file, with the folder and the settings."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch.distributed as dist
+
+from linnet.evolve import Shards
+from linnet.tasks.evolution import EvolveSettings, found
+from linnet.tasks.evolving import watching
+from linnet.tasks.folders import clear_left_overs
+from linnet.tasks.replicas import joined
+
+
+def main(out: str, settings: EvolveSettings) -> None:
+    if joined().first:
+        clear_left_overs(Path(out))  # of an attempt that died in its first generation
+    begun = (Path(out) / "state.safetensors").exists()
+    dist.barrier()  # nobody saves while somebody still looks
+    evolution = found(settings, out, resume=begun, shards=Shards(settings.beings, settings.block))
+    with watching(evolution) as watch:
+        evolution.run(watch)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], EvolveSettings(**json.loads(sys.argv[2])))
