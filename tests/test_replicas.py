@@ -161,8 +161,15 @@ def evolved(out: Path, *options: str) -> list[str]:
 def test_two_processes_one_of_which_is_killed_evolve_what_one_does(tmp_path):
     done = subprocess.run(evolved(tmp_path / "1"), capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
-    out = tmp_path / "2"
-    child = subprocess.Popen(evolved(out, "--nproc", "2"), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    out, temporary = tmp_path / "2", tmp_path / "temporary"
+    temporary.mkdir()
+    child = subprocess.Popen(
+        evolved(out, "--nproc", "2"),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"TMPDIR": str(temporary)},
+    )
     while not (out / "state.safetensors").exists():
         assert child.poll() is None, child.stderr.read()
         time.sleep(0.02)
@@ -172,7 +179,7 @@ def test_two_processes_one_of_which_is_killed_evolve_what_one_does(tmp_path):
     for name in ("state.safetensors", "best.safetensors", "curve.csv"):
         assert (tmp_path / "1" / name).read_bytes() == (out / name).read_bytes(), name
     assert "6 generations" in shown and (out / "report.html").exists()
-    assert not list(out.glob(".*.tmp"))
+    assert not list(out.glob(".*.tmp")) and not list(temporary.glob("torchelastic*"))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits, load_iris
+from torch import nn
 
+import linnet
 from commands import command
 from linnet.tasks.data import load_data
 from linnet.tasks.tables import read_table
@@ -128,6 +130,20 @@ def test_the_fingerprint_tells_numbers_classes_and_their_names(tmp_path):
         fingerprint(seed=1),
     ]
     assert same == fingerprint() and len({same, *others}) == 5
+
+
+def test_a_run_keeps_what_new_data_need(capsys, tmp_path):
+    iris = write_iris(tmp_path / "iris.csv")
+    code, _, err = command(capsys, "train", *TINY, "--data", str(tmp_path / "iris.csv"), "--out", str(tmp_path / "run"))
+    assert code == 0, err
+    about = linnet.load(tmp_path / "run" / "data.safetensors", into=nn.Identity()).extra
+    assert about["labels"] == list(iris.target_names)
+    there, _ = whole(load_data(str(tmp_path / "iris.csv")))
+    again = (torch.from_numpy(iris.data) - about["mean"]) / about["std"]
+    rows = {tuple(row) for row in np.round(there, 4)}
+    assert {tuple(row) for row in np.round(again.numpy(), 4)} <= rows
+    (net,) = (linnet.load(path).network for path in (tmp_path / "run" / "nets").iterdir())
+    assert net(again.float()).shape == (150, 3)
 
 
 # ---------------------------------------------------------------------- what is refused

@@ -7,6 +7,7 @@ checkpoint. What each of them does is in :mod:`linnet.tasks.replica` and :mod:`l
 import os
 import sys
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -87,23 +88,25 @@ def start(nproc: int, module: str, *arguments: str) -> None:
     Raises:
         RuntimeError: the processes died more often than they are started again.
     """
-    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=nproc,
-        run_id=str(os.getpid()),
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=RESTARTS,
-        monitor_interval=0.2,
-    )
-    try:
-        elastic_launch(config, sys.executable)("-m", module, *arguments)
-    except ChildFailedError as error:
-        raise RuntimeError(f"The {nproc} processes of a run must end, however: {error.format_msg()}") from error
-    except SignalException as error:
-        raise KeyboardInterrupt from error
+    with TemporaryDirectory() as logs:  # torchrun itself would leave one behind
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=nproc,
+            run_id=str(os.getpid()),
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            max_restarts=RESTARTS,
+            monitor_interval=0.2,
+            logs_specs=DefaultLogsSpecs(log_dir=logs),
+        )
+        try:
+            elastic_launch(config, sys.executable)("-m", module, *arguments)
+        except ChildFailedError as error:
+            raise RuntimeError(f"The {nproc} processes of a run must end, however: {error.format_msg()}") from error
+        except SignalException as error:
+            raise KeyboardInterrupt from error
