@@ -278,7 +278,7 @@ def test_what_a_pipeline_refuses():
 
 @pytest.mark.slow
 def test_the_example_goes_on_after_a_killed_process(tmp_path):
-    example = Path(__file__).parent.parent / "examples" / "pipeline.py"
+    example = Path(__file__).parent.parent / "examples" / "elastic_pipeline.py"
     torchrun = [
         sys.executable,
         "-m",
