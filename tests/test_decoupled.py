@@ -965,6 +965,88 @@ def test_a_synthesizer_of_ones_own():
     assert same_state(other, dni)
 
 
+class Einsum(Synthesizer):
+    """Its weight's gradient comes with other strides than the weight."""
+
+    def __init__(self, input_size, hidden_size, output_size):
+        super().__init__(input_size, hidden_size, output_size)
+        self.weight = nn.Parameter(torch.zeros(3, output_size, input_size))
+
+    def forward(self, input, hidden):
+        return torch.einsum("nbi,boi->nbo", input, self.weight), None
+
+
+class Columns(nn.Module):
+    """A linear layer whose weight's gradient comes with other strides than the weight."""
+
+    def __init__(self, features):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(features, features) / features)
+
+    def forward(self, input):
+        return torch.einsum("ni,oi->no", input, self.weight)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_optimizers_see_gradients_with_the_strides_of_their_parameters(fused):
+    """A fused one on CPUs reads them in the order of memory: it took those of other strides for a jumble."""
+    seen = []
+
+    class Watched(torch.optim.Adam):
+        def step(self, closure=None):
+            seen.extend((p.stride(), p.grad.stride()) for group in self.param_groups for p in group["params"])
+            return super().step(closure)
+
+    source = Synthetic(Einsum, optim=functools.partial(Watched, lr=0.1, fused=fused))
+    torch.manual_seed(0)
+    x, weights = torch.randn(64, 3, 6), torch.randn(3, 6, 6)
+    for _ in range(200):
+        _, memory = source.predict(x, None)
+        source.learn(memory, torch.einsum("nbi,boi->nbo", x, weights) / 64)
+    assert seen and all(ours == theirs for ours, theirs in seen)
+    assert float(source.measured()["cosine"]) > 0.99
+
+
+def test_immediate_updates_by_a_fused_optimizer():
+    found = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        net = nn.Sequential(Columns(6), nn.Tanh(), Columns(6))
+        opt = torch.optim.Adam(net.parameters(), lr=0.01, fused=fused)
+        dni = DNI(net, opt, update="immediate", example=torch.zeros(1, 6))
+        for _ in range(5):
+            opt.zero_grad()
+            dni(torch.randn(8, 6)).square().mean().backward()
+            opt.step()
+        found.append(net[0].weight.detach())
+    torch.testing.assert_close(*found)
+
+
+def test_each_being_has_a_synthesizer_of_its_own():
+    torch.manual_seed(0)
+    many = Synthetic(functools.partial(LinearSynthesizer, beings=3), context=2)
+    shared = Synthetic(context=2)
+    x, y, weights = torch.randn(64, 3, 6), torch.randint(2, (64,)), torch.randn(3, 6, 6)
+    for _ in range(300):
+        for source in (many, shared):
+            gradient, memory = source.predict(x, y)
+            source.learn(memory, torch.einsum("nbi,boi->nbo", x, weights) / 64)
+    assert gradient.shape == (64, 3, 6) and many.synthesizer.weight.shape == (3, 6, 8)
+    assert float(many.measured()["cosine"]) > 0.99 and float(shared.measured()["cosine"]) < 0.9
+    for i in range(3):
+        alone = LinearSynthesizer(8, None, 6)
+        alone.load_state_dict({name: value[i] for name, value in many.synthesizer.state_dict().items()})
+        torch.testing.assert_close(many.synthesizer(memory.state)[0][:, i], alone(memory.state[:, i])[0])
+    other = Synthetic(functools.partial(LinearSynthesizer, beings=3), context=2)
+    other.load_state_dict(many.state_dict())
+    assert same_state(other, many)
+    assert str(many.synthesizer) == "LinearSynthesizer(8, 6, beings=3)"
+    with pytest.raises(ValueError, match=r"beings=3 or 1, in_features=8\), however: \(64, 2, 8\)"):
+        many.synthesizer(memory.state[:, :2])
+    with pytest.raises(ValueError, match="beings must be a positive integer"):
+        LinearSynthesizer(6, None, 6, beings=0)
+
+
 def test_a_frozen_synthesizer_does_not_change_by_a_bit():
     dni = DNI(network(), example=torch.zeros(1, 4, dtype=torch.float64))
     dni.cuts["1"].synthesizer.requires_grad_(False)

@@ -74,7 +74,7 @@ class DNI(Decoupled):
         - as the network; at a cut the activations are (batch, *, features), or (batch, channels, *) after a
           convolution, of a floating dtype; a module that gives several tensors is cut in each. The first axis counts
           the samples; in a population, (batch, beings, features), all beings share the synthesizer, which can learn no
-          more than what their gradients have in common.
+          more than what their gradients have in common, unless each has its own: ``LinearSynthesizer(beings=n)``.
 
     Raises:
         TypeError: network, optim, or what a factory makes, is of the wrong kind.

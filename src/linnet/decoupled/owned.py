@@ -163,12 +163,24 @@ def having(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None
     """Inside, these are the ``.grad`` of the parameters; afterwards they have their former ones."""
     before = [parameter.grad for parameter in parameters]
     for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient
+        parameter.grad = None if gradient is None else laid_out_as(parameter, gradient)
     try:
         yield
     finally:
         for parameter, gradient in zip(parameters, before, strict=True):
             parameter.grad = gradient
+
+
+def laid_out_as(parameter: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient with the strides of its parameter, as backward would leave it: fused optimizers read no strides.
+
+    Example:
+        >>> laid_out_as(torch.zeros(2, 3), torch.ones(3, 2).T).stride()
+        (3, 1)
+    """
+    if gradient.layout != torch.strided or gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter, dtype=gradient.dtype).copy_(gradient)
 
 
 def with_frozen(parameters: Iterable[nn.Parameter], gradients: Iterable[Tensor | None]) -> list[Tensor | None]:

@@ -1,5 +1,6 @@
 """Act: one net of every family of layers, trained without waiting for the loss, beside backpropagation."""
 
+import functools
 import statistics
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -11,6 +12,7 @@ from torch import nn
 
 from linnet.beings import Spread
 from linnet.decoupled.dni import DNI
+from linnet.decoupled.synthesizers import LinearSynthesizer
 from linnet.decoupled.synthetic import Synthetic
 from linnet.linear import Linear, tolerance, violation
 from linnet.maps import OrthogonalLinear, SymmetricLinear
@@ -37,6 +39,13 @@ def chimera(features: int, classes: int) -> nn.Sequential:
     )  # fmt: skip
 
 
+def sources(classes: int) -> dict[int | str, Synthetic]:
+    """A source for each cut of it, told the labels; inside the population every being has a synthesizer of its own."""
+    own = functools.partial(LinearSynthesizer, beings=BEINGS)
+    one, many = Synthetic(context=classes), Synthetic(own, context=classes)
+    return {2: one, 6: one, 9: many, 12: many}
+
+
 def accuracy(net: nn.Module, split: Split) -> float:
     """In percent, the mean over the beings."""
     net.eval()
@@ -51,7 +60,7 @@ def train(data: Data, seed: int, decouple: bool) -> dict[str, Any]:
     optimizer = torch.optim.Adam(net.parameters(), lr=RATE)
     model: nn.Module = net
     if decouple:
-        model = DNI(net, optimizer, gradient=Synthetic(context=data.classes), example=data.train.inputs[:2])
+        model = DNI(net, optimizer, gradient=sources(data.classes), example=data.train.inputs[:2])
     sparse = next(module for module in net if isinstance(module, SparseLinear))
     moves, before = 0, sparse.indices.clone()
     curve = []
