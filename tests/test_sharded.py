@@ -15,7 +15,9 @@ import safetensors.torch
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
 import linnet
@@ -460,10 +462,11 @@ def test_populations_that_do_not_fit(tmp_path):
 def test_what_a_killed_save_has_left_goes_with_the_next(saved):
     (saved / "shards-0123456789ab").mkdir()
     (saved / "shards-0123456789ab" / "shard-00001-model-00001-of-00001.safetensors").write_bytes(b"half")
+    (saved / ".checkpoint.safetensors.0123456789ab.tmp").write_bytes(b"half")
     model = target()
     assert load_sharded(saved, into=model).step == 1
     save_sharded(model, saved, step=2)
-    assert len(list(saved.glob("shards-*"))) == 1 and load_sharded(saved, into=model).step == 2
+    assert len(list(saved.iterdir())) == 2 and load_sharded(saved, into=model).step == 2
 
 
 def test_a_population_of_one_process_keeps_its_own_optimizer(tmp_path):
@@ -477,3 +480,43 @@ def test_a_population_of_one_process_keeps_its_own_optimizer(tmp_path):
     load_sharded(tmp_path, into=others, optimizer=theirs)
     assert same(numbers(others, theirs), numbers(nets, optimizer))
     assert torch.equal(theirs.param_groups[0]["lr"], optimizer.param_groups[0]["lr"])
+
+
+def goes_further(rank, folder):
+    """Tensor parallelism inside FSDP, and replicas of shards: DTensors of two axes of processes."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+
+    def parallel(seed):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 3))
+        plan = {"0": ColwiseParallel(), "2": RowwiseParallel()}
+        return fully_shard(parallelize_module(model, mesh["tensor"], plan), mesh=mesh["data"])
+
+    def hybrid(seed):
+        torch.manual_seed(seed)
+        return fully_shard(nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 3)), mesh=mesh)
+
+    found = {}
+    for name, build in {"parallel": parallel, "hybrid": hybrid}.items():
+        pair = []
+        for seed in range(2):
+            model = build(seed)
+            pair.append((model, torch.optim.Adam(model.parameters(), lr=0.1)))
+        (model, optimizer), (other, theirs) = pair
+        model(torch.ones(4, 6)).square().sum().backward()
+        optimizer.step()
+        save_sharded(model, f"{folder}/{name}", optimizer=optimizer)
+        load_sharded(f"{folder}/{name}", into=other, optimizer=theirs)
+        found[name] = numbers(model, optimizer), numbers(other, theirs)
+    return found
+
+
+@pytest.mark.slow
+def test_processes_of_two_axes(tmp_path):
+    found = together(goes_further, tmp_path, world=4)[0]
+    for name, (before, after) in found.items():
+        assert same(before, after), name
+        model = nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 3))
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+        load_sharded(tmp_path / name, into=model, optimizer=optimizer, rng=False)
+        assert same(numbers(model, optimizer), before), name

@@ -11,6 +11,7 @@ import json
 import operator
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,9 +35,11 @@ from linnet.fitting import (
 )
 from linnet.state import Box, check_generators, generator_states, set_generators, unpack
 
-__all__ = ["CheckpointInfo", "bad_file", "blaming", "info", "load", "replacing", "save"]
+__all__ = ["NAMING", "CheckpointInfo", "bad_file", "blaming", "info", "load", "replacing", "save", "save_naming"]
 
 FORMAT_VERSION = 1
+NAMING = "checkpoint.safetensors"
+"""The file of a checkpoint of several processes that names the folder of the others."""
 _START = b'{"__metadata__":{"linnet":"{\\"sha256\\":\\"'  # how the header of every checkpoint begins
 _ZEROS = b"0" * 64
 _LONGEST_HEADER = 100_000_000  # the limit of safetensors
@@ -241,6 +244,25 @@ def info(path: str | os.PathLike[str]) -> CheckpointInfo:
         with blaming(path):
             model, extra = _named(unpack(description["model"], on_meta)), unpack(description["extra"], on_meta)
         return _as_info(description, model, extra)
+
+
+def save_naming(folder: Path, own: str, *, step: int | None, extra: dict[str, Any]) -> None:
+    """Write ``checkpoint.safetensors`` into a folder: from then on what lies in ``own`` beside it is the checkpoint.
+
+    What former saves have left, whole or broken off, is then removed.
+
+    Args:
+        folder: of the checkpoint.
+        own: name of a folder in it, all of which is on the disk; it ends in a ``-`` and something new.
+        step: how far training is.
+        extra: what to write; it gets ``own`` as its ``folder``.
+    """
+    save(nn.Identity(), folder / NAMING, step=step, rng=False, extra={"folder": own, **extra})
+    for former in folder.glob(f"{own.rpartition('-')[0]}-*"):
+        if former.name != own:
+            shutil.rmtree(former, ignore_errors=True)
+    for temporary in folder.glob(f".{NAMING}.*.tmp"):
+        temporary.unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------------- files

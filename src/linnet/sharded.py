@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from linnet import checkpoint
-from linnet.checkpoint import CheckpointInfo, bad_file, blaming
+from linnet.checkpoint import NAMING, CheckpointInfo, bad_file, blaming
 from linnet.fitting import check_model, check_optimizer, class_name, optimizer_shapes, place_like, undone_on_error
 from linnet.processes import agreeing, gathered, rank, world
 from linnet.state import check_generators, check_storable, generator_states, pack, set_generators, unpack
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 __all__ = ["load_sharded", "save_sharded"]
 
-DESCRIPTION = "checkpoint.safetensors"
 _MEMBERS: dict[str, Any] = {  # of the description, and their types
     "processes": int,
     "beings": int | None,
@@ -125,7 +124,6 @@ def save_sharded(
         description = {
             "processes": world(),
             "beings": None if shards is None else shards.beings,
-            "folder": own,
             "files": {name: sha for part in gathered(digests) for name, sha in part.items()},
             "tensors": store.described(),
             "model_class": class_name(model),
@@ -137,15 +135,11 @@ def save_sharded(
         }
         with agreeing():
             if rank() == 0:
-                checkpoint.save(nn.Identity(), folder / DESCRIPTION, step=step, rng=False, extra=description)
+                checkpoint.save_naming(folder, own, step=step, extra=description)
     except BaseException:
         if rank() == 0:
             shutil.rmtree(place, ignore_errors=True)
         raise
-    if rank() == 0:  # what former saves have left, whole or broken off
-        for path in folder.glob("shards-*"):
-            if path != place:
-                shutil.rmtree(path, ignore_errors=True)
 
 
 def load_sharded(
@@ -177,7 +171,7 @@ def load_sharded(
     from torch.distributed.checkpoint import HuggingFaceStorageReader
     from torch.distributed.checkpoint import load as read
 
-    model, path = _unwrapped(into), Path(folder) / DESCRIPTION
+    model, path = _unwrapped(into), Path(folder) / NAMING
     with agreeing():
         if (kind := checkpoint.info(path).model) != class_name(nn.Identity()):
             raise bad_file(

@@ -4,7 +4,6 @@ import copy
 import os
 import re
 import secrets
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -27,7 +26,6 @@ from linnet.processes import agreeing, gathered
 
 __all__ = ["Pipeline"]
 
-CHECKPOINT = "checkpoint.safetensors"
 Batches = Iterable[tuple[Tensor, Tensor]]
 
 
@@ -289,11 +287,7 @@ class Pipeline:
             checkpoint.save(self._own, self._path(folder / name), optimizer=self.optimizer, step=self.steps)
         with agreeing():
             if dist.get_rank() == 0:
-                named = {"folder": name}
-                checkpoint.save(nn.Identity(), folder / CHECKPOINT, step=self.steps, rng=False, extra=named)
-                for former in folder.glob("stages-*"):
-                    if former.name != name:
-                        shutil.rmtree(former, ignore_errors=True)
+                checkpoint.save_naming(folder, name, step=self.steps, extra={})
 
     def load(self, folder: str | os.PathLike[str]) -> Self:
         """Take over what :meth:`save` wrote with as many processes. Call it on all.
@@ -302,7 +296,7 @@ class Pipeline:
             ValueError: a file is missing, damaged or that of another network, on this process or another.
         """
         with agreeing():
-            path = Path(folder) / CHECKPOINT
+            path = Path(folder) / checkpoint.NAMING
             extra = checkpoint.load(path, into=nn.Identity()).extra
             name = extra.get("folder") if isinstance(extra, dict) else None
             if not isinstance(name, str) or re.fullmatch(r"stages-[0-9a-f]{12}", name) is None:
