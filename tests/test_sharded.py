@@ -104,53 +104,53 @@ def fsdp_net(seed=0):
     return model
 
 
-def writes(rank, folder):
-    model = fsdp_net()
-    optimizer = adam(model)
-    train(model, optimizer, 3)
-    save_sharded(model, f"{folder}/saved", optimizer=optimizer, step=3, extra={"note": ("a", torch.arange(3))})
-    there = numbers(model, optimizer)
-    draw = torch.rand(3)
-    train(model, optimizer, 2, first=3)
-    return there, draw, numbers(model, optimizer)
+def goes_on(rank, folder):
+    """What a run holds, draws and learns after it was saved, and what another does that took it over."""
+    found = []
+    for seed in range(2):
+        model = fsdp_net(seed)
+        optimizer = adam(model)
+        if seed == 0:
+            train(model, optimizer, 3)
+            extra = {"note": ("a", torch.arange(3))}
+            save_sharded(model, f"{folder}/saved", optimizer=optimizer, step=3, extra=extra)
+        else:
+            about = load_sharded(f"{folder}/saved", into=model, optimizer=optimizer)
+        there, draw = numbers(model, optimizer), torch.rand(3)
+        layout = {type(tensor).__name__ for tensor in model.state_dict().values()}
+        train(model, optimizer, 2, first=3)
+        found.append((there, draw, numbers(model, optimizer), layout))
+    return *found, about.step, about.extra["note"][1], about.shapes["0.weight"]
 
 
 def reads(rank, folder):
     model = fsdp_net(seed=1)
     optimizer = adam(model)
-    found = load_sharded(f"{folder}/saved", into=model, optimizer=optimizer, rng=dist.get_world_size() == 2)
-    layout = sorted({type(p).__name__ for p in model.parameters()})
-    there, draw = numbers(model, optimizer), torch.rand(3)
-    train(model, optimizer, 2, first=3)
-    return (
-        there,
-        draw,
-        numbers(model, optimizer),
-        layout,
-        (found.step, found.extra["note"][1], found.shapes["0.weight"]),
-    )
+    load_sharded(f"{folder}/saved", into=model, optimizer=optimizer, rng=False)
+    return numbers(model, optimizer)
 
 
 def test_a_run_of_fsdp_goes_on_bit_for_bit_and_elsewhere(tmp_path):
-    saved = together(writes, tmp_path)
-    assert not torch.equal(saved[0][1], saved[1][1]) or saved[0][1].shape == (3,)
-    read = together(reads, tmp_path)
-    for before, after in zip(saved, read, strict=True):
+    found = together(goes_on, tmp_path)
+    for before, after, *about in found:
         assert same(before[0], after[0]) and torch.equal(before[1], after[1]) and same(before[2], after[2])
-        assert after[3] == ["DTensor"] or "Parameter" in after[3]
-        assert after[4][0] == 3 and after[4][1].tolist() == [0, 1, 2] and after[4][2] == (7, 5)
-    for one in together(reads, tmp_path, world=3):  # on more processes
-        assert same(one[0], saved[0][0])
-    model = net(seed=2)  # and on one, of plain tensors
+        assert "DTensor" in after[3] and not same(before[0], before[2])
+        assert about[0] == 3 and about[1].tolist() == [0, 1, 2] and about[2] == (7, 5)
+    model = net(seed=2)  # of plain tensors, on one process
     optimizer = adam(model)
     with pytest.raises(ValueError, match="must be those of 1 processes, however: 2 were saved"):
         load_sharded(tmp_path / "saved", into=model, optimizer=optimizer)
     load_sharded(tmp_path / "saved", into=model, optimizer=optimizer, rng=False)
-    assert same(numbers(model, optimizer), saved[0][0])
-    files = sorted(path.name for path in next((tmp_path / "saved").glob("shards-*")).iterdir())
-    assert len(files) == 2
+    assert same(numbers(model, optimizer), found[0][0][0])
     parts = [safetensors.torch.load_file(path) for path in sorted((tmp_path / "saved").glob("shards-*/*"))]
-    assert [part["model.0.weight"].shape[0] for part in parts] == [4, 3]  # each wrote its own, no pickle
+    assert [part["model.0.weight"].shape[0] for part in parts] == [4, 3]  # each wrote its own
+
+
+@pytest.mark.slow
+def test_a_run_of_fsdp_on_more_processes(tmp_path):
+    there = together(goes_on, tmp_path)[0][0][0]
+    for one in together(reads, tmp_path, world=3):
+        assert same(one, there)
 
 
 def replicas(rank, folder):
@@ -193,17 +193,24 @@ def step_of(population, optimizer, first, count):
 
 
 def parted(rank, folder):
+    """What the beings of a process are, and what they are in another population that took them over."""
     shards, found = Shards(8), {}
     for name, build in populations().items():
-        torch.manual_seed(rank)
-        population = build(shards.local)
-        if name == "trunk":
-            torch.manual_seed(0)
-            population[0], population[1] = nn.Linear(6, 8), nn.Linear(8, 8)
-        optimizer = torch.optim.Adam(population.parameters(), lr=0.1)
-        step_of(population, optimizer, shards.start, shards.local)
-        save_sharded(population, f"{folder}/{name}", optimizer=optimizer, shards=shards, step=1)
-        found[name] = numbers(population, optimizer)
+        pair = []
+        for seed in (0, 10):
+            torch.manual_seed(rank + seed)
+            population = build(shards.local)
+            if name == "trunk":
+                torch.manual_seed(seed)
+                population[0], population[1] = nn.Linear(6, 8), nn.Linear(8, 8)
+            optimizer = torch.optim.Adam(population.parameters(), lr=0.1)
+            if seed == 0:
+                step_of(population, optimizer, shards.start, shards.local)
+                save_sharded(population, f"{folder}/{name}", optimizer=optimizer, shards=shards, step=1)
+            else:
+                load_sharded(f"{folder}/{name}", into=population, optimizer=optimizer, shards=shards)
+            pair.append(numbers(population, optimizer))
+        found[name] = pair
     return found
 
 
@@ -217,26 +224,40 @@ def parted_again(rank, folder):
     return found
 
 
-def test_beings_find_their_process_whatever_their_number(tmp_path):
-    halves = together(parted, tmp_path)
-    quarters = together(parted_again, tmp_path, world=4)
-    again = together(parted_again, tmp_path)
-    for name, build in populations().items():
-        population = build(8)
-        optimizer = torch.optim.Adam(population.parameters(), lr=0.1)
-        load_sharded(tmp_path / name, into=population, optimizer=optimizer, rng=False)
-        alone = numbers(population, optimizer)
-        assert all(same(a[name], b[name]) for a, b in zip(halves, again, strict=True))
-        moved = 0
-        for key, tensor in alone.items():
-            pieces = [half[name][key] for half in halves]
-            if pieces[0].shape == tensor.shape:  # nobody's, or the number of steps
-                assert torch.equal(pieces[0], tensor) and torch.equal(quarters[3][name][key], tensor), key
-                continue
-            moved += 1
+def alone(folder, name):
+    """A population in one process."""
+    population = populations()[name](8)
+    optimizer = torch.optim.Adam(population.parameters(), lr=0.1)
+    load_sharded(folder / name, into=population, optimizer=optimizer, rng=False)
+    return numbers(population, optimizer)
+
+
+def put_together(parts, whole):
+    """Check that parts are the rows of a whole, or all of it; how many are rows."""
+    rows = 0
+    for key, tensor in whole.items():
+        pieces = [part[key] for part in parts]
+        if pieces[0].shape == tensor.shape:  # nobody's, or the number of steps
+            assert all(torch.equal(piece, tensor) for piece in pieces), key
+        else:
             assert torch.equal(torch.cat(pieces), tensor), key
-            assert torch.equal(torch.cat([quarter[name][key] for quarter in quarters]), tensor), key
-        assert moved >= 3
+            rows += 1
+    return rows
+
+
+def test_beings_find_their_process(tmp_path):
+    halves = together(parted, tmp_path)
+    for name in populations():
+        assert all(same(*half[name]) for half in halves)
+        assert put_together([half[name][0] for half in halves], alone(tmp_path, name)) >= 3
+
+
+@pytest.mark.slow
+def test_beings_find_their_process_among_more(tmp_path):
+    together(parted, tmp_path)
+    quarters = together(parted_again, tmp_path, world=4)
+    for name in populations():
+        assert put_together([quarter[name] for quarter in quarters], alone(tmp_path, name)) >= 3
 
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float64, torch.complex64, torch.bool, torch.uint8, torch.int64)
