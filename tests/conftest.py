@@ -1,6 +1,8 @@
 """One thread for each process: the suite runs in two, and most tensors are tiny."""
 
+import importlib.util
 import os
+import warnings
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 
@@ -32,3 +34,21 @@ def undrawn(monkeypatch):
     from linnet.tasks import pictures
 
     monkeypatch.setattr(pictures, "draw", lambda run, fits: [])
+
+
+@pytest.fixture(scope="session")
+def torchvision():
+    """PyPI's torchvision is built for torch with CUDA: beside torch for CPUs its Python half works, which will do."""
+    if importlib.util.find_spec("torchvision") is None:
+        return None
+    library = None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            importlib.import_module("torchvision")
+        except RuntimeError:
+            library = torch.library.Library("torchvision", "DEF")
+            for name in ("nms", "qnms"):
+                library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            importlib.import_module("torchvision")
+    return library  # which takes the operators along when it goes

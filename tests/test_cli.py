@@ -66,6 +66,7 @@ def test_a_run_gives_a_table_numbers_and_pictures(capsys, tmp_path, monkeypatch)
     assert sorted(path.name for path in out.iterdir()) == [
         "connectivity.png",
         "curves.png",
+        "data.safetensors",
         "nets",
         "report.html",
         "results.json",

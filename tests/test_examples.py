@@ -81,7 +81,7 @@ def test_the_bare_loop_trains(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_lightning_trains_what_the_bare_loop_does(monkeypatch):
+def test_lightning_trains_what_the_bare_loop_does(monkeypatch, torchvision):
     pytest.importorskip("lightning")
     monkeypatch.syspath_prepend(str(EXAMPLES))
     import trainers

@@ -26,20 +26,6 @@ def package(name):
         return pytest.importorskip(name)
 
 
-@pytest.fixture(scope="session")
-def torchvision():
-    """PyPI's torchvision is built for torch with CUDA: beside torch for CPUs its Python half works, which will do."""
-    library = None
-    try:
-        package("torchvision")
-    except RuntimeError:
-        library = torch.library.Library("torchvision", "DEF")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        package("torchvision")
-    return library  # which takes the operators along when it goes
-
-
 def vision_transformer():
     timm = package("timm")
     return timm.models.vision_transformer.VisionTransformer(

@@ -255,8 +255,10 @@ class ButterflyLinear(LinearMap):
 
     def _violation(self, weight: Tensor) -> Tensor:
         size = weight.abs().amax((-2, -1), keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)
-        nearest = self._weight(**self._assign(weight / size))
-        return (weight / size - nearest).abs().amax((-2, -1))
+        weight = weight / size
+        nearest = self._weight(**self._assign(weight))
+        # the factors come from singular values, which round relative to the norm
+        return (weight - nearest).abs().amax((-2, -1)) / torch.linalg.matrix_norm(weight).clamp_min(1)
 
 
 def _as_real_matrix(w: Tensor) -> Tensor:
