@@ -154,9 +154,9 @@ def test_kill_9_and_resume_ends_with_the_bytes_of_an_undisturbed_run(capsys, tmp
 
 @pytest.mark.slow
 def test_kill_9_at_random_moments(capsys, tmp_path):
-    settings = [*LONG, "--epochs", "12", "--out", tmp_path / "killed"]
+    settings = [*LONG, "--epochs", "60", "--out", tmp_path / "killed"]
     rng = np.random.default_rng(0)
-    assert run(capsys, "train", *LONG, "--epochs", "12", "--out", tmp_path / "whole")[0] == 0
+    assert run(capsys, "train", *LONG, "--epochs", "60", "--out", tmp_path / "whole")[0] == 0
     kills, out = 0, tmp_path / "killed"
     for _ in range(40):
         resumed = ["--resume", "--out", out]

@@ -95,7 +95,7 @@ def test_two_processes_one_of_which_is_killed_train_what_one_does(tmp_path):
 @pytest.mark.slow
 def test_every_layer_on_two_processes(tmp_path):
     # of l0 each process draws noise for its own share; the null space of a map that narrows is never trivial
-    layers = [name for name in catalogue() if name not in ("l0", "trivial-nullspace")]
+    layers = [name for name in catalogue() if name not in ("l0", "trivial-null-space")]
     options = ["--epochs", "1", *(word for layer in layers for word in ("--layer", layer))]
     equal(trained(tmp_path / "1", *options), trained(tmp_path / "2", *options, "--nproc", "2"), 1e-3)
 
