@@ -44,7 +44,9 @@ def complains(capsys, match, *arguments):
 
 
 def process(*arguments, **options):
-    code = "import sys; from linnet.cli import main; sys.exit(main())"
+    # a shell's background job, which the suite may be, passes on that Ctrl-C is to be ignored
+    heeding = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"import sys; {heeding}; from linnet.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
