@@ -101,6 +101,7 @@ def save_sharded(
             "optimizer": None if optimizer is None else pack(optimizer.state_dict(), "optimizer", store),
         }
         shapes = None if optimizer is None else _whole_shapes(optimizer, model, shards)
+        pack(extra, "extra", lambda tensor, name: name)  # what cannot be stored is found before anything is written
         digest = store.digest({f"model.{name}" for name, _ in model.named_parameters(remove_duplicate=False)})
     if len(set(gathered(digest))) > 1:
         raise ValueError(
@@ -121,25 +122,27 @@ def save_sharded(
             )
         with agreeing():
             digests = {path.name: _sha256(path) for path in _share(sorted(place.iterdir()))}
-        description = {
-            "processes": world(),
-            "beings": None if shards is None else shards.beings,
-            "files": {name: sha for part in gathered(digests) for name, sha in part.items()},
-            "tensors": store.described(),
-            "model_class": class_name(model),
-            "optimizer_class": None if optimizer is None else class_name(optimizer),
-            "optimizer_shapes": shapes,
-            **trees,
-            "rng": gathered(generator_states()) if rng else None,
-            "extra": extra,
-        }
-        with agreeing():
-            if rank() == 0:
-                checkpoint.save_naming(folder, own, step=step, extra=description)
+        files = {name: sha for part in gathered(digests) for name, sha in part.items()}
+        generators = gathered(generator_states()) if rng else None
     except BaseException:
         if rank() == 0:
             shutil.rmtree(place, ignore_errors=True)
         raise
+    description = {
+        "processes": world(),
+        "beings": None if shards is None else shards.beings,
+        "files": files,
+        "tensors": store.described(),
+        "model_class": class_name(model),
+        "optimizer_class": None if optimizer is None else class_name(optimizer),
+        "optimizer_shapes": shapes,
+        **trees,
+        "rng": generators,
+        "extra": extra,
+    }
+    with agreeing():  # once it is named, nothing may remove it
+        if rank() == 0:
+            checkpoint.save_naming(folder, own, step=step, extra=description)
 
 
 def load_sharded(
