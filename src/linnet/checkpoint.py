@@ -253,10 +253,12 @@ def save_naming(folder: Path, own: str, *, step: int | None, extra: dict[str, An
 
     Args:
         folder: of the checkpoint.
-        own: name of a folder in it, all of which is on the disk; it ends in a ``-`` and something new.
+        own: name of a folder in it, whose files are on the disk; it ends in a ``-`` and something new.
         step: how far training is.
         extra: what to write; it gets ``own`` as its ``folder``.
     """
+    if os.name == "posix":
+        _sync(folder / own)  # the names of its files
     save(nn.Identity(), folder / NAMING, step=step, rng=False, extra={"folder": own, **extra})
     for former in folder.glob(f"{own.rpartition('-')[0]}-*"):
         if former.name != own:
