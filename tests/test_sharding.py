@@ -107,7 +107,8 @@ def test_rows_move_between_processes_as_within_one(tmp_path):
 
 
 def test_an_evolution_on_two_processes_is_that_on_one(tmp_path):
-    settings = EvolveSettings(beings=24, block=6, generations=3, hidden=4, elites=4, normalize=True, target=1e9)
+    # more elites than a process holds beings
+    settings = EvolveSettings(beings=24, block=6, generations=3, hidden=4, elites=14, normalize=True, target=1e9)
     torch.multiprocessing.spawn(evolves, args=(str(tmp_path), settings), nprocs=2)
     both = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(2)]
     assert both[0] == both[1]

@@ -148,7 +148,7 @@ class GeneticAlgorithm(Strategy):
         super().__init__(seed)
         self.population, self.shards = population, shards
         self.beings = beings_of(population) if shards is None else shards.beings
-        self._first = 0 if shards is None else shards.start
+        self._first, self._stop = (0, self.beings) if shards is None else (shards.start, shards.stop)
         self.selection = Truncation(0.2, elites=1) if selection is None else selection
         self.mutation = Gaussian() if mutation is None else mutation
         self.crossover = crossover
@@ -173,7 +173,8 @@ class GeneticAlgorithm(Strategy):
             mates |= {"crossover": self.crossover, "generator": generator}
         reproduce(self.population, parents, **mates, shards=self.shards)
         self.generation += 1
-        place = {"seed": self.seed, "generation": self.generation, "keep": elites, "first": self._first}
+        keep = min(elites, self._stop)  # the others of them are beings of the next processes
+        place = {"seed": self.seed, "generation": self.generation, "keep": keep, "first": self._first}
         mutate(self.population, self.mutation, **place)
 
     def best(self) -> nn.Module:
