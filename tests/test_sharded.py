@@ -304,6 +304,34 @@ def test_a_sparse_layer_that_moved_and_a_dni(tmp_path):
     assert torch.equal(other.eval()(x), model.eval()(x))
 
 
+class Counting(nn.Linear):
+    """Its extra state is a tensor that only the state_dict holds."""
+
+    def get_extra_state(self):
+        return torch.full((7,), 9.0)
+
+    def set_extra_state(self, state):
+        pass
+
+
+class Fresh(torch.optim.SGD):
+    """So is the state of this optimizer."""
+
+    def state_dict(self):
+        return super().state_dict() | {"state": {i: {"moment": torch.full((7,), float(i))} for i in range(9)}}
+
+    def load_state_dict(self, state):
+        self.read = state["state"]
+
+
+def test_tensors_that_only_the_state_holds_are_not_mixed_up(tmp_path):
+    model = nn.Sequential(*[Counting(2, 2) for _ in range(9)])
+    optimizer = Fresh(model.parameters(), lr=0.1)
+    save_sharded(model, tmp_path, optimizer=optimizer)
+    load_sharded(tmp_path, into=model, optimizer=optimizer)
+    assert [moment["moment"][0].item() for moment in optimizer.read.values()] == list(range(9))
+
+
 # ---------------------------------------------------------------------- what is refused
 
 
@@ -408,6 +436,8 @@ HOSTILE = {
     "a dtype that is none": (lambda d: d["tensors"]["model.0.weight"].__setitem__(0, "load"), "is not what its shards"),
     "a tensor that is not there": (lambda d: d["tensors"].update({"x": ["float32", [1], False]}), "KeyError"),
     "a tensor that is not described": (lambda d: d["tensors"].pop("model.0.weight"), "KeyError"),
+    "a dtype of no name": (lambda d: d["tensors"]["model.0.weight"].__setitem__(0, "nowhere"), "AttributeError"),
+    "names that are none": (lambda d: d.update(model={"$dict": [[1, 2]]}), "no dict of names"),
     "no tree": (lambda d: d.update(model={"0.weight": {"$code": 1}}), "unknown kind"),
     "no files": (lambda d: d.update(files=3), "does not describe a sharded one"),
     "strange shapes": (lambda d: d.update(optimizer_shapes=[[[4, "x"]]]), "other parameters"),
@@ -484,9 +514,11 @@ def test_what_a_killed_save_has_left_goes_with_the_next(saved):
     (saved / "shards-0123456789ab").mkdir()
     (saved / "shards-0123456789ab" / "shard-00001-model-00001-of-00001.safetensors").write_bytes(b"half")
     (saved / ".checkpoint.safetensors.0123456789ab.tmp").write_bytes(b"half")
+    (saved / "shards-of-the-data").mkdir()  # is not ours
     model = target()
     assert load_sharded(saved, into=model).step == 1
     save_sharded(model, saved, step=2)
+    (saved / "shards-of-the-data").rmdir()
     assert len(list(saved.iterdir())) == 2 and load_sharded(saved, into=model).step == 2
 
 

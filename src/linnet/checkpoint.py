@@ -35,7 +35,18 @@ from linnet.fitting import (
 )
 from linnet.state import Box, check_generators, generator_states, set_generators, unpack
 
-__all__ = ["NAMING", "CheckpointInfo", "bad_file", "blaming", "info", "load", "replacing", "save", "save_naming"]
+__all__ = [
+    "NAMING",
+    "CheckpointInfo",
+    "bad_file",
+    "blaming",
+    "info",
+    "load",
+    "named",
+    "replacing",
+    "save",
+    "save_naming",
+]
 
 FORMAT_VERSION = 1
 NAMING = "checkpoint.safetensors"
@@ -194,7 +205,7 @@ def load(
             return file.get_tensor(name).clone()  # not a view of the file
 
         with blaming(path):
-            model = _named(unpack(description["model"], file.get_tensor))
+            model = named(unpack(description["model"], file.get_tensor))
             generators, extra, state = (unpack(description[name], copied) for name in ("rng", "extra", "optimizer"))
             if rng and generators is not None:
                 check_generators(generators)
@@ -242,7 +253,7 @@ def info(path: str | os.PathLike[str]) -> CheckpointInfo:
             return file.get_tensor(name).to("meta")  # mapped, not read
 
         with blaming(path):
-            model, extra = _named(unpack(description["model"], on_meta)), unpack(description["extra"], on_meta)
+            model, extra = named(unpack(description["model"], on_meta)), unpack(description["extra"], on_meta)
         return _as_info(description, model, extra)
 
 
@@ -253,14 +264,15 @@ def save_naming(folder: Path, own: str, *, step: int | None, extra: dict[str, An
 
     Args:
         folder: of the checkpoint.
-        own: name of a folder in it, whose files are on the disk; it ends in a ``-`` and something new.
+        own: name of a folder in it, whose files are on the disk; it ends in a ``-`` and hexadecimal digits that are new.
         step: how far training is.
         extra: what to write; it gets ``own`` as its ``folder``.
     """
     if os.name == "posix":
         _sync(folder / own)  # the names of its files
     save(nn.Identity(), folder / NAMING, step=step, rng=False, extra={"folder": own, **extra})
-    for former in folder.glob(f"{own.rpartition('-')[0]}-*"):
+    kind, _, new = own.rpartition("-")
+    for former in folder.glob(f"{kind}-{'[0-9a-f]' * len(new)}"):
         if former.name != own:
             shutil.rmtree(former, ignore_errors=True)
     for temporary in folder.glob(f".{NAMING}.*.tmp"):
@@ -344,7 +356,8 @@ def _verified_description(file: BufferedReader, path: str | os.PathLike[str]) ->
     return description
 
 
-def _named(state: Any) -> dict[str, Any]:
+def named(state: Any) -> dict[str, Any]:
+    """The state of a model, once it is found to be a dict of names."""
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise TypeError("the state of its model is no dict of names")
     return state
@@ -355,7 +368,7 @@ def blaming(path: str | os.PathLike[str]) -> Iterator[None]:
     """What goes wrong with the content of a file becomes a ValueError that names the file."""
     try:
         yield
-    except (LookupError, TypeError, ValueError, RecursionError, safetensors.SafetensorError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, RecursionError, safetensors.SafetensorError) as error:
         raise bad_file(path, f"its content is wrong ({type(error).__name__}: {error})") from error
 
 

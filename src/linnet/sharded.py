@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from linnet import checkpoint
-from linnet.checkpoint import NAMING, CheckpointInfo, bad_file, blaming
+from linnet.checkpoint import NAMING, CheckpointInfo, bad_file, blaming, named
 from linnet.fitting import check_model, check_optimizer, class_name, optimizer_shapes, place_like, undone_on_error
 from linnet.processes import agreeing, gathered, rank, world
 from linnet.state import check_generators, check_storable, generator_states, pack, set_generators, unpack
@@ -202,7 +202,7 @@ def load_sharded(
                 check_generators(generators[rank()])
         blanks = _Blanks(entries, model, optimizer, shards)
         with blaming(path):
-            saved = unpack(description["model"], blanks.on_meta)
+            saved = named(unpack(description["model"], blanks.on_meta))
         check_model(saved, model, path)
         if optimizer is not None:
             shapes = _local_shapes(description["optimizer_shapes"], optimizer, model, shards)
@@ -251,6 +251,7 @@ class _Store:
     def __init__(self, rows: list[Tensor], shards: "Shards | None") -> None:
         self.tensors: dict[str, Tensor] = {}
         self._names: dict[int, str] = {}
+        self._keep: list[Tensor] = []  # alive, so that no id is used twice
         self._shards = shards
         self._rows = {row.data_ptr() for row in rows if row.numel()}
         self._parted: set[str] = set()
@@ -264,6 +265,7 @@ class _Store:
         while name in self.tensors:
             name += "'"
         self._names[id(tensor)] = name
+        self._keep.append(tensor)
         if self._shards is not None and held.data_ptr() in self._rows:
             self._parted.add(name)
             plain = self._shards.joined(plain)
