@@ -305,6 +305,39 @@ def test_the_example_goes_on_after_a_killed_process(tmp_path):
     assert len(list(tmp_path.glob("stages-*"))) == 1
 
 
+def refuses(rank, folder):
+    """What is no checkpoint of this pipeline, on one process or on all, and what is left of it then."""
+    pipe = Pipeline(stages(), ADAM, CRITERION)
+    pipe.save(f"{folder}/kept")
+    other = Pipeline(stages(seed=5), ADAM, CRITERION)
+    before = {name: value.clone() for name, value in other._own.state_dict().items()}
+    said = []
+    for damage in ("a file", "the layout"):
+        if rank == 1 and damage == "a file":
+            (file,) = Path(folder, "kept").glob("stages-*/rank1.safetensors")
+            file.write_bytes(file.read_bytes()[:-1])
+        if rank == 1 and damage == "the layout":
+            path = Path(folder, "kept", "checkpoint.safetensors")
+            extra = linnet.load(path, into=nn.Identity()).extra | {"processes": 4}
+            linnet.save(nn.Identity(), path, extra=extra)
+        dist.barrier()
+        try:
+            other.load(f"{folder}/kept")
+        except ValueError as error:
+            said.append(str(error))
+        dist.barrier()
+    kept = all(torch.equal(before[name], value) for name, value in other._own.state_dict().items())
+    return {"said": said, "kept": kept}
+
+
+def test_what_one_process_cannot_load_none_takes_over():
+    found, codes = start(refuses, 2)
+    assert codes == [0, 0] and all(one["kept"] for one in found), found
+    for one in found:
+        assert "truncated or altered" in one["said"][0]
+        assert re.search("must take over one of as many, however: .* is of .*'processes': 4", one["said"][1])
+
+
 def half_saved(rank, folder):
     """A save that fails on one process, when the other has written its file."""
     pipe = Pipeline(stages(), ADAM, CRITERION)

@@ -22,6 +22,7 @@ from linnet.decoupled.passing import placed, ready
 from linnet.decoupled.places import convolved
 from linnet.decoupled.sources import Source
 from linnet.decoupled.synthetic import Synthetic
+from linnet.fitting import undone_on_error
 from linnet.processes import agreeing, gathered
 
 __all__ = ["Pipeline"]
@@ -287,10 +288,10 @@ class Pipeline:
             checkpoint.save(self._own, self._path(folder / name), optimizer=self.optimizer, step=self.steps)
         with agreeing():
             if dist.get_rank() == 0:
-                checkpoint.save_naming(folder, name, step=self.steps, extra={})
+                checkpoint.save_naming(folder, name, step=self.steps, extra=self._layout)
 
     def load(self, folder: str | os.PathLike[str]) -> Self:
-        """Take over what :meth:`save` wrote with as many processes. Call it on all.
+        """Take over what :meth:`save` wrote with as many stages and processes, or nothing. Call it on all.
 
         Raises:
             ValueError: a file is missing, damaged or that of another network, on this process or another.
@@ -301,10 +302,20 @@ class Pipeline:
             name = extra.get("folder") if isinstance(extra, dict) else None
             if not isinstance(name, str) or re.fullmatch(r"stages-[0-9a-f]{12}", name) is None:
                 raise checkpoint.bad_file(path, "it does not describe a pipeline")
-            self.steps = (
-                checkpoint.load(self._path(path.parent / name), into=self._own, optimizer=self.optimizer).step or 0
-            )
+            if (saved := {key: extra.get(key) for key in self._layout}) != self._layout:
+                raise ValueError(
+                    f"A pipeline of {self._layout} must take over one of as many, however: {os.fspath(path)!r} is of "
+                    f"{saved}"
+                )
+            own = self._path(path.parent / name)
+        with undone_on_error(self._own, self.optimizer, path), agreeing():
+            step = checkpoint.load(own, into=self._own, optimizer=self.optimizer).step
+        self.steps = step or 0
         return self
+
+    @property
+    def _layout(self) -> dict[str, int]:
+        return {"stages": len(self._stages), "processes": dist.get_world_size()}
 
     def _path(self, folder: Path) -> Path:
         return folder / f"rank{dist.get_rank()}.safetensors"
