@@ -153,6 +153,27 @@ def test_a_run_of_fsdp_on_more_processes(tmp_path):
         assert same(one, there)
 
 
+def holds_nothing(rank, folder):
+    found = []
+    for fill in (torch.ones, torch.zeros):
+        model = nn.ParameterDict({"some": fill(4, 5), "no columns": torch.zeros(5, 0), "no rows": torch.zeros(0, 5)})
+        fully_shard(model)
+        optimizer = adam(model)
+        if fill is torch.ones:
+            for parameter in model.values():
+                parameter.grad = torch.ones_like(parameter)
+            optimizer.step()
+            save_sharded(model, f"{folder}/saved", optimizer=optimizer)
+        load_sharded(f"{folder}/saved", into=model, optimizer=optimizer)
+        found.append(numbers(model, optimizer))
+    return found
+
+
+def test_sharded_parameters_without_numbers(tmp_path):
+    for before, after in together(holds_nothing, tmp_path):
+        assert same(before, after) and len(before) == 12
+
+
 def replicas(rank, folder):
     model = DistributedDataParallel(net())
     optimizer = adam(model)

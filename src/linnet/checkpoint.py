@@ -54,6 +54,7 @@ NAMING = "checkpoint.safetensors"
 _START = b'{"__metadata__":{"linnet":"{\\"sha256\\":\\"'  # how the header of every checkpoint begins
 _ZEROS = b"0" * 64
 _LONGEST_HEADER = 100_000_000  # the limit of safetensors
+_WRONG = (AttributeError, LookupError, TypeError, ValueError, RecursionError)
 _MEMBERS: dict[str, Any] = {  # of the description, in order, and their types
     "sha256": str,
     "format_version": int,
@@ -368,7 +369,7 @@ def blaming(path: str | os.PathLike[str]) -> Iterator[None]:
     """What goes wrong with the content of a file becomes a ValueError that names the file."""
     try:
         yield
-    except (AttributeError, LookupError, TypeError, ValueError, RecursionError, safetensors.SafetensorError) as error:
+    except (*_WRONG, safetensors.SafetensorError) as error:
         raise bad_file(path, f"its content is wrong ({type(error).__name__}: {error})") from error
 
 

@@ -269,6 +269,8 @@ class _Store:
         if self._shards is not None and held.data_ptr() in self._rows:
             self._parted.add(name)
             plain = self._shards.joined(plain)
+        if not plain.numel():  # dcp writes no parts of nothing
+            plain = torch.zeros(plain.shape, dtype=plain.dtype)
         self.tensors[name] = plain if _is_sharded(plain) else plain.resolve_conj().resolve_neg().contiguous()
         return name
 
