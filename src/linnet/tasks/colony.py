@@ -26,4 +26,7 @@ def main(out: str, settings: EvolveSettings) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], EvolveSettings(**json.loads(sys.argv[2])))
+    try:
+        main(sys.argv[1], EvolveSettings(**json.loads(sys.argv[2])))
+    except KeyboardInterrupt:  # the command that started the processes says how to go on
+        sys.exit(130)
