@@ -265,7 +265,7 @@ def save_naming(folder: Path, own: str, *, step: int | None, extra: dict[str, An
 
     Args:
         folder: of the checkpoint.
-        own: name of a folder in it, whose files are on the disk; it ends in a ``-`` and hexadecimal digits that are new.
+        own: name of a folder in it, whose files are on the disk; it ends in a ``-`` and new hexadecimal digits.
         step: how far training is.
         extra: what to write; it gets ``own`` as its ``folder``.
     """
