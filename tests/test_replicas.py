@@ -183,6 +183,27 @@ def test_two_processes_one_of_which_is_killed_evolve_what_one_does(tmp_path):
     assert not list(out.glob(".*.tmp")) and not list(temporary.glob("torchelastic*"))
 
 
+@pytest.mark.slow
+def test_an_evolution_that_is_stopped_says_how_to_go_on_and_no_more(tmp_path):
+    out = tmp_path / "x"
+    child = subprocess.Popen(
+        evolved(out, "--nproc", "2", "--generations", "1000"),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not (out / "state.safetensors").exists():
+        assert child.poll() is None, child.stderr.read()
+        time.sleep(0.02)
+    workers = processes(out)
+    os.killpg(child.pid, signal.SIGINT)  # as a terminal does
+    said = child.communicate(timeout=60)[1]
+    assert child.returncode == 130 and f"to go on: linnet evolve --resume --out {out}" in said, said
+    assert "Traceback" not in said and "KeyboardInterrupt" not in said, said
+    assert len(workers) == 2 and not any(os.path.exists(f"/proc/{worker}") for worker in workers)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -10,7 +10,7 @@ from linnet.evolve import Shards
 from linnet.tasks.evolution import EvolveSettings, found
 from linnet.tasks.evolving import watching
 from linnet.tasks.folders import clear_left_overs
-from linnet.tasks.replicas import joined
+from linnet.tasks.replicas import joined, stoppable
 
 
 def main(out: str, settings: EvolveSettings) -> None:
@@ -26,7 +26,5 @@ def main(out: str, settings: EvolveSettings) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with stoppable():
         main(sys.argv[1], EvolveSettings(**json.loads(sys.argv[2])))
-    except KeyboardInterrupt:  # the command that started the processes says how to go on
-        sys.exit(130)

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 
 import torch.distributed as dist
 
-from linnet.tasks.replicas import joined
+from linnet.tasks.replicas import joined, stoppable
 from linnet.tasks.specs import seeds_of
 from linnet.tasks.train import fit, prepare, resumed_settings
 from linnet.tasks.watcher import Watcher
@@ -24,7 +24,5 @@ def main(out: str) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with stoppable():
         main(sys.argv[1])
-    except KeyboardInterrupt:  # the command that started the processes says how to go on
-        sys.exit(130)

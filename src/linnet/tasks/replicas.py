@@ -6,6 +6,8 @@ checkpoint. What each of them does is in :mod:`linnet.tasks.replica` and :mod:`l
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 
@@ -15,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from linnet.sparse import share_wiring
 
-__all__ = ["ALONE", "Replicas", "joined", "start"]
+__all__ = ["ALONE", "Replicas", "joined", "start", "stoppable"]
 
 RESTARTS = 20
 """How often torchrun starts again what died."""
@@ -75,6 +77,15 @@ def joined() -> Replicas:
     own = dist.PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
     dist.init_process_group("gloo", store=own, rank=replicas.rank, world_size=replicas.size)
     return replicas
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """After Ctrl-C a process ends without a traceback: the command that started it says how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def start(nproc: int, module: str, *arguments: str) -> None:
