@@ -10,6 +10,7 @@ import hashlib
 import json
 import operator
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -42,7 +43,9 @@ __all__ = [
     "blaming",
     "info",
     "load",
+    "load_naming",
     "named",
+    "new_name",
     "replacing",
     "save",
     "save_naming",
@@ -54,7 +57,6 @@ NAMING = "checkpoint.safetensors"
 _START = b'{"__metadata__":{"linnet":"{\\"sha256\\":\\"'  # how the header of every checkpoint begins
 _ZEROS = b"0" * 64
 _LONGEST_HEADER = 100_000_000  # the limit of safetensors
-_WRONG = (AttributeError, LookupError, TypeError, ValueError, RecursionError)
 _MEMBERS: dict[str, Any] = {  # of the description, in order, and their types
     "sha256": str,
     "format_version": int,
@@ -258,6 +260,11 @@ def info(path: str | os.PathLike[str]) -> CheckpointInfo:
         return _as_info(description, model, extra)
 
 
+def new_name(kind: str) -> str:
+    """A name for :func:`save_naming` that no folder has."""
+    return f"{kind}-{secrets.token_hex(6)}"
+
+
 def save_naming(folder: Path, own: str, *, step: int | None, extra: dict[str, Any]) -> None:
     """Write ``checkpoint.safetensors`` into a folder: from then on what lies in ``own`` beside it is the checkpoint.
 
@@ -265,7 +272,7 @@ def save_naming(folder: Path, own: str, *, step: int | None, extra: dict[str, An
 
     Args:
         folder: of the checkpoint.
-        own: name of a folder in it, whose files are on the disk; it ends in a ``-`` and new hexadecimal digits.
+        own: name of a folder in it, whose files are on the disk; made by :func:`new_name`.
         step: how far training is.
         extra: what to write; it gets ``own`` as its ``folder``.
     """
@@ -278,6 +285,30 @@ def save_naming(folder: Path, own: str, *, step: int | None, extra: dict[str, An
             shutil.rmtree(former, ignore_errors=True)
     for temporary in folder.glob(f".{NAMING}.*.tmp"):
         temporary.unlink(missing_ok=True)
+
+
+def load_naming(folder: Path, kind: str, what: str) -> tuple[CheckpointInfo, Path]:
+    """What :func:`save_naming` has written, and the folder that it names.
+
+    Args:
+        folder: of the checkpoint.
+        kind: what the name of the other folder begins with.
+        what: it is a checkpoint of, for the message.
+
+    Raises:
+        ValueError: the file is damaged, or was not written by :func:`save_naming` for such a folder.
+    """
+    path = folder / NAMING
+    with _opened(path) as (description, file):
+        with blaming(path):
+            extra = unpack(description["extra"], lambda name: file.get_tensor(name).clone())
+        found = _as_info(description, {}, extra)
+    own = extra.get("folder") if isinstance(extra, dict) else None
+    if not isinstance(own, str) or re.fullmatch(rf"{kind}-[0-9a-f]{{12}}", own) is None:
+        raise bad_file(
+            path, f"it is that of a {found.model} and does not describe {what}, whose files would lie in {own!r}"
+        )
+    return found, folder / own
 
 
 # ---------------------------------------------------------------------- files
@@ -369,7 +400,14 @@ def blaming(path: str | os.PathLike[str]) -> Iterator[None]:
     """What goes wrong with the content of a file becomes a ValueError that names the file."""
     try:
         yield
-    except (*_WRONG, safetensors.SafetensorError) as error:
+    except (
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        RecursionError,
+        safetensors.SafetensorError,
+    ) as error:
         raise bad_file(path, f"its content is wrong ({type(error).__name__}: {error})") from error
 
 

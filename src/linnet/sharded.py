@@ -10,7 +10,6 @@ import hashlib
 import math
 import os
 import re
-import secrets
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -38,10 +37,10 @@ if TYPE_CHECKING:
 
 __all__ = ["load_sharded", "save_sharded"]
 
+KIND = "shards"
 _MEMBERS: dict[str, Any] = {  # of the description, and their types
     "processes": int,
     "beings": int | None,
-    "folder": str,
     "files": dict,
     "tensors": dict,
     "model_class": str,
@@ -108,7 +107,7 @@ def save_sharded(
             "What is no DTensor must be the same on all processes, however: their parameters differ "
             "(a population that is parted by being needs shards=)"
         )
-    own = gathered(f"shards-{secrets.token_hex(6)}")[0]
+    own = gathered(checkpoint.new_name(KIND))[0]
     place = folder / own
     try:
         with agreeing():
@@ -176,13 +175,9 @@ def load_sharded(
 
     model, path = _unwrapped(into), Path(folder) / NAMING
     with agreeing():
-        if (kind := checkpoint.info(path).model) != class_name(nn.Identity()):
-            raise bad_file(
-                path, f"it is that of a {kind}, which linnet.load reads, and does not describe a sharded one"
-            )
-        found = checkpoint.load(path, into=nn.Identity())
+        found, place = checkpoint.load_naming(path.parent, KIND, "a sharded one")
         description = found.extra
-        place = _checked(description, path)
+        _check_files(description, place, path)
     if len(set(gathered(found.sha256))) > 1:
         raise ValueError(f"All processes must see one checkpoint, however: {os.fspath(path)!r} differs between them")
     with agreeing():
@@ -321,15 +316,18 @@ class _Blanks:
                 # moments go where load_state_dict wants them, which leaves the numbers of steps on the CPU
                 device = like.device if like is not None and name.startswith("model.") else torch.device("cpu")
                 blank = torch.zeros(self._local(entry), dtype=entry.dtype, device=device)
-            parted = entry.parted and self._shards is not None
+            shards = self._parting(entry)
             self._made[name] = blank
-            self.wanted[name] = self._shards.joined(blank) if parted and self._shards is not None else blank
+            self.wanted[name] = blank if shards is None else shards.joined(blank)
         return self._made[name]
 
     def _local(self, entry: _Entry) -> tuple[int, ...]:
-        if self._shards is None or not entry.parted:
-            return entry.shape
-        return self._shards.local, *entry.shape[1:]
+        shards = self._parting(entry)
+        return entry.shape if shards is None else (shards.local, *entry.shape[1:])
+
+    def _parting(self, entry: _Entry) -> "Shards | None":
+        """Who holds which rows of it; None: this process holds all."""
+        return self._shards if entry.parted else None
 
     def _like(self, name: str) -> Tensor | None:
         """The tensor of this process that tells the layout: the one to fill, or the parameter of a moment."""
@@ -378,23 +376,17 @@ def _of_genes(shapes: list[Any], optimizer: torch.optim.Optimizer, model: nn.Mod
 # ---------------------------------------------------------------------- checks of what is read
 
 
-def _checked(description: Any, path: Path) -> Path:
-    """The folder of the shards, once all that the description names is found in it, unaltered."""
-    if not isinstance(description, dict) or any(
-        not isinstance(description.get(key, ...), kind) for key, kind in _MEMBERS.items()
-    ):
+def _check_files(description: dict[str, Any], place: Path, path: Path) -> None:
+    """A ValueError unless all that the description names is found in the folder of the shards, unaltered."""
+    if any(not isinstance(description.get(key, ...), kind) for key, kind in _MEMBERS.items()):
         raise bad_file(path, "it does not describe a sharded one")
-    name, files = description["folder"], description["files"]
-    if re.fullmatch(r"shards-[0-9a-f]{12}", name) is None:
-        raise bad_file(path, f"its shards would lie in {name!r}")
-    place = path.parent / name
+    files = description["files"]
     there = sorted(place.iterdir()) if place.is_dir() else []
     if {one.name for one in there} != set(files):
         raise bad_file(path, f"{place} must hold the {len(files)} files that it names and holds {len(there)}")
     for one in _share(there):
         if _sha256(one) != files[one.name]:
             raise bad_file(path, f"{one} is truncated or altered (its SHA-256 differs)")
-    return place
 
 
 def _entries(description: dict[str, Any], reader: Any, path: Path) -> dict[str, _Entry]:

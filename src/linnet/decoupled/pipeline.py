@@ -2,8 +2,6 @@
 
 import copy
 import os
-import re
-import secrets
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -27,6 +25,7 @@ from linnet.processes import agreeing, gathered
 
 __all__ = ["Pipeline"]
 
+KIND = "stages"
 Batches = Iterable[tuple[Tensor, Tensor]]
 
 
@@ -282,7 +281,7 @@ class Pipeline:
         names that folder, and until then the former one stands. Call it between two calls of :meth:`train`.
         """
         folder = Path(folder)
-        name = gathered(f"stages-{secrets.token_hex(6)}")[0]
+        name = gathered(checkpoint.new_name(KIND))[0]
         with agreeing():
             (folder / name).mkdir(parents=True, exist_ok=True)
             checkpoint.save(self._own, self._path(folder / name), optimizer=self.optimizer, step=self.steps)
@@ -297,19 +296,14 @@ class Pipeline:
             ValueError: a file is missing, damaged or that of another network, on this process or another.
         """
         with agreeing():
-            path = Path(folder) / checkpoint.NAMING
-            extra = checkpoint.load(path, into=nn.Identity()).extra
-            name = extra.get("folder") if isinstance(extra, dict) else None
-            if not isinstance(name, str) or re.fullmatch(r"stages-[0-9a-f]{12}", name) is None:
-                raise checkpoint.bad_file(path, "it does not describe a pipeline")
-            if (saved := {key: extra.get(key) for key in self._layout}) != self._layout:
+            found, place = checkpoint.load_naming(Path(folder), KIND, "a pipeline")
+            if (saved := {key: found.extra.get(key) for key in self._layout}) != self._layout:
                 raise ValueError(
-                    f"A pipeline of {self._layout} must take over one of as many, however: {os.fspath(path)!r} is of "
+                    f"A pipeline of {self._layout} must take over one of as many, however: {os.fspath(folder)!r} is of "
                     f"{saved}"
                 )
-            own = self._path(path.parent / name)
-        with undone_on_error(self._own, self.optimizer, path), agreeing():
-            step = checkpoint.load(own, into=self._own, optimizer=self.optimizer).step
+        with undone_on_error(self._own, self.optimizer, folder), agreeing():
+            step = checkpoint.load(self._path(place), into=self._own, optimizer=self.optimizer).step
         self.steps = step or 0
         return self
 
