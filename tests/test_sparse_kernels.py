@@ -170,7 +170,9 @@ def test_whoever_watches_sees_inputs_and_gradients() -> None:
 def test_a_planted_fault_is_noticed(name: str) -> None:
     layer = SparseLinear(20, 30, sparsity=0.8, dtype=torch.float64)
     buffer = layer.get_buffer(name)
-    if name == "ccol":  # one entry goes to the column before; a pointer that falls would let MKL read outside its memory
+    if (
+        name == "ccol"
+    ):  # one entry goes to the column before; a pointer that falls would let MKL read outside its memory
         buffer[int((buffer.diff()[1:] > 0).nonzero()[0]) + 1] += 1
     else:
         other = int((buffer != buffer[3]).nonzero()[0])  # equal ones swapped would be no fault
