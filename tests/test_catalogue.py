@@ -11,7 +11,7 @@ import pytest
 
 import linnet
 from linnet import Linear, LinearMap, OrthogonalLinear, SymmetricLinear, catalogue, find_layer
-from linnet.catalogue import layer_name, register
+from linnet.core.catalogue import layer_name, register
 from linnet.testing import check_constructor, check_copy, check_forward, check_layer
 
 

@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 
 import linnet
 from linnet import L0Linear, OrthogonalLinear, SVDLinear, frozen
-from linnet.frozen import held
+from linnet.core.frozen import held
 from linnet.testing import cases
 
 LAYERS = {name: cls for name, cls in linnet.catalogue().items() if cls.__module__.startswith("linnet.")}

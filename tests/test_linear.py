@@ -25,7 +25,7 @@ from linnet import (
     tolerance,
     violation,
 )
-from linnet.beings import affine, check_positive
+from linnet.core.being import affine, check_positive
 
 # ----------------------------------------------------------------------------------------- Linear is nn.Linear
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import linnet
 import linnet.convert
 from linnet import ErdosRenyi, RigL, SmallWorld, SparseLinear, Uniform, frozen, sparsify
-from linnet.frozen import held
+from linnet.core.frozen import held
 from linnet.sparse.export import GatherScatter
 
 BEINGS = 3

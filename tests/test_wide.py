@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from linnet import Linear, WideDeep, WideLinear, beings, catalogue, per_being
+from linnet import Linear, WideDeep, WideLinear, catalogue, per_being
+from linnet.core import being as beings
 
 
 def test_wide_linear_is_the_loop_over_its_linears():

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from linnet.beings import Spread
 from linnet.blocks import MLP, FixedRandom, Parallel, Repeat, Residual, fixed
-from linnet.catalogue import catalogue
-from linnet.linear import LinearMap
+from linnet.core.being import Spread
+from linnet.core.catalogue import catalogue
+from linnet.core.linear_map import LinearMap
 from linnet.recurrent import RNN, RNNCell
 from linnet.sparse import (
     GSE,

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from linnet.beings import check_positive
-from linnet.catalogue import find_layer
-from linnet.linear import Linear
+from linnet.core.being import check_positive
+from linnet.core.catalogue import find_layer
+from linnet.core.linear_map import Linear
 from linnet.wide.layer import EachBeing
 
 __all__ = ["MLP", "FixedRandom", "Parallel", "Repeat", "Residual"]

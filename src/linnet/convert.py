@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from linnet.catalogue import find_layer
 from linnet.constrain import Constrained
+from linnet.core.catalogue import find_layer
+from linnet.core.linear_map import Linear, LinearMap
 from linnet.lazy import LazyMap
-from linnet.linear import Linear, LinearMap
 from linnet.pointwise import Pointwise, as_linear, is_pointwise
 from linnet.recurrent import hooked
 from linnet.sparse.layer import SparseLinear

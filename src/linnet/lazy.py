@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedParameter, is_lazy
 
-from linnet.linear import LinearMap
+from linnet.core.linear_map import LinearMap
 
 __all__ = ["LazyMap"]
 

@@ -6,8 +6,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from linnet.core.linear_map import LinearMap, judges, penalty
 from linnet.decoupled import DNI
-from linnet.linear import LinearMap, judges, penalty
 from linnet.sparse import KWinners, SparseLinear
 from linnet.sparse.structure import among
 

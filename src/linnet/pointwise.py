@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from linnet.beings import plain_linear
-from linnet.linear import LinearMap
+from linnet.core.being import plain_linear
+from linnet.core.linear_map import LinearMap
 
 __all__ = ["Pointwise", "as_linear", "is_pointwise"]
 

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from linnet.beings import check_positive
-from linnet.catalogue import find_layer
-from linnet.frozen import sequence_matrix
-from linnet.linear import Linear, LinearMap
+from linnet.core.being import check_positive
+from linnet.core.catalogue import find_layer
+from linnet.core.frozen import sequence_matrix
+from linnet.core.linear_map import Linear, LinearMap
 
 __all__ = ["RNN", "RNNCell", "hooked"]
 

@@ -25,8 +25,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from linnet import checkpoint
 from linnet.checkpoint import NAMING, CheckpointInfo, bad_file, blaming, named
+from linnet.distributed.processes import agreeing, gathered, rank, world
 from linnet.fitting import check_model, check_optimizer, class_name, optimizer_shapes, place_like, undone_on_error
-from linnet.processes import agreeing, gathered, rank, world
 from linnet.state import check_generators, check_storable, generator_states, pack, set_generators, unpack
 from linnet.wide.population import genes_of, rows_of
 

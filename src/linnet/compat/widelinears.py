@@ -9,7 +9,7 @@ from typing import Any, Self
 from torch import Tensor
 
 import linnet.wide.layer
-from linnet.beings import Being, indices
+from linnet.core.being import Being, indices
 
 __all__ = ["LinearWidePointer", "WideDeep", "WideLinear"]
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from linnet.palette import line_style
+from linnet.core.palette import line_style
 
 __all__ = ["activation_memory", "plot_diagnostics"]
 

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from linnet.beings import check_positive
+from linnet.core.being import check_positive
 from linnet.decoupled.synthesizers import Synthesizer, zeroed
 
 __all__ = ["BatchNormSynthesizer", "ConvSynthesizer", "MLPSynthesizer", "RecurrentSynthesizer"]

@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from linnet import checkpoint
-from linnet.beings import check_positive
+from linnet.core.being import check_positive
 from linnet.decoupled.links import END, Failure, Inbox, Message, Outbox
 from linnet.decoupled.owned import OptimizerFactory
 from linnet.decoupled.passing import placed, ready
 from linnet.decoupled.places import convolved
 from linnet.decoupled.sources import Source
 from linnet.decoupled.synthetic import Synthetic
+from linnet.distributed.processes import agreeing, gathered
 from linnet.fitting import undone_on_error
-from linnet.processes import agreeing, gathered
 
 __all__ = ["Pipeline"]
 

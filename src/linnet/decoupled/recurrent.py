@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from linnet.beings import check_positive
+from linnet.core.being import check_positive
 from linnet.decoupled.base import Decoupled
 from linnet.decoupled.boundary import replaced, tensors
 from linnet.decoupled.passing import placed

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from linnet.beings import affine, check_input, check_positive
+from linnet.core.being import affine, check_input, check_positive
 
 __all__ = ["FittedSynthesizer", "LinearSynthesizer", "LowRankSynthesizer", "SigmoidSynthesizer", "Synthesizer"]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from linnet.beings import check_positive
+from linnet.core.being import check_positive
 from linnet.decoupled.context import attach
 from linnet.decoupled.owned import OptimizerFactory, OwnedOptimizer, Owner, with_frozen
 from linnet.decoupled.parallel import averaged, shared

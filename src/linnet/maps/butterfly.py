@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from linnet.linear import LinearMap
+from linnet.core.linear_map import LinearMap
 from linnet.maps.monarch import two_stages
 
 __all__ = ["ButterflyLinear"]

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from linnet.fused import eager, through_reference
+from linnet.core.autograd import eager, through_reference
 from linnet.maps.invertible import Invertible
 
 __all__ = ["CirculantLinear"]

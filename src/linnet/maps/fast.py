@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from linnet.linear import LinearMap
+from linnet.core.linear_map import LinearMap
 
 __all__ = ["IdentityLinear"]
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from linnet.linear import LinearMap
+from linnet.core.linear_map import LinearMap
 from linnet.maps.ranges import check_interval
 from linnet.maps.split import project_l1
 from linnet.maps.symmetric import mirror

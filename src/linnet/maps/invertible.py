@@ -5,8 +5,8 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from linnet.beings import affine, check_input
-from linnet.linear import LinearMap, autocast_off
+from linnet.core.being import affine, check_input
+from linnet.core.linear_map import LinearMap, autocast_off
 
 __all__ = ["Invertible"]
 
@@ -19,7 +19,7 @@ class Invertible(LinearMap, catalogue=False):
         """Raw tensors in at least float32 -> W⁻¹."""
 
     def _solve(self, y: Tensor, raw: dict[str, Tensor]) -> Tensor:
-        """y A⁻¹ for the y that :func:`linnet.beings.affine` takes; here through W⁻¹."""
+        """y A⁻¹ for the y that :func:`linnet.core.being.affine` takes; here through W⁻¹."""
         return affine(y, self._invert(raw).to(y.dtype))
 
     @abstractmethod

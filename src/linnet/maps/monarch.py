@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from linnet.fused import eager, through_reference
-from linnet.linear import LinearMap
+from linnet.core.autograd import eager, through_reference
+from linnet.core.linear_map import LinearMap
 from linnet.maps.structured import blocks_near_root, check_blocks, rank_one, rank_one_error
 
 __all__ = ["MonarchLinear"]

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from linnet.linear import LinearMap
+from linnet.core.linear_map import LinearMap
 
 __all__ = ["DiagonallyDominantLinear", "NonNegativeLinear", "SplitLinear", "relu_straight_through"]
 

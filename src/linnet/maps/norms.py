@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from linnet.linear import LinearMap, tolerance
+from linnet.core.linear_map import LinearMap, tolerance
 from linnet.maps.svd import (
     angle_in,
     check_interval,

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from linnet.beings import check_positive
+from linnet.core.being import check_positive
 from linnet.maps.invertible import Invertible
 from linnet.maps.reflections import draw_reflections, householder_product, peel, polish, reflections
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from linnet.beings import check_positive
-from linnet.linear import LinearMap
+from linnet.core.being import check_positive
+from linnet.core.linear_map import LinearMap
 
 __all__ = ["LowRankLinear", "TrivialNullSpaceLinear"]
 

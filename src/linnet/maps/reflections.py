@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from linnet.fused import eager, through_reference
-from linnet.linear import autocast_off
+from linnet.core.autograd import eager, through_reference
+from linnet.core.linear_map import autocast_off
 
 __all__ = [
     "draw_reflections",

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from linnet.linear import LinearMap
+from linnet.core.linear_map import LinearMap
 from linnet.maps.power import radius
 from linnet.maps.ranges import EDGE, within_raw
 from linnet.maps.reflections import reflections

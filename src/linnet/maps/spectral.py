@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from linnet.beings import check_positive
+from linnet.core.being import check_positive
 from linnet.maps.reflections import draw_reflections, householder_product, reflections
 from linnet.maps.svd import (
     DiagonalCore,

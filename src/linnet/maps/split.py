@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from linnet.linear import LinearMap
+from linnet.core.linear_map import LinearMap
 from linnet.maps.ranges import check_interval, within, within_raw
 
 __all__ = ["StableSplitLinear"]

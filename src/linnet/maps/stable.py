@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from linnet.beings import check_positive
-from linnet.linear import LinearMap
+from linnet.core.being import check_positive
+from linnet.core.linear_map import LinearMap
 from linnet.maps.power import radius, radius_estimate
 from linnet.maps.ranges import EDGE, within_raw
 from linnet.maps.reflections import householder_product, polish, reflections

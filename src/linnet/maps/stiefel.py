@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from linnet.linear import LinearMap
+from linnet.core.linear_map import LinearMap
 from linnet.maps.orthogonal import orthogonality_error
 from linnet.maps.reflections import draw_reflections, frame, householder_product, reflections
 

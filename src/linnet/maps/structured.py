@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from linnet.beings import check_positive
+from linnet.core.being import check_positive
 from linnet.maps.invertible import Invertible
 
 __all__ = ["BlockDiagonalLinear", "KroneckerLinear"]

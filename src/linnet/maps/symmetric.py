@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from linnet.linear import LinearMap
+from linnet.core.linear_map import LinearMap
 
 __all__ = ["SymmetricLinear"]
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from linnet.beings import check_input
-from linnet.fused import eager, through_reference
-from linnet.linear import LinearMap, autocast_off
+from linnet.core.autograd import eager, through_reference
+from linnet.core.being import check_input
+from linnet.core.linear_map import LinearMap, autocast_off
 from linnet.maps.ranges import CALM, calmed_raw
 from linnet.maps.symmetric import mirror, symmetric_part, upper_triangle
 

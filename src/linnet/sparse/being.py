@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from linnet.beings import Being
-from linnet.linear import LinearMap
+from linnet.core.being import Being
+from linnet.core.linear_map import LinearMap
 
 __all__ = ["SparseBeing"]
 

@@ -7,9 +7,9 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from linnet.beings import Being, dense
-from linnet.frozen import held
-from linnet.fused import eager
+from linnet.core.autograd import eager
+from linnet.core.being import Being, dense
+from linnet.core.frozen import held
 from linnet.sparse.being import SparseBeing
 from linnet.sparse.given import compressed
 from linnet.sparse.hooks import attend

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from linnet.palette import BLUE, ORANGE
+from linnet.core.palette import BLUE, ORANGE
 from linnet.sparse.metrics import degrees
 from linnet.sparse.moving import Move
 

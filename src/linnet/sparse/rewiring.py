@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from linnet.beings import check_positive
+from linnet.core.being import check_positive
 from linnet.sparse.hooks import attend
 from linnet.sparse.layer import SparseLinear
 from linnet.sparse.moving import Move

@@ -13,7 +13,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from linnet.beings import check_positive
+from linnet.core.being import check_positive
 from linnet.sparse.structure import top
 from linnet.sparse.wiring import draw_cells
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from linnet.beings import check_positive, copy_beings, indices
-from linnet.fused import eager
+from linnet.core.autograd import eager
+from linnet.core.being import check_positive, copy_beings, indices
 
 __all__ = ["ActivationSparsity", "KWinners", "largest_k", "largest_k_reference"]
 

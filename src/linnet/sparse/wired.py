@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from linnet.linear import LinearMap
+from linnet.core.linear_map import LinearMap
 from linnet.sparse.given import compressed
 from linnet.sparse.hooks import attend, dismiss
 from linnet.sparse.rules import Rule

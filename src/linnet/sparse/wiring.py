@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from linnet.beings import check_positive
+from linnet.core.being import check_positive
 from linnet.sparse.structure import counts
 
 __all__ = [

@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from linnet import __version__
-from linnet.catalogue import catalogue
 from linnet.cli import user_input
-from linnet.linear import LinearMap
+from linnet.core.catalogue import catalogue
+from linnet.core.linear_map import LinearMap
 from linnet.tasks.evolution import EvolveSettings
 from linnet.tasks.sequence_runs import TaskSettings
 from linnet.tasks.specs import DECOUPLED, Settings, layer_options, seeds_of

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from linnet.palette import COLOURS
+from linnet.core.palette import COLOURS
 from linnet.tasks.evolution import Evolution
 from linnet.tasks.pictures import STYLE
 

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 from torch import Tensor
 
+from linnet.core.linear_map import LinearMap
+from linnet.core.palette import line_style
 from linnet.decoupled.diagnostics import plot_diagnostics
-from linnet.linear import LinearMap
-from linnet.palette import line_style
 from linnet.tasks.specs import LayerSpec
 from linnet.tasks.train import Fit, Run
 

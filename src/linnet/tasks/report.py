@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from linnet.checkpoint import replacing
-from linnet.linear import tolerance, violation
+from linnet.core.linear_map import tolerance, violation
 from linnet.tasks import html
 from linnet.tasks.measure import Cost
 from linnet.tasks.specs import DECOUPLED, seeds_of

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from linnet import __version__
 from linnet.checkpoint import replacing
-from linnet.palette import COLOURS
+from linnet.core.palette import COLOURS
 from linnet.tasks import html
 from linnet.tasks.pictures import STYLE
 from linnet.tasks.sequence_runs import Learner, Point, Run, TaskSettings, Watch

@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from linnet import checkpoint
-from linnet.beings import check_positive
+from linnet.core.being import check_positive
 from linnet.decoupled import LinearSynthesizer, MLPSynthesizer, Synthetic, TruncatedBPTT
 from linnet.tasks.folders import check_new, clear_left_overs, read_record, writable, write_record
 from linnet.tasks.sequences import Adding, ArgMax, Batch, Copy, Recall, RepeatCopy, SequenceTask, Text

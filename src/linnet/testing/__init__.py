@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from linnet.linear import LinearMap
+from linnet.core.linear_map import LinearMap
 from linnet.testing.case import Case as Case
 from linnet.testing.case import Check, cases
 from linnet.testing.case import ContractError as ContractError

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from linnet.beings import dense
-from linnet.linear import LinearMap, tolerance
+from linnet.core.being import dense
+from linnet.core.linear_map import LinearMap, tolerance
 
 __all__ = ["Case", "Check", "ContractError", "cases", "check", "close", "expect", "refused", "same"]
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from linnet.linear import LinearMap, tolerance
+from linnet.core.linear_map import LinearMap, tolerance
 from linnet.testing.case import Case, array, check, close, expect, refused, same
 from linnet.testing.values import oracle
 

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from linnet.beings import dense
-from linnet.linear import LinearMap, tolerance
+from linnet.core.being import dense
+from linnet.core.linear_map import LinearMap, tolerance
 from linnet.testing.case import (
     Case,
     array,

@@ -8,7 +8,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from linnet.linear import LinearMap
+from linnet.core.linear_map import LinearMap
 from linnet.testing.case import Case, check, close, expect, gradient, refused, same, train
 
 __all__ = ["check_copy", "check_functional_call", "check_safetensors", "check_state_dict", "check_vmap"]

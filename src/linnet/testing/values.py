@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from linnet.beings import dense
-from linnet.linear import LinearMap
+from linnet.core.being import dense
+from linnet.core.linear_map import LinearMap
 from linnet.testing.case import (
     BATCH,
     Case,

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from linnet.beings import check_input, check_positive, copy_beings, indices
-from linnet.linear import Linear
+from linnet.core.being import check_input, check_positive, copy_beings, indices
+from linnet.core.linear_map import Linear
 from linnet.wide.leaves import ELEMENTWISE
 from linnet.wide.widen import Wide, widen
 

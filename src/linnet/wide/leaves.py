@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from linnet.beings import affine, product
-from linnet.linear import Linear
+from linnet.core.being import affine, product
+from linnet.core.linear_map import Linear
 from linnet.recurrent import hooked
 from linnet.wide.noise import Noise
 from linnet.wide.steps import CELLS, RECURRENT

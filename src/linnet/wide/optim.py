@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from linnet.beings import check_positive, indices
+from linnet.core.being import check_positive, indices
 
 __all__ = ["WideAdam", "WideAdamW", "WideOptimizer", "WideSGD", "clip_beings_"]
 

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_map
 
-from linnet.linear import Linear
+from linnet.core.linear_map import Linear
 from linnet.wide.axes import Dims, dropped, joined, lifted, moved, placed, results, split
 from linnet.wide.leaves import DRAWING, ESCAPES, KERNELS, Kernel, is_known, shared, watched
 from linnet.wide.measured import few_calls

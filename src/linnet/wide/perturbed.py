@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from linnet.beings import check_positive, indices
-from linnet.linear import Linear
+from linnet.core.being import check_positive, indices
+from linnet.core.linear_map import Linear
 from linnet.wide.axes import Dims, checked_dims, checked_range
 from linnet.wide.counter import at_once, normal, streams
 from linnet.wide.leaves import KERNELS, Kernel, is_known, may_draw, shared

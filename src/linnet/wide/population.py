@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor, nn
 
-from linnet.beings import Spread, indices
+from linnet.core.being import Spread, indices
 from linnet.wide.counter import at_once, streams
 from linnet.wide.operators import Crossover, Mutation
 

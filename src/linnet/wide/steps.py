@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from linnet.beings import product_rows
+from linnet.core.being import product_rows
 from linnet.wide.measured import lstm_one_by_one
 from linnet.wide.noise import Noise
 

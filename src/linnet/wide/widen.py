@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from linnet.beings import check_positive, copy_beings, indices
-from linnet.linear import LinearMap, penalty, violation
+from linnet.core.being import check_positive, copy_beings, indices
+from linnet.core.linear_map import LinearMap, penalty, violation
 from linnet.wide.axes import Dims, checked_dims, checked_range, dropped, lifted
 from linnet.wide.leaves import KERNELS, Kernel, may_draw
 from linnet.wide.noise import Noise

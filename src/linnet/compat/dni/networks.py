@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 import linnet.decoupled
-from linnet.beings import check_positive
+from linnet.core.being import check_positive
 from linnet.decoupled.hidden_synthesizers import RECURRENT
 from linnet.decoupled.synthesizers import zeroed
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 import linnet
-from linnet.beings import check_positive
-from linnet.linear import LinearMap
+from linnet.core.being import check_positive
+from linnet.core.linear_map import LinearMap
 
 __all__ = ["Butterfly"]
 

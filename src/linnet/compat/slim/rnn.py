@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from linnet.beings import check_positive
 from linnet.compat.slim.base import LinearBase, Mapped
 from linnet.compat.slim.linear import Linear
-from linnet.frozen import sequence_matrix
-from linnet.linear import LinearMap
+from linnet.core.being import check_positive
+from linnet.core.frozen import sequence_matrix
+from linnet.core.linear_map import LinearMap
 from linnet.recurrent import hooked
 
 __all__ = ["RNN", "RNNCell"]

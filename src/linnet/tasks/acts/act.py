@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from linnet.palette import BLUE, GREY, ORANGE
+from linnet.core.palette import BLUE, GREY, ORANGE
 
 __all__ = ["BLUE", "GREY", "ORANGE", "Act", "accuracy"]
 

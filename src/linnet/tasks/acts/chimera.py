@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from linnet.beings import Spread
+from linnet.core.being import Spread
+from linnet.core.linear_map import Linear, tolerance, violation
 from linnet.decoupled.dni import DNI
 from linnet.decoupled.synthesizers import LinearSynthesizer
 from linnet.decoupled.synthetic import Synthetic
-from linnet.linear import Linear, tolerance, violation
 from linnet.maps import OrthogonalLinear, SymmetricLinear
 from linnet.sparse import KWinners, RigL, SparseLinear
 from linnet.tasks.acts.act import BLUE, GREY, ORANGE, Act

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from linnet.beings import Spread
-from linnet.linear import Linear, LinearMap
+from linnet.core.being import Spread
+from linnet.core.linear_map import Linear, LinearMap
 from linnet.sparse.layer import SparseLinear
 from linnet.sparse.moving import Move
 from linnet.sparse.plots import Snapshots

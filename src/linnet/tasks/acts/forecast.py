@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from linnet.linear import Linear, LinearMap
+from linnet.core.linear_map import Linear, LinearMap
 from linnet.maps.svd import SVDLinear
 from linnet.tasks.acts.act import BLUE, GREY, ORANGE, Act
 from linnet.tasks.data import Data, load_sunspots

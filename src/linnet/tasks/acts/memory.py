@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from linnet.linear import Linear, LinearMap, violation
+from linnet.core.linear_map import Linear, LinearMap, violation
 from linnet.maps.orthogonal import OrthogonalLinear
 from linnet.tasks.acts.act import BLUE, GREY, ORANGE, Act, accuracy
 from linnet.tasks.data import Data

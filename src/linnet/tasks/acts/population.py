@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from linnet.beings import Spread
-from linnet.linear import Linear
+from linnet.core.being import Spread
+from linnet.core.linear_map import Linear
 from linnet.tasks.acts.act import BLUE, GREY, Act, accuracy
 from linnet.tasks.data import Data
 from linnet.wide.losses import per_being

@@ -23,9 +23,9 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from linnet.beings import Being, affine, check_input, check_positive, copy_beings, dense, indices, plain_linear
-from linnet.catalogue import register
-from linnet.frozen import Materialized, held
+from linnet.core.being import Being, affine, check_input, check_positive, copy_beings, dense, indices, plain_linear
+from linnet.core.catalogue import register
+from linnet.core.frozen import Materialized, held
 
 __all__ = [
     "Linear",

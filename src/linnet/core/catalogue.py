@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from linnet.linear import LinearMap
+    from linnet.core.linear_map import LinearMap
 
 __all__ = ["catalogue", "find_layer", "layer_name", "register"]
 
@@ -65,7 +65,7 @@ def find_layer(name: str) -> type["LinearMap"]:
         nearest = difflib.get_close_matches(name, _CATALOGUE, n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(nearest)}?" if nearest else f"known are {', '.join(_CATALOGUE)}"
         raise ValueError(f"A layer must be in the catalogue or a package.module:Class, however: {name!r} ({hint})")
-    from linnet.linear import LinearMap
+    from linnet.core.linear_map import LinearMap
 
     module_name, _, class_name = name.partition(":")
     try:

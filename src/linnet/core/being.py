@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from linnet.fused import eager, through_reference
+from linnet.core.autograd import eager, through_reference
 
 if TYPE_CHECKING:
-    from linnet.linear import LinearMap
+    from linnet.core.linear_map import LinearMap
 
 __all__ = [
     "Being",

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from linnet.beings import affine, check_input
-from linnet.fused import eager
+from linnet.core.autograd import eager
+from linnet.core.being import affine, check_input
 
 if TYPE_CHECKING:
-    from linnet.linear import LinearMap
+    from linnet.core.linear_map import LinearMap
 
 __all__ = ["Materialized", "frozen", "held", "sequence_matrix"]
 

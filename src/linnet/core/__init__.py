@@ -1,0 +1,1 @@
+"""What a linear map is: the contract, the catalogue, the matrix kept; no family is known here."""
