@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn.utils import prune
 
 import linnet
-from linnet import architecture
-from linnet.architecture import built, described
+from linnet.checkpoint import architecture
+from linnet.checkpoint.architecture import built, described
 from linnet.testing import cases
 
 CASES = [

@@ -60,10 +60,10 @@ def test_bake_names_a_huge_sparse_layer(monkeypatch):
     model = nn.Sequential(SparseLinear(20_000, 20_000, sparsity=1 - 1e-6), nn.ReLU())
     with pytest.raises(ValueError, match=r"'0' is a sparse layer of 20000 x 20000, 400,000,000 .*; to_onnx"):
         bake(model)
-    monkeypatch.setattr("linnet.baking.LARGEST_DENSE", 11)
+    monkeypatch.setattr("linnet.convert.bake.LARGEST_DENSE", 11)
     with pytest.raises(ValueError, match="it is a sparse layer of 3 x 4, 12 "):
         bake(SparseLinear(3, 4, sparsity=0.5))
-    monkeypatch.setattr("linnet.baking.LARGEST_DENSE", 12)
+    monkeypatch.setattr("linnet.convert.bake.LARGEST_DENSE", 12)
     assert type(bake(SparseLinear(3, 4, sparsity=0.5))) is nn.Linear
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import linnet
-from linnet.describe import parts
+from linnet.inspection.describe import parts
 
 matplotlib.use("agg")
 

@@ -21,7 +21,8 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn.parallel import DistributedDataParallel
 
 import linnet
-from linnet import SparseLinear, WideAdam, WideDeep, checkpoint, load_sharded, save_sharded
+from linnet import SparseLinear, WideAdam, WideDeep, load_sharded, save_sharded
+from linnet.checkpoint import sharded
 from linnet.evolve import Shards
 
 
@@ -598,14 +599,14 @@ def test_processes_of_two_axes(tmp_path):
 
 def test_what_is_named_is_never_removed(saved, monkeypatch):
     """The others may die when the first process has named the new checkpoint and removed the former one."""
-    named = checkpoint.save_naming
+    named = sharded.save_naming
 
     def dies(*args, **options):
         named(*args, **options)
         raise RuntimeError("connection closed by peer")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_naming", dies)
+        patch.setattr(sharded, "save_naming", dies)
         with pytest.raises(RuntimeError, match="connection closed"):
             save_sharded(target(), saved, step=2)
     assert load_sharded(saved, into=target()).step == 2

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from linnet import checkpoint
+from linnet.checkpoint.matching import undone_on_error
 from linnet.core.being import check_positive
 from linnet.decoupled.links import END, Failure, Inbox, Message, Outbox
 from linnet.decoupled.owned import OptimizerFactory
@@ -21,7 +22,6 @@ from linnet.decoupled.places import convolved
 from linnet.decoupled.sources import Source
 from linnet.decoupled.synthetic import Synthetic
 from linnet.distributed.processes import agreeing, gathered
-from linnet.fitting import undone_on_error
 
 __all__ = ["Pipeline"]
 

@@ -15,7 +15,7 @@ from linnet.decoupled.boundary import replaced, tensors
 from linnet.decoupled.passing import placed
 from linnet.decoupled.synthetic import Synthetic
 from linnet.decoupled.windows import Auxiliary, Boundaries
-from linnet.recurrent import RNN, RNNCell
+from linnet.modules.recurrent import RNN, RNNCell
 
 __all__ = ["TruncatedBPTT"]
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from linnet import checkpoint
-from linnet.blocks import MLP
 from linnet.core.being import check_positive
 from linnet.evolve import FullRank, Gaussian, GeneticAlgorithm, LowRank, OpenAIES, Shards, Strategy, Truncation
+from linnet.modules.blocks import MLP
 from linnet.tasks.environments import Arena, Normalizer, Policy, arena_of, word
 from linnet.tasks.folders import check_new, clear_left_overs
 from linnet.tasks.specs import differences

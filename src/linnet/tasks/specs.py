@@ -12,9 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from linnet.blocks import MLP
 from linnet.core.being import check_positive
 from linnet.core.catalogue import catalogue, find_layer
+from linnet.modules.blocks import MLP
 from linnet.tasks.data import check_data
 
 __all__ = ["LayerSpec", "Settings", "differences", "layer_options", "parse_layer", "seeds_of"]

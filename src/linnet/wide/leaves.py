@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from linnet.core.being import affine, product
 from linnet.core.linear_map import Linear
-from linnet.recurrent import hooked
+from linnet.modules.recurrent import hooked
 from linnet.wide.noise import Noise
 from linnet.wide.steps import CELLS, RECURRENT
 

@@ -13,7 +13,7 @@ from linnet.compat.slim.linear import Linear
 from linnet.core.being import check_positive
 from linnet.core.frozen import sequence_matrix
 from linnet.core.linear_map import LinearMap
-from linnet.recurrent import hooked
+from linnet.modules.recurrent import hooked
 
 __all__ = ["RNN", "RNNCell"]
 

@@ -25,8 +25,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from linnet.architecture import built, described
-from linnet.fitting import (
+from linnet.checkpoint.architecture import built, described
+from linnet.checkpoint.matching import (
     check_model,
     check_optimizer,
     class_name,
@@ -34,7 +34,7 @@ from linnet.fitting import (
     place_like,
     undone_on_error,
 )
-from linnet.state import Box, check_generators, generator_states, set_generators, unpack
+from linnet.checkpoint.tree import Box, check_generators, generator_states, set_generators, unpack
 
 __all__ = [
     "NAMING",

@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from linnet.blocks import MLP, FixedRandom, Parallel, Repeat, Residual, fixed
 from linnet.core.being import Spread
 from linnet.core.catalogue import catalogue
 from linnet.core.linear_map import LinearMap
-from linnet.recurrent import RNN, RNNCell
+from linnet.modules.blocks import MLP, FixedRandom, Parallel, Repeat, Residual, fixed
+from linnet.modules.recurrent import RNN, RNNCell
 from linnet.sparse import (
     GSE,
     NM,

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from linnet.constrain import Constrained
+from linnet.convert.constrain import Constrained
+from linnet.convert.lazy import LazyMap
 from linnet.core.catalogue import find_layer
 from linnet.core.linear_map import Linear, LinearMap
-from linnet.lazy import LazyMap
-from linnet.pointwise import Pointwise, as_linear, is_pointwise
-from linnet.recurrent import hooked
+from linnet.modules.pointwise import Pointwise, as_linear, is_pointwise
+from linnet.modules.recurrent import hooked
 from linnet.sparse.layer import SparseLinear
 from linnet.wide.widen import Wide
 

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from linnet.blocks import MLP
-from linnet.constrain import Constrained, release
-from linnet.convert import children, refuse_widened
+from linnet.convert.constrain import Constrained, release
+from linnet.convert.lazy import LazyMap
+from linnet.convert.replace import children, refuse_widened
 from linnet.core.being import LARGEST_DENSE, Being
 from linnet.core.linear_map import Linear, LinearMap
 from linnet.decoupled.base import Decoupled
-from linnet.lazy import LazyMap
-from linnet.pointwise import Pointwise
+from linnet.modules.blocks import MLP
+from linnet.modules.pointwise import Pointwise
 from linnet.sparse.export import GatherScatter
 from linnet.sparse.layer import SparseLinear
 

@@ -23,11 +23,26 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from linnet import checkpoint
-from linnet.checkpoint import NAMING, CheckpointInfo, bad_file, blaming, named
+from linnet.checkpoint.file import (
+    NAMING,
+    CheckpointInfo,
+    bad_file,
+    blaming,
+    load_naming,
+    named,
+    new_name,
+    save_naming,
+)
+from linnet.checkpoint.matching import (
+    check_model,
+    check_optimizer,
+    class_name,
+    optimizer_shapes,
+    place_like,
+    undone_on_error,
+)
+from linnet.checkpoint.tree import check_generators, check_storable, generator_states, pack, set_generators, unpack
 from linnet.distributed.processes import agreeing, gathered, rank, world
-from linnet.fitting import check_model, check_optimizer, class_name, optimizer_shapes, place_like, undone_on_error
-from linnet.state import check_generators, check_storable, generator_states, pack, set_generators, unpack
 from linnet.wide.population import genes_of, rows_of
 
 if TYPE_CHECKING:
@@ -107,7 +122,7 @@ def save_sharded(
             "What is no DTensor must be the same on all processes, however: their parameters differ "
             "(a population that is parted by being needs shards=)"
         )
-    own = gathered(checkpoint.new_name(KIND))[0]
+    own = gathered(new_name(KIND))[0]
     place = folder / own
     try:
         with agreeing():
@@ -141,7 +156,7 @@ def save_sharded(
     }
     with agreeing():  # once it is named, nothing may remove it
         if rank() == 0:
-            checkpoint.save_naming(folder, own, step=step, extra=description)
+            save_naming(folder, own, step=step, extra=description)
 
 
 def load_sharded(
@@ -175,7 +190,7 @@ def load_sharded(
 
     model, path = _unwrapped(into), Path(folder) / NAMING
     with agreeing():
-        found, place = checkpoint.load_naming(path.parent, KIND, "a sharded one")
+        found, place = load_naming(path.parent, KIND, "a sharded one")
         description = found.extra
         _check_files(description, place, path)
     if len(set(gathered(found.sha256))) > 1:
@@ -241,7 +256,7 @@ class _Entry:
 
 
 class _Store:
-    """Names the tensors of a process for :func:`linnet.state.pack`, and keeps them as ``dcp`` is to write them."""
+    """Names the tensors of a process for ``pack``, and keeps them as ``dcp`` is to write them."""
 
     def __init__(self, rows: list[Tensor], shards: "Shards | None") -> None:
         self.tensors: dict[str, Tensor] = {}

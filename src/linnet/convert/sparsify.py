@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from linnet.convert import Replacements, linear_layers, swap, ties
+from linnet.convert.replace import Replacements, linear_layers, swap, ties
 from linnet.sparse.budget import erk, uniform
 from linnet.sparse.layer import SparseLinear
 from linnet.sparse.rules import Rule

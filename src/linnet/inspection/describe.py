@@ -7,10 +7,10 @@ from typing import IO, TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from linnet.blocks import FixedRandom, Parallel, Repeat
 from linnet.core.linear_map import LinearMap
 from linnet.core.palette import COLOURS, GREY
 from linnet.decoupled import DNI, Pipeline
+from linnet.modules.blocks import FixedRandom, Parallel, Repeat
 from linnet.sparse import KWinners, SparseLinear
 from linnet.wide.widen import Wide
 

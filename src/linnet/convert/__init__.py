@@ -1,0 +1,1 @@
+"""Ways in and out: replace nn.Linear, sparsify, constrain a tensor; bake back, ONNX."""
