@@ -27,7 +27,7 @@ from linnet.evolve import (
     ranking,
     reproduce,
 )
-from linnet.wide.counter import bits, normal, streams, uniform
+from linnet.wide.random import bits, normal, streams, uniform
 
 # ---------------------------------------------------------------------- selection
 

@@ -28,7 +28,7 @@ from linnet import (
     widen,
 )
 from linnet import single as one_of
-from linnet.wide import leaves
+from linnet.wide.kernels import leaves
 
 
 class Block(nn.Module):

@@ -48,7 +48,7 @@ from linnet.wide.population import genes_of, rows_of
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-    from linnet.wide.sharding import Shards
+    from linnet.evolve.shards import Shards
 
 __all__ = ["load_sharded", "save_sharded"]
 

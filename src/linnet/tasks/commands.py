@@ -314,10 +314,10 @@ def evolve(
     """Evolve a population of policies in a Gymnasium environment; the best is saved as an ordinary module."""
     names = [field.name for field in dataclasses.fields(EvolveSettings)]
     given = {name: value for name, value in locals().items() if name in names and value is not None}
+    from linnet.evolve.shards import check_shards
     from linnet.tasks.evolution import found, resumed
     from linnet.tasks.evolving import processes, report, watching
     from linnet.tasks.replicas import start
-    from linnet.wide.sharding import check_shards
 
     with user_input():
         before = _to_resume(resume, out)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from linnet.core.being import check_input, check_positive, copy_beings, indices
 from linnet.core.linear_map import Linear
-from linnet.wide.leaves import ELEMENTWISE
+from linnet.wide.kernels.leaves import ELEMENTWISE
 from linnet.wide.widen import Wide, widen
 
 __all__ = ["WideDeep", "WideLinear"]

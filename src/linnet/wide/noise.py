@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from linnet.wide.counter import advance, streams, uniform
+from linnet.wide.random import advance, streams, uniform
 
 __all__ = ["Noise"]
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from linnet.core.being import Spread, indices
-from linnet.wide.counter import at_once, streams
-from linnet.wide.operators import Crossover, Mutation
+from linnet.evolve.operators import Crossover, Mutation
+from linnet.wide.random import at_once, streams
 
 if TYPE_CHECKING:
-    from linnet.wide.sharding import Shards
+    from linnet.evolve.shards import Shards
 
 __all__ = ["beings_of", "genes_of", "mutate", "parts_of", "reproduce", "rows_of", "single", "unstack"]
 

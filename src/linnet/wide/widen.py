@@ -12,9 +12,9 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from linnet.core.being import check_positive, copy_beings, indices
 from linnet.core.linear_map import LinearMap, penalty, violation
 from linnet.wide.axes import Dims, checked_dims, checked_range, dropped, lifted
-from linnet.wide.leaves import KERNELS, Kernel, may_draw
+from linnet.wide.forward import STREAMS, Pass, checked_strategy, evaluate, tensors_of
+from linnet.wide.kernels.leaves import KERNELS, Kernel, may_draw
 from linnet.wide.noise import Noise
-from linnet.wide.passing import STREAMS, Pass, checked_strategy, evaluate, tensors_of
 
 __all__ = ["Wide", "WideBeing", "stack", "widen"]
 

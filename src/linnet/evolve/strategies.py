@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from linnet.wide.counter import bits, streams
-from linnet.wide.operators import Crossover, Gaussian, Mutation, Selection, Truncation, ranking
-from linnet.wide.perturbed import Perturbed
+from linnet.evolve.operators import Crossover, Gaussian, Mutation, Selection, Truncation, ranking
+from linnet.evolve.perturbed import Perturbed
+from linnet.evolve.shards import Shards
 from linnet.wide.population import beings_of, mutate, reproduce, single
-from linnet.wide.sharding import Shards
+from linnet.wide.random import bits, streams
 
 __all__ = ["GeneticAlgorithm", "OpenAIES", "Strategy", "centered_ranks", "generator_of", "standardized"]
 

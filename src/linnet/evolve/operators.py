@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from linnet.wide.counter import normal, uniform
+from linnet.wide.random import normal, uniform
 
 __all__ = [
     "Blend",

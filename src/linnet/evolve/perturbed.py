@@ -19,10 +19,10 @@ from torch.utils._pytree import tree_flatten
 from linnet.core.being import check_positive, indices
 from linnet.core.linear_map import Linear
 from linnet.wide.axes import Dims, checked_dims, checked_range
-from linnet.wide.counter import at_once, normal, streams
-from linnet.wide.leaves import KERNELS, Kernel, is_known, may_draw, shared
+from linnet.wide.forward import STREAMS, evaluate, tensors_of
+from linnet.wide.kernels.leaves import KERNELS, Kernel, is_known, may_draw, shared
 from linnet.wide.noise import Noise
-from linnet.wide.passing import STREAMS, evaluate, tensors_of
+from linnet.wide.random import at_once, normal, streams
 from linnet.wide.widen import widen
 
 __all__ = ["FullRank", "LowRank", "Perturbed"]

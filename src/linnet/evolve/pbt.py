@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from linnet.wide.operators import ranking
+from linnet.evolve.operators import ranking
+from linnet.evolve.strategies import generator_of
 from linnet.wide.optim import WideOptimizer
 from linnet.wide.population import reproduce
-from linnet.wide.strategies import generator_of
 
 __all__ = ["PopulationBasedTraining"]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from linnet.core.being import product_rows
-from linnet.wide.measured import lstm_one_by_one
+from linnet.wide.kernels.measured import lstm_one_by_one
 from linnet.wide.noise import Noise
 
 __all__ = ["CELLS", "RECURRENT"]

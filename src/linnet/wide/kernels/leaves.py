@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from linnet.core.being import affine, product
 from linnet.core.linear_map import Linear
 from linnet.modules.recurrent import hooked
+from linnet.wide.kernels.recurrent import CELLS, RECURRENT
 from linnet.wide.noise import Noise
-from linnet.wide.steps import CELLS, RECURRENT
 
 __all__ = ["DRAWING", "ELEMENTWISE", "ESCAPES", "KERNELS", "Kernel", "is_known", "may_draw", "shared", "watched"]
 
