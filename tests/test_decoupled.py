@@ -17,7 +17,9 @@ import torch.utils.checkpoint
 from torch import nn
 
 import linnet
-from linnet.decoupled import DNI, LinearSynthesizer, Synthesizer, Synthetic, boundary, synthetic
+from linnet.decoupled import DNI, LinearSynthesizer, Synthesizer, Synthetic
+from linnet.decoupled.engine import forward_pass as boundary
+from linnet.decoupled.sources import synthetic
 
 WIDTH = 6
 

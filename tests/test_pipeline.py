@@ -20,7 +20,7 @@ from torch import nn
 
 import linnet
 from linnet import DNI, Backprop, LocalLoss, Pipeline, Synthetic
-from linnet.decoupled.links import DTYPES, END, Failure, Inbox, Outbox
+from linnet.decoupled.pipeline.links import DTYPES, END, Failure, Inbox, Outbox
 
 ADAM = functools.partial(torch.optim.Adam, lr=1e-2)
 CRITERION = F.cross_entropy

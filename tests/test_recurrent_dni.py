@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import linnet
 from linnet import DNI, MLPSynthesizer, Synthesizer, Synthetic, TruncatedBPTT
-from linnet.decoupled.owned import OwnedOptimizer
-from linnet.decoupled.windows import Auxiliary, Boundaries, flat
+from linnet.decoupled.bptt.windows import Auxiliary, Boundaries, flat
+from linnet.decoupled.engine.owned_optimizer import OwnedOptimizer
 
 STILL = functools.partial(torch.optim.SGD, lr=0.0)
 SGD = functools.partial(torch.optim.SGD, lr=0.05)
@@ -595,7 +595,7 @@ def test_forwards_without_backward_leave_nothing(monkeypatch):
             super().__init__(*args)
             made.append(weakref.ref(self))
 
-    monkeypatch.setattr("linnet.decoupled.recurrent.Boundaries", Watched)
+    monkeypatch.setattr("linnet.decoupled.bptt.truncated.Boundaries", Watched)
     net = wrapped("gru", gradient=Synthetic(MLPSynthesizer, 8), auxiliary=0.1)
     gc.disable()
     try:

@@ -16,7 +16,7 @@ from torch import nn, optim
 
 import linnet
 import linnet.compat.dni as dni
-from linnet.decoupled.synthetic import Synthetic
+from linnet.decoupled.sources.synthetic import Synthetic
 
 NATIVE, COMPAT = "native", "compat"
 both = pytest.mark.parametrize("kind", [NATIVE, COMPAT])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from linnet.decoupled.sources import Source
+from linnet.decoupled.sources.source import Source
 
 __all__ = ["Decoupled"]
 

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from linnet.decoupled.base import Decoupled
-from linnet.decoupled.boundary import ForwardPass, tensors
-from linnet.decoupled.immediate import Immediate
-from linnet.decoupled.owned import OptimizerFactory
-from linnet.decoupled.passing import placed, ready, untouched, visiting
-from linnet.decoupled.places import convolved, cuts_by_default, cuts_by_name, is_chain
-from linnet.decoupled.sources import Source
-from linnet.decoupled.synthetic import Synthetic
-from linnet.decoupled.trace import cuts_by_trace
+from linnet.decoupled.engine.forward_pass import ForwardPass, tensors
+from linnet.decoupled.engine.immediate import Immediate
+from linnet.decoupled.engine.owned_optimizer import OptimizerFactory
+from linnet.decoupled.engine.places import convolved, cuts_by_default, cuts_by_name, is_chain
+from linnet.decoupled.engine.trace import cuts_by_trace
+from linnet.decoupled.engine.visiting import placed, ready, untouched, visiting
+from linnet.decoupled.sources.source import Source
+from linnet.decoupled.sources.synthetic import Synthetic
 
 __all__ = ["DNI"]
 

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from linnet.decoupled.base import Decoupled
-from linnet.decoupled.boundary import Cut
-from linnet.decoupled.hidden_synthesizers import MLPSynthesizer
-from linnet.decoupled.owned import OptimizerFactory, OwnedOptimizer, Owner
-from linnet.decoupled.passing import drawn_for, untouched, visiting
-from linnet.decoupled.places import convolved, cuts_by_default, cuts_by_name, is_chain, links
-from linnet.decoupled.sources import Source, without_autocast
-from linnet.decoupled.synthesizers import Synthesizer
-from linnet.decoupled.synthetic import Synthetic, follow, root_mean_square
+from linnet.decoupled.engine.forward_pass import Cut
+from linnet.decoupled.engine.owned_optimizer import OptimizerFactory, OwnedOptimizer, Owner
+from linnet.decoupled.engine.places import convolved, cuts_by_default, cuts_by_name, is_chain, links
+from linnet.decoupled.engine.visiting import drawn_for, untouched, visiting
+from linnet.decoupled.sources.source import Source, without_autocast
+from linnet.decoupled.sources.synthetic import Synthetic, follow, root_mean_square
+from linnet.decoupled.synthesizers.hidden import MLPSynthesizer
+from linnet.decoupled.synthesizers.synthesizer import Synthesizer
 
 __all__ = ["SyntheticInput", "Unlocked"]
 

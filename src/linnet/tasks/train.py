@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from linnet import checkpoint
 from linnet.core.linear_map import penalty
 from linnet.decoupled.dni import DNI
-from linnet.decoupled.feedback import DirectFeedback
-from linnet.decoupled.local import LocalLoss
-from linnet.decoupled.sources import Source
-from linnet.decoupled.synthetic import Synthetic
+from linnet.decoupled.sources.direct_feedback import DirectFeedback
+from linnet.decoupled.sources.local_loss import LocalLoss
+from linnet.decoupled.sources.source import Source
+from linnet.decoupled.sources.synthetic import Synthetic
 from linnet.modules.blocks import MLP
 from linnet.tasks.data import Data, Split, load_data
 from linnet.tasks.folders import check_new, clear_left_overs, read_record, writable, write_record

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 import linnet.decoupled
 from linnet.core.being import check_positive
-from linnet.decoupled.hidden_synthesizers import RECURRENT
-from linnet.decoupled.synthesizers import zeroed
+from linnet.decoupled.synthesizers.hidden import RECURRENT
+from linnet.decoupled.synthesizers.synthesizer import zeroed
 
 __all__ = [
     "RNNDNI",

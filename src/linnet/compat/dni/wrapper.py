@@ -13,9 +13,9 @@ from torch.utils.hooks import RemovableHandle
 
 import linnet.decoupled
 from linnet.compat.dni.networks import DNI_Network, Linear_DNI
-from linnet.decoupled.boundary import replaced, tensors
-from linnet.decoupled.owned import having
-from linnet.decoupled.synthetic import Prediction, Synthetic
+from linnet.decoupled.engine.forward_pass import replaced, tensors
+from linnet.decoupled.engine.owned_optimizer import having
+from linnet.decoupled.sources.synthetic import Prediction, Synthetic
 
 __all__ = ["DNI", "detach_all", "get_padding"]
 

@@ -13,8 +13,8 @@ from torch import nn
 from linnet.core.being import Spread
 from linnet.core.linear_map import Linear, tolerance, violation
 from linnet.decoupled.dni import DNI
-from linnet.decoupled.synthesizers import LinearSynthesizer
-from linnet.decoupled.synthetic import Synthetic
+from linnet.decoupled.sources.synthetic import Synthetic
+from linnet.decoupled.synthesizers.synthesizer import LinearSynthesizer
 from linnet.maps import OrthogonalLinear, SymmetricLinear
 from linnet.sparse import KWinners, RigL, SparseLinear
 from linnet.tasks.acts.act import BLUE, GREY, ORANGE, Act

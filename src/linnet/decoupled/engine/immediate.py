@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from linnet.decoupled.owned import OptimizerFactory, OwnedOptimizer, having
+from linnet.decoupled.engine.owned_optimizer import OptimizerFactory, OwnedOptimizer, having
 
 __all__ = ["Immediate"]
 

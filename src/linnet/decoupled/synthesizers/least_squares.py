@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from linnet.core.being import check_positive
-from linnet.decoupled.synthesizers import FittedSynthesizer
+from linnet.decoupled.synthesizers.synthesizer import FittedSynthesizer
 
 __all__ = ["LeastSquaresSynthesizer"]
 

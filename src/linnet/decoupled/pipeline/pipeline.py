@@ -15,12 +15,12 @@ from torch.nn.parallel import DistributedDataParallel
 from linnet import checkpoint
 from linnet.checkpoint.matching import undone_on_error
 from linnet.core.being import check_positive
-from linnet.decoupled.links import END, Failure, Inbox, Message, Outbox
-from linnet.decoupled.owned import OptimizerFactory
-from linnet.decoupled.passing import placed, ready
-from linnet.decoupled.places import convolved
-from linnet.decoupled.sources import Source
-from linnet.decoupled.synthetic import Synthetic
+from linnet.decoupled.engine.owned_optimizer import OptimizerFactory
+from linnet.decoupled.engine.places import convolved
+from linnet.decoupled.engine.visiting import placed, ready
+from linnet.decoupled.pipeline.links import END, Failure, Inbox, Message, Outbox
+from linnet.decoupled.sources.source import Source
+from linnet.decoupled.sources.synthetic import Synthetic
 from linnet.distributed.processes import agreeing, gathered
 
 __all__ = ["Pipeline"]

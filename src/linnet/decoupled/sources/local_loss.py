@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from linnet.decoupled.owned import OptimizerFactory, OwnedOptimizer, Owner, with_frozen
-from linnet.decoupled.parallel import averaged
-from linnet.decoupled.sources import Source, without_autocast
+from linnet.decoupled.engine.data_parallel import averaged
+from linnet.decoupled.engine.owned_optimizer import OptimizerFactory, OwnedOptimizer, Owner, with_frozen
+from linnet.decoupled.sources.source import Source, without_autocast
 
 __all__ = ["LocalLoss"]
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from linnet.decoupled.owned import with_frozen
-from linnet.decoupled.passing import ready
-from linnet.decoupled.synthesizers import LinearSynthesizer
-from linnet.decoupled.synthetic import Prediction, Synthetic, root_mean_square
+from linnet.decoupled.engine.owned_optimizer import with_frozen
+from linnet.decoupled.engine.visiting import ready
+from linnet.decoupled.sources.synthetic import Prediction, Synthetic, root_mean_square
+from linnet.decoupled.synthesizers.synthesizer import LinearSynthesizer
 
 __all__ = ["Auxiliary", "Boundaries", "flat"]
 

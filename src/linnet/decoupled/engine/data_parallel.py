@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from linnet.decoupled.sources import Source
+from linnet.decoupled.sources.source import Source
 
 __all__ = ["averaged", "share_sources", "shared"]
 

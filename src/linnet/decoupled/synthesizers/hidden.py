@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from linnet.core.being import check_positive
-from linnet.decoupled.synthesizers import Synthesizer, zeroed
+from linnet.decoupled.synthesizers.synthesizer import Synthesizer, zeroed
 
 __all__ = ["BatchNormSynthesizer", "ConvSynthesizer", "MLPSynthesizer", "RecurrentSynthesizer"]
 

@@ -8,9 +8,9 @@ from zlib import crc32
 import torch
 from torch import Tensor, nn
 
-from linnet.decoupled.boundary import replaced, tensors
-from linnet.decoupled.places import plan
-from linnet.decoupled.sources import Source
+from linnet.decoupled.engine.forward_pass import replaced, tensors
+from linnet.decoupled.engine.places import plan
+from linnet.decoupled.sources.source import Source
 
 __all__ = ["drawn_for", "placed", "ready", "untouched", "visiting"]
 
@@ -77,7 +77,7 @@ def ready(source: Source, key: str, h: Tensor, image_axes: int | None) -> Source
         source: of the cut.
         key: of the cut, for the random numbers.
         h: the activations.
-        image_axes: how many axes they have if they are images, see :func:`~linnet.decoupled.places.convolved`.
+        image_axes: how many axes they have if they are images, see :func:`~linnet.decoupled.engine.places.convolved`.
     """
     source.axis = 1 if h.dim() == image_axes else -1
     if not source.sized:

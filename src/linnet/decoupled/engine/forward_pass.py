@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
-from linnet.decoupled.immediate import Immediate
-from linnet.decoupled.sources import Source, without_autocast
+from linnet.decoupled.engine.immediate import Immediate
+from linnet.decoupled.sources.source import Source, without_autocast
 
 __all__ = ["ForwardPass", "replaced", "tensors"]
 

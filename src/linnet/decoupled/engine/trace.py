@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node, get_gradient_edge
 
-from linnet.decoupled.boundary import tensors
-from linnet.decoupled.places import is_layer
+from linnet.decoupled.engine.forward_pass import tensors
+from linnet.decoupled.engine.places import is_layer
 
 __all__ = ["cuts_by_trace"]
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from linnet.core.being import check_positive
 from linnet.decoupled.base import Decoupled
-from linnet.decoupled.boundary import replaced, tensors
-from linnet.decoupled.passing import placed
-from linnet.decoupled.synthetic import Synthetic
-from linnet.decoupled.windows import Auxiliary, Boundaries
+from linnet.decoupled.bptt.windows import Auxiliary, Boundaries
+from linnet.decoupled.engine.forward_pass import replaced, tensors
+from linnet.decoupled.engine.visiting import placed
+from linnet.decoupled.sources.synthetic import Synthetic
 from linnet.modules.recurrent import RNN, RNNCell
 
 __all__ = ["TruncatedBPTT"]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from linnet.core.being import check_positive
-from linnet.decoupled.sources import Source
+from linnet.decoupled.sources.source import Source
 
 __all__ = ["Delayed"]
 

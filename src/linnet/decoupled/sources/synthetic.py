@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from linnet.core.being import check_positive
-from linnet.decoupled.context import attach
-from linnet.decoupled.owned import OptimizerFactory, OwnedOptimizer, Owner, with_frozen
-from linnet.decoupled.parallel import averaged, shared
-from linnet.decoupled.sources import Source, batch_size, without_autocast
-from linnet.decoupled.synthesizers import FittedSynthesizer, LinearSynthesizer, Synthesizer
+from linnet.decoupled.engine.context import attach
+from linnet.decoupled.engine.data_parallel import averaged, shared
+from linnet.decoupled.engine.owned_optimizer import OptimizerFactory, OwnedOptimizer, Owner, with_frozen
+from linnet.decoupled.sources.source import Source, batch_size, without_autocast
+from linnet.decoupled.synthesizers.synthesizer import FittedSynthesizer, LinearSynthesizer, Synthesizer
 
 __all__ = ["Prediction", "Synthetic", "follow", "root_mean_square"]
 

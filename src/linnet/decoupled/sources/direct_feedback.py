@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from linnet.decoupled.sources import Source
+from linnet.decoupled.sources.source import Source
 
 __all__ = ["DirectFeedback"]
 

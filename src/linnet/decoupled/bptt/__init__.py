@@ -1,0 +1,1 @@
+"""Truncated backpropagation through time with a synthetic gradient behind each window."""

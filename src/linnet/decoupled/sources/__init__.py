@@ -1,0 +1,1 @@
+"""Where the gradient at a cut comes from, a file for each."""

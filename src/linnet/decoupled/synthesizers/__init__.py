@@ -1,0 +1,1 @@
+"""Small networks that predict a gradient from the activations, a file for each."""
