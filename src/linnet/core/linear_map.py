@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from linnet.core.being import Being, affine, check_input, check_positive, copy_beings, dense, indices, plain_linear
-from linnet.core.catalogue import register
 from linnet.core.frozen import Materialized, held
+from linnet.core.registry import register
 
 __all__ = [
     "Linear",
