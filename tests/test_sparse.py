@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, stack_module_state, vmap
 
-from linnet.sparse import SparseLinear, Uniform, kernels
-from linnet.sparse.kernels import sparse_mm, sparse_mm_t, sparse_sampled_mm
-from linnet.sparse.wiring import draw_cells, revive
+from linnet.sparse import SparseLinear, Uniform
+from linnet.sparse.kernels import ops as kernels
+from linnet.sparse.kernels.ops import sparse_mm, sparse_mm_t, sparse_sampled_mm
+from linnet.sparse.wiring.wiring import draw_cells, revive
 from linnet.testing import (
     Case,
     check_assign,

@@ -12,7 +12,7 @@ import linnet
 import linnet.convert.replace
 from linnet import ErdosRenyi, RigL, SmallWorld, SparseLinear, Uniform, frozen, sparsify
 from linnet.core.frozen import held
-from linnet.sparse.export import GatherScatter
+from linnet.sparse.gather_scatter import GatherScatter
 
 BEINGS = 3
 
@@ -159,11 +159,11 @@ def test_small_world_is_short_for_the_wiring() -> None:
 
 
 def test_nothing_is_left_of_a_layer_that_is_refused() -> None:
-    before = len(list(linnet.sparse.hooks._ATTENDANTS))
+    before = len(list(linnet.sparse.dynamic.optimizer_hooks._ATTENDANTS))
     for options in ({"sparsity": 2}, {"connectivity": torch.ones(3)}, {"dynamic": True, "deltaT": -1}):
         with pytest.raises(ValueError):
             SparseLinear(7, 5, **options)
-    assert len(list(linnet.sparse.hooks._ATTENDANTS)) == before
+    assert len(list(linnet.sparse.dynamic.optimizer_hooks._ATTENDANTS)) == before
 
 
 def test_weights_that_are_not_finite_are_refused() -> None:

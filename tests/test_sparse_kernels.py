@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from linnet import SparseLinear
-from linnet.sparse import kernels
-from linnet.sparse.columns import samples_at_a_time, widths, workspace
-from linnet.sparse.kernels import affine, product
+from linnet.sparse.kernels import ops as kernels
+from linnet.sparse.kernels.layout import samples_at_a_time, widths, workspace
+from linnet.sparse.kernels.ops import affine, product
 
 BUFFERS = ("crow", "col", "ccol", "row", "perm")
 

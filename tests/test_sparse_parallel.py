@@ -109,7 +109,7 @@ def test_share_wiring_needs_processes() -> None:
 
 
 def test_the_comparison_of_hashes_notices_any_difference() -> None:
-    from linnet.sparse.moving import digest
+    from linnet.sparse.dynamic.update import digest
 
     cells = torch.arange(0, 1000, 3)
     for i in range(0, 300, 37):

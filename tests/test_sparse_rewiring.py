@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 import linnet
 from linnet import GSE, SET, GradualMagnitude, Rewiring, RigL, Rule, SparseLinear
-from linnet.sparse import gradient, kernels
-from linnet.sparse.rules import Connections, cells_elsewhere
+from linnet.sparse.dynamic import gradient
+from linnet.sparse.dynamic.rules import Connections, cells_elsewhere
+from linnet.sparse.kernels import ops as kernels
 
 Array = np.ndarray
 N, M = 12, 9  # inputs and outputs
@@ -502,7 +503,7 @@ def test_tied_layers_are_refused() -> None:
 def test_the_pieces_make_no_difference(rule: Rule, max_size: float, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, pieces = twin(dynamic=rule)
     pieces.max_size = int(max_size)
-    linnet.sparse.hooks.dismiss(pieces)
+    linnet.sparse.dynamic.optimizer_hooks.dismiss(pieces)
     for batch in (2, 300):  # 300: the pairs outgrow the matrix and are summed up
         for layer in (whole, pieces):
             if layer is pieces:

@@ -16,8 +16,8 @@ from linnet.sparse import NM, Blocks, ConstantFanIn, ErdosRenyi, SmallWorld, Spa
 from linnet.sparse import small_world as small_world_of
 from linnet.sparse.budget import erk, uniform
 from linnet.sparse.metrics import _clustering, _path_length, _shuffled, degrees
-from linnet.sparse.smallworld import _root
-from linnet.sparse.wiring import draw_in_groups
+from linnet.sparse.wiring.small_world import _root
+from linnet.sparse.wiring.wiring import draw_in_groups
 
 WIRINGS = [
     Uniform(),

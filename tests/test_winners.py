@@ -17,7 +17,7 @@ from torch.func import functional_call, stack_module_state, vmap
 
 import linnet
 from linnet import ActivationSparsity, KWinners
-from linnet.sparse.winners import largest_k, largest_k_reference
+from linnet.sparse.activations import largest_k, largest_k_reference
 
 
 def chosen(score: np.ndarray, k: int) -> np.ndarray:

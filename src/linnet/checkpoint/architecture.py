@@ -33,7 +33,7 @@ from linnet.sparse import (
     SparseLinear,
     Uniform,
 )
-from linnet.sparse.structure import check_structure, rows_of
+from linnet.sparse.csr import check_structure, rows_of
 from linnet.wide.layer import EachBeing, WideDeep, WideLinear
 from linnet.wide.widen import Wide
 

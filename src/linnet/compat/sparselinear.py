@@ -8,14 +8,14 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-import linnet.sparse.layer
-import linnet.sparse.winners
-from linnet.sparse.layer import SCHEDULE
+import linnet.sparse.activations
+import linnet.sparse.linear
+from linnet.sparse.linear import SCHEDULE
 
 __all__ = ["ActivationSparsity", "SparseLinear"]
 
 
-class SparseLinear(linnet.sparse.layer.SparseLinear):
+class SparseLinear(linnet.sparse.linear.SparseLinear):
     """y = x A + b with A sparse: sparselinear's layer.
 
     Args:
@@ -96,7 +96,7 @@ class SparseLinear(linnet.sparse.layer.SparseLinear):
         return cls(in_features, out_features, bias, **options).to(**placed)
 
 
-class ActivationSparsity(linnet.sparse.winners.ActivationSparsity):
+class ActivationSparsity(linnet.sparse.activations.ActivationSparsity):
     """The largest boosted activations of each sample, the rest 0: sparselinear's module.
 
     Args:

@@ -17,8 +17,8 @@ from linnet.core.linear_map import Linear, LinearMap
 from linnet.decoupled.base import Decoupled
 from linnet.modules.blocks import MLP
 from linnet.modules.pointwise import Pointwise
-from linnet.sparse.export import GatherScatter
-from linnet.sparse.layer import SparseLinear
+from linnet.sparse.gather_scatter import GatherScatter
+from linnet.sparse.linear import SparseLinear
 
 __all__ = ["bake", "to_onnx"]
 

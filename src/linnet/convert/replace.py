@@ -16,7 +16,7 @@ from linnet.core.catalogue import find_layer
 from linnet.core.linear_map import Linear, LinearMap
 from linnet.modules.pointwise import Pointwise, as_linear, is_pointwise
 from linnet.modules.recurrent import hooked
-from linnet.sparse.layer import SparseLinear
+from linnet.sparse.linear import SparseLinear
 from linnet.wide.widen import Wide
 
 __all__ = ["Replacement", "Replacements", "children", "linear_layers", "refuse_widened", "replace", "swap", "ties"]

@@ -8,9 +8,9 @@ from torch import nn
 
 from linnet.convert.replace import Replacements, linear_layers, swap, ties
 from linnet.sparse.budget import erk, uniform
-from linnet.sparse.layer import SparseLinear
-from linnet.sparse.rules import Rule
-from linnet.sparse.wiring import Wiring, count
+from linnet.sparse.dynamic.rules import Rule
+from linnet.sparse.linear import SparseLinear
+from linnet.sparse.wiring.wiring import Wiring, count
 
 __all__ = ["sparsify"]
 

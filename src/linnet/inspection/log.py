@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from linnet.core.linear_map import LinearMap, judges, penalty
 from linnet.decoupled import DNI
 from linnet.sparse import KWinners, SparseLinear
-from linnet.sparse.structure import among
+from linnet.sparse.csr import among
 
 __all__ = ["LARGEST_SPECTRUM", "Writer", "log"]
 

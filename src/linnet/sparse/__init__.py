@@ -3,32 +3,32 @@
 What ``__all__`` lists is linnet's too; the rest is for this name space: ``linnet.sparse.small_world``.
 """
 
-from linnet.sparse.layer import SparseLinear as SparseLinear
+from linnet.sparse.activations import ActivationSparsity as ActivationSparsity
+from linnet.sparse.activations import KWinners as KWinners
+from linnet.sparse.data_parallel import share_wiring as share_wiring
+from linnet.sparse.dynamic.rewiring import Rewiring as Rewiring
+from linnet.sparse.dynamic.rewiring import Update as Update
+from linnet.sparse.dynamic.rules import GSE as GSE
+from linnet.sparse.dynamic.rules import SET as SET
+from linnet.sparse.dynamic.rules import GradualMagnitude as GradualMagnitude
+from linnet.sparse.dynamic.rules import RigL as RigL
+from linnet.sparse.dynamic.rules import Rule as Rule
+from linnet.sparse.dynamic.update import Move as Move
+from linnet.sparse.linear import SparseLinear as SparseLinear
 from linnet.sparse.metrics import SmallWorldness as SmallWorldness
 from linnet.sparse.metrics import degrees as degrees
 from linnet.sparse.metrics import small_world as small_world
-from linnet.sparse.moving import Move as Move
-from linnet.sparse.parallel import share_wiring as share_wiring
 from linnet.sparse.plots import Snapshots as Snapshots
 from linnet.sparse.plots import plot_connectivity as plot_connectivity
 from linnet.sparse.plots import plot_degrees as plot_degrees
 from linnet.sparse.plots import plot_growth as plot_growth
-from linnet.sparse.rewiring import Rewiring as Rewiring
-from linnet.sparse.rewiring import Update as Update
-from linnet.sparse.rules import GSE as GSE
-from linnet.sparse.rules import SET as SET
-from linnet.sparse.rules import GradualMagnitude as GradualMagnitude
-from linnet.sparse.rules import RigL as RigL
-from linnet.sparse.rules import Rule as Rule
-from linnet.sparse.smallworld import SmallWorld as SmallWorld
-from linnet.sparse.winners import ActivationSparsity as ActivationSparsity
-from linnet.sparse.winners import KWinners as KWinners
-from linnet.sparse.wiring import NM as NM
-from linnet.sparse.wiring import Blocks as Blocks
-from linnet.sparse.wiring import ConstantFanIn as ConstantFanIn
-from linnet.sparse.wiring import ErdosRenyi as ErdosRenyi
-from linnet.sparse.wiring import Uniform as Uniform
-from linnet.sparse.wiring import Wiring as Wiring
+from linnet.sparse.wiring.small_world import SmallWorld as SmallWorld
+from linnet.sparse.wiring.wiring import NM as NM
+from linnet.sparse.wiring.wiring import Blocks as Blocks
+from linnet.sparse.wiring.wiring import ConstantFanIn as ConstantFanIn
+from linnet.sparse.wiring.wiring import ErdosRenyi as ErdosRenyi
+from linnet.sparse.wiring.wiring import Uniform as Uniform
+from linnet.sparse.wiring.wiring import Wiring as Wiring
 
 __all__ = [
     "GSE",

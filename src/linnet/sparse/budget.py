@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 
-from linnet.sparse.wiring import count
+from linnet.sparse.wiring.wiring import count
 
 __all__ = ["erk", "uniform"]
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from linnet.core.being import check_positive
-from linnet.sparse.structure import among
+from linnet.sparse.csr import among
 
 __all__ = ["SmallWorldness", "degrees", "small_world"]
 

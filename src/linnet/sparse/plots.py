@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from linnet.core.palette import BLUE, ORANGE
+from linnet.sparse.dynamic.update import Move
 from linnet.sparse.metrics import degrees
-from linnet.sparse.moving import Move
 
 __all__ = ["Snapshots", "plot_connectivity", "plot_degrees", "plot_growth"]
 

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from linnet.core.being import Spread
 from linnet.core.linear_map import Linear, LinearMap
-from linnet.sparse.layer import SparseLinear
-from linnet.sparse.moving import Move
+from linnet.sparse.dynamic.rewiring import Rewiring
+from linnet.sparse.dynamic.rules import RigL
+from linnet.sparse.dynamic.update import Move
+from linnet.sparse.linear import SparseLinear
 from linnet.sparse.plots import Snapshots
-from linnet.sparse.rewiring import Rewiring
-from linnet.sparse.rules import RigL
 from linnet.tasks.acts.act import BLUE, GREY, ORANGE, Act, accuracy
 from linnet.tasks.data import Data
 from linnet.wide.losses import per_being

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from linnet.sparse.layer import SparseLinear
+from linnet.sparse.linear import SparseLinear
 from linnet.tasks.acts.act import BLUE, GREY, ORANGE, Act, accuracy
 from linnet.tasks.data import Data
 from linnet.tasks.measure import peak_memory

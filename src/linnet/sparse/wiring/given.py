@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from linnet.sparse.structure import compress
-from linnet.sparse.wiring import given
+from linnet.sparse.csr import compress
+from linnet.sparse.wiring.wiring import given
 
 __all__ = ["compressed"]
 

@@ -11,12 +11,8 @@ from linnet.core.autograd import eager
 from linnet.core.being import Being, dense
 from linnet.core.frozen import held
 from linnet.sparse.being import SparseBeing
-from linnet.sparse.given import compressed
-from linnet.sparse.hooks import attend
-from linnet.sparse.kernels import affine, csr, product
-from linnet.sparse.rules import RigL, Rule
-from linnet.sparse.smallworld import SmallWorld
-from linnet.sparse.structure import (
+from linnet.sparse.connectivity import BUFFERS, Wired
+from linnet.sparse.csr import (
     among,
     entries_at,
     index_dtype,
@@ -24,8 +20,12 @@ from linnet.sparse.structure import (
     nonzeros,
     rows_of,
 )
-from linnet.sparse.wired import BUFFERS, Wired
-from linnet.sparse.wiring import Uniform, Wiring, count
+from linnet.sparse.dynamic.optimizer_hooks import attend
+from linnet.sparse.dynamic.rules import RigL, Rule
+from linnet.sparse.kernels.ops import affine, csr, product
+from linnet.sparse.wiring.given import compressed
+from linnet.sparse.wiring.small_world import SmallWorld
+from linnet.sparse.wiring.wiring import Uniform, Wiring, count
 
 __all__ = ["SparseLinear"]
 

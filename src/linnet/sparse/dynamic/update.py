@@ -8,12 +8,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from linnet.sparse.gradient import Gradient
-from linnet.sparse.rules import Connections, Rule
-from linnet.sparse.structure import among, relength
+from linnet.sparse.csr import among, relength
+from linnet.sparse.dynamic.gradient import Gradient
+from linnet.sparse.dynamic.rules import Connections, Rule
 
 if TYPE_CHECKING:
-    from linnet.sparse.wired import Wired
+    from linnet.sparse.connectivity import Wired
 
 __all__ = ["Move", "chosen_cells", "move_connections"]
 

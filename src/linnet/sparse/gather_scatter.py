@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from linnet.sparse.layer import SparseLinear
+from linnet.sparse.linear import SparseLinear
 
 __all__ = ["GatherScatter"]
 

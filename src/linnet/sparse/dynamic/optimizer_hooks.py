@@ -16,13 +16,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import LBFGS, Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from linnet.sparse.gradient import Gradient
-from linnet.sparse.kernels import WATCHED
-from linnet.sparse.moving import Move, check_same, chosen_cells, move_connections
-from linnet.sparse.rules import Rule
+from linnet.sparse.dynamic.gradient import Gradient
+from linnet.sparse.dynamic.rules import Rule
+from linnet.sparse.dynamic.update import Move, check_same, chosen_cells, move_connections
+from linnet.sparse.kernels.ops import WATCHED
 
 if TYPE_CHECKING:
-    from linnet.sparse.wired import Wired
+    from linnet.sparse.connectivity import Wired
 
 __all__ = ["attend", "dismiss"]
 

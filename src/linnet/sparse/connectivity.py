@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linnet.core.linear_map import LinearMap
-from linnet.sparse.given import compressed
-from linnet.sparse.hooks import attend, dismiss
-from linnet.sparse.rules import Rule
-from linnet.sparse.structure import check_structure, counts, relength, rows_of, transpose
-from linnet.sparse.wiring import Uniform, Wiring
+from linnet.sparse.csr import check_structure, counts, relength, rows_of, transpose
+from linnet.sparse.dynamic.optimizer_hooks import attend, dismiss
+from linnet.sparse.dynamic.rules import Rule
+from linnet.sparse.wiring.given import compressed
+from linnet.sparse.wiring.wiring import Uniform, Wiring
 
 __all__ = ["BUFFERS", "StateError", "Wired"]
 

@@ -6,8 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from linnet.sparse.kernels import sparse_sampled_mm
-from linnet.sparse.structure import compress, top, transpose
+from linnet.sparse.csr import compress, top, transpose
+from linnet.sparse.kernels.ops import sparse_sampled_mm
 
 __all__ = ["Gradient"]
 

@@ -10,11 +10,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from linnet.core.being import check_positive
-from linnet.sparse.hooks import attend
-from linnet.sparse.layer import SparseLinear
-from linnet.sparse.moving import Move
-from linnet.sparse.rules import Rule
-from linnet.sparse.wired import Wired
+from linnet.sparse.connectivity import Wired
+from linnet.sparse.dynamic.optimizer_hooks import attend
+from linnet.sparse.dynamic.rules import Rule
+from linnet.sparse.dynamic.update import Move
+from linnet.sparse.linear import SparseLinear
 
 __all__ = ["Rewiring", "Update"]
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from linnet.core.being import check_positive
-from linnet.sparse.structure import counts
+from linnet.sparse.csr import counts
 
 __all__ = [
     "NM",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from linnet.sparse.wiring import draw_in_groups
+from linnet.sparse.wiring.wiring import draw_in_groups
 
 __all__ = ["SmallWorld"]
 

@@ -6,7 +6,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from linnet.sparse.layer import SparseLinear
+from linnet.sparse.linear import SparseLinear
 
 __all__ = ["share_wiring"]
 

@@ -14,7 +14,7 @@ times. They take, leading axes and all,
   (nnz), and Wᵀ in CSR form, ccol (in + 1), row (nnz), and perm (nnz), the place in `values` of each of its entries.
 
 What runs is torch's sum of weighted rows (``embedding_bag``: FBGEMM, on x86 in float32) or its CSR product (MKL), and
-its sampled product; all are fast only with the batch along the last axis, see :mod:`linnet.sparse.columns`.
+its sampled product; all are fast only with the batch along the last axis, see :mod:`linnet.sparse.kernels.layout`.
 """
 
 import threading
@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from linnet.sparse.columns import KEPT, Columns, samples_at_a_time, widths, workspace
+from linnet.sparse.kernels.layout import KEPT, Columns, samples_at_a_time, widths, workspace
 
 __all__ = ["WATCHED", "affine", "product", "sparse_mm", "sparse_mm_t", "sparse_sampled_mm"]
 

@@ -1,7 +1,7 @@
 """When connections move, which are dropped and where new ones grow: rules, as frozen dataclasses.
 
 A rule sees one map at a time, as :class:`Connections`, and answers with the cells that shall be connected. What moves
-them, weights and optimizer state along, is :mod:`linnet.sparse.rewiring`.
+them, weights and optimizer state along, is :mod:`linnet.sparse.dynamic.rewiring`.
 """
 
 import math
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from linnet.core.being import check_positive
-from linnet.sparse.structure import top
-from linnet.sparse.wiring import draw_cells
+from linnet.sparse.csr import top
+from linnet.sparse.wiring.wiring import draw_cells
 
 __all__ = ["GSE", "SET", "Connections", "GradualMagnitude", "RigL", "Rule", "cells_elsewhere"]
 

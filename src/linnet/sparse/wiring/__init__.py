@@ -1,0 +1,1 @@
+"""Where connections start, a file for each wiring."""
