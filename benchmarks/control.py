@@ -21,9 +21,9 @@ from torch import nn
 
 import linnet
 from interleaved import deliver
+from linnet.cli.evolve.environments import Arena, arena_of, word
+from linnet.cli.evolve.evolution import EvolveSettings, policy_of
 from linnet.evolve import FlatVector, LowRank, OpenAIES
-from linnet.tasks.environments import Arena, arena_of, word
-from linnet.tasks.evolution import EvolveSettings, policy_of
 
 BEINGS, HIDDEN, EPISODES = 100, 32, 50
 TUNING, SEEDS = (100, 101), (0, 1, 2, 3, 4)

@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import linnet
-from linnet.tasks.acts.chimera import chimera, sources
-from linnet.tasks.data import Data, Split, load_data
+from linnet.cli.data.data_sets import Data, Split, load_data
+from linnet.cli.tour.demos.chimera import chimera, sources
 
 HERE = Path(__file__).parent
 EPOCHS, BATCH, SEEDS, TUNING_SEEDS = 60, 64, range(5), range(100, 105)

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import linnet
-from linnet.tasks.data import load_data
-from linnet.tasks.replicas import joined
+from linnet.cli.data.data_sets import load_data
+from linnet.cli.torchrun import joined
 
 EPOCHS, BATCH, LR = 20, 64, 2e-3
 

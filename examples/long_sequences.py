@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from linnet.tasks.sequence_runs import Learner, TaskSettings
-from linnet.tasks.sequences import Copy
+from linnet.cli.task.learner import Learner, TaskSettings
+from linnet.cli.task.sequences import Copy
 
 HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "long_sequences.jsonl", HERE / "long_sequences.md"

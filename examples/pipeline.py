@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linnet import DNI, LeastSquaresSynthesizer, Pipeline, Synthetic
-from linnet.tasks.data import Data, load_data
+from linnet.cli.data.data_sets import Data, load_data
 
 WIDTH, BATCH, STEPS = 256, 256, 1500
 ADAM = functools.partial(torch.optim.Adam, lr=1e-3)

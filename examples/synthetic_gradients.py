@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import linnet
-from linnet.tasks.data import Data, load_data
+from linnet.cli.data.data_sets import Data, load_data
 
 WIDTH, BATCH, STEPS, DIGITS_STEPS = 256, 256, 2000, 800
 SEEDS, TUNING_SEED, TUNING_LAYERS = range(5), 100, 6

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import linnet
-from linnet.tasks.data import Data, load_data
+from linnet.cli.data.data_sets import Data, load_data
 
 EPOCHS, BATCH, LR, GAMMA = 12, 64, 3e-3, 1e-5
 

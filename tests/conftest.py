@@ -23,7 +23,7 @@ def threads_back():
 @pytest.fixture
 def few_rounds(monkeypatch, threads_back):
     """`linnet train` times few steps."""
-    from linnet.tasks import measure
+    from linnet.cli.train import cost as measure
 
     monkeypatch.setattr(measure, "_ROUNDS", (2, 2))
 
@@ -31,7 +31,7 @@ def few_rounds(monkeypatch, threads_back):
 @pytest.fixture
 def undrawn(monkeypatch):
     """`linnet train` draws nothing: what is drawn has its own test."""
-    from linnet.tasks import pictures
+    from linnet.cli.train import pictures
 
     monkeypatch.setattr(pictures, "draw", lambda run, fits: [])
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import linnet
-from linnet.tasks.data import load_data
+from linnet.cli.data.data_sets import load_data
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

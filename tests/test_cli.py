@@ -21,11 +21,9 @@ import torch
 
 import linnet
 from commands import command as run
-from linnet import cli
 from linnet.cli import main
-from linnet.tasks import pictures
-from linnet.tasks import train as training
-from linnet.tasks.data import IDX_FILES
+from linnet.cli.data.data_sets import IDX_FILES
+from linnet.cli.train import pictures, training
 
 DRAW = pictures.draw
 TINY = ["--hidden", "16", "--depth", "3", "--epochs", "2", "--seeds", "1"]
@@ -251,7 +249,7 @@ def test_a_layer_of_a_third_party(tmp_path):
     script = """
         import sys
         from linnet.cli import main
-        from linnet.tasks import pictures
+        from linnet.cli.train import pictures
         pictures.draw = lambda run, fits: []
         code = main(["train", "--layer", "toypackage.layers:ToyLinear:gain=1.5", *sys.argv[1:]])
         sys.exit(code or main(["layers"]))
@@ -438,7 +436,7 @@ def test_layers(capsys):
 
 def test_without_the_extra(capsys, monkeypatch):
     real = importlib.util.find_spec
-    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None if name == "rich" else real(name))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "rich" else real(name))
     complains(capsys, r'pip install "linnet\[cli\]"', "layers")
 
 

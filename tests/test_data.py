@@ -8,8 +8,8 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from linnet.tasks import data as module
-from linnet.tasks.data import IDX_FILES, load_data, make_data, read_idx
+from linnet.cli.data import data_sets as module
+from linnet.cli.data.data_sets import IDX_FILES, load_data, make_data, read_idx
 
 CODES = {"u1": 0x08, "i1": 0x09, "i2": 0x0B, "i4": 0x0C, "f4": 0x0D, "f8": 0x0E}
 

@@ -17,9 +17,9 @@ from torch import nn
 
 import commands
 import linnet
+from linnet.cli.evolve.environments import Normalizer, arena_of, word
+from linnet.cli.evolve.evolution import Evolution, EvolveSettings, found, policy_of, resumed
 from linnet.evolve import FullRank, LowRank
-from linnet.tasks.environments import Normalizer, arena_of, word
-from linnet.tasks.evolution import Evolution, EvolveSettings, found, policy_of, resumed
 
 TINY = EvolveSettings(beings=20, block=10, generations=3, episodes=2, hidden=4, elites=2, target=1e9)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from linnet.tasks.data import load_data
+from linnet.cli.data.data_sets import load_data
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))

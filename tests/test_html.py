@@ -17,12 +17,15 @@ from rich.console import Console
 
 import linnet
 from linnet.cli import main
-from linnet.tasks import evolution, html, sequence_runs, train
-from linnet.tasks.acts import memory
-from linnet.tasks.evolution import EvolveSettings
-from linnet.tasks.sequence_runs import TaskSettings
-from linnet.tasks.specs import Settings
-from linnet.tasks.tour import run_tour
+from linnet.cli import report as html
+from linnet.cli.evolve import evolution
+from linnet.cli.evolve.evolution import EvolveSettings
+from linnet.cli.task import learner as sequence_runs
+from linnet.cli.task.learner import TaskSettings
+from linnet.cli.tour.demos import memory
+from linnet.cli.tour.tour import run_tour
+from linnet.cli.train import training as train
+from linnet.cli.train.settings import Settings
 
 HOSTILE = "<img src=x onerror=alert(1)> & \"'"
 ALONE = {"meta", "br", "img"}

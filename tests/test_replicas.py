@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 from linnet import catalogue
-from linnet.tasks.replicas import Replicas
-from linnet.tasks.specs import Settings
-from linnet.tasks.train import fit, prepare
+from linnet.cli.torchrun import Replicas
+from linnet.cli.train.settings import Settings
+from linnet.cli.train.training import fit, prepare
 
 SMALL = ["--data", "digits", "--hidden", "16", "--depth", "3", "--batch-size", "150"]
 
@@ -44,7 +44,7 @@ def processes(out: Path) -> list[int]:
                 words = (entry / "cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if {b"linnet.tasks.replica", b"linnet.tasks.colony"} & {*words} and str(out).encode() in words:
+            if {b"linnet.cli.train.worker", b"linnet.cli.evolve.worker"} & {*words} and str(out).encode() in words:
                 found.append(int(entry.name))
     return found
 

@@ -11,8 +11,8 @@ from torch import nn
 
 import linnet
 from linnet import SparseLinear, WideAdam, WideDeep, evolve, widen
+from linnet.cli.evolve.evolution import EvolveSettings, found, resumed
 from linnet.evolve import Shards
-from linnet.tasks.evolution import EvolveSettings, found, resumed
 
 PARENTS = torch.tensor([5, 5, 0, 7, 3, 3, 1, 2])
 

@@ -14,8 +14,8 @@ from torch import nn
 
 import linnet
 from commands import command
-from linnet.tasks.data import load_data
-from linnet.tasks.tables import read_table
+from linnet.cli.data.data_sets import load_data
+from linnet.cli.data.tables import read_table
 
 TINY = ["--layer", "linear", "--hidden", "16", "--depth", "2", "--seeds", "1"]
 

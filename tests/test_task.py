@@ -19,10 +19,10 @@ import torch
 import commands
 from linnet.checkpoint import info
 from linnet.cli import main
-from linnet.tasks import sequence_runs
-from linnet.tasks.sequence_report import draw, picture
-from linnet.tasks.sequence_runs import TASKS, Learner, TaskSettings, found
-from linnet.tasks.sequences import Adding, ArgMax, Copy, Recall, RepeatCopy, Text, shipped_text
+from linnet.cli.task import learner as sequence_runs
+from linnet.cli.task.learner import TASKS, Learner, TaskSettings, found
+from linnet.cli.task.report import draw, picture
+from linnet.cli.task.sequences import Adding, ArgMax, Copy, Recall, RepeatCopy, Text, shipped_text
 
 PROSE = "the quick brown fox jumps over the lazy dog. " * 60
 TINY = {"hidden": 8, "batch_size": 4, "synthesizer": 8, "steps": 3}
@@ -330,7 +330,7 @@ def test_seconds_that_were_spent_before_an_interruption_count(tmp_path, monkeypa
 
 def test_kill_9_and_resume_end_as_a_run_that_was_left_alone(capsys, tmp_path):
     arguments = ["copy", "--seeds", 2, *tiny(tmp_path / "killed", "--steps", 160)]
-    code = "import sys; from linnet.tasks import sequence_runs; sequence_runs.SAVED_AFTER = 0.0; "
+    code = "import sys; from linnet.cli.task import learner; learner.SAVED_AFTER = 0.0; "
     code += "from linnet.cli import main; sys.exit(main())"
     process = subprocess.Popen(
         [sys.executable, "-c", code, "task", *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -376,7 +376,7 @@ def test_ctrl_c_and_the_command_that_it_names(capsys, tmp_path, monkeypatch):
 
 def test_seconds_end_a_run(monkeypatch):
     clock = iter(range(1000))
-    monkeypatch.setattr("linnet.tasks.sequence_runs.time.process_time", lambda: next(clock))
+    monkeypatch.setattr("linnet.cli.task.learner.time.process_time", lambda: next(clock))
     learner = Learner(TaskSettings(seconds=7.0, **{**TINY, "steps": None}), Copy(), 0)
     learner.run()
     assert learner.step == 7 and learner.seconds == 7 and learner.curve[-1].step == 7

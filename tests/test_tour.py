@@ -9,9 +9,9 @@ import torch
 from rich.console import Console
 
 from linnet.cli import main
-from linnet.tasks.acts import ACTS, cartpole, chimera, drift, forecast, memory, population, width
-from linnet.tasks.data import load_sunspots
-from linnet.tasks.tour import run_tour
+from linnet.cli.data.data_sets import load_sunspots
+from linnet.cli.tour.demos import ACTS, cartpole, chimera, drift, forecast, memory, population, width
+from linnet.cli.tour.tour import run_tour
 
 
 @pytest.fixture

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 import linnet
 from linnet.checkpoint import info
-from linnet.tasks import measure as measuring
-from linnet.tasks import train as module
-from linnet.tasks.data import Data, Split, make_data
-from linnet.tasks.measure import Cost, measure, peak_memory
-from linnet.tasks.pictures import draw
-from linnet.tasks.report import results_of, write_results
-from linnet.tasks.specs import Settings, layer_options, parse_layer
-from linnet.tasks.train import Run, fit, prepare
+from linnet.cli.data.data_sets import Data, Split, make_data
+from linnet.cli.train import cost as measuring
+from linnet.cli.train import training as module
+from linnet.cli.train.cost import Cost, measure, peak_memory
+from linnet.cli.train.pictures import draw
+from linnet.cli.train.report import results_of, write_results
+from linnet.cli.train.settings import Settings, layer_options, parse_layer
+from linnet.cli.train.training import Run, fit, prepare
 
 TINY = {"epochs": 3, "hidden": 8, "depth": 3, "batch_size": 32, "seeds": 1}
 

@@ -53,7 +53,7 @@ def run(site: Path, code: str) -> subprocess.CompletedProcess:
 
 def test_the_wheel_holds_what_it_must(bare):
     assert (bare / "linnet" / "py.typed").exists()
-    assert (bare / "linnet" / "tasks" / "sunspots.csv").exists()
+    assert (bare / "linnet" / "cli" / "data" / "sunspots.csv").exists()
     (info,) = bare.glob("linnet-*.dist-info")
     assert "MIT" in (info / "METADATA").read_text()
     assert list(info.rglob("LICENSE"))

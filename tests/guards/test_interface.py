@@ -103,7 +103,7 @@ def _options():
 
 
 def _app():
-    from linnet.tasks.commands import app
+    from linnet.cli.commands import app
 
     return app
 

@@ -1,0 +1,167 @@
+"""report.html: what a run found as one page that needs nothing beside it, no network either."""
+
+import base64
+import dataclasses
+import platform
+import re
+import shlex
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from linnet import __version__
+from linnet.checkpoint import replacing
+
+__all__ = ["command_of", "folded", "heading", "paragraph", "picture", "settings_of", "table", "versions", "write_page"]
+
+_NUMBER = re.compile(r"–|[-+×−]?\d.{0,24}")
+_STYLE = """
+:root { color-scheme: light dark; --text: #1c1e21; --page: #ffffff; --soft: #5b6068; --line: #d9dce1; --box: #f4f5f7; }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #e4e6ea; --page: #16181c; --soft: #a0a6b0; --line: #383c44; --box: #21242a; }
+}
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--text); background: var(--page); max-width: 72rem;
+  margin: 0 auto; padding: 2rem 1.25rem 4rem; }
+h1 { font-size: 1.6rem; margin: 0 0 .5rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.2rem; margin: 2.5rem 0 .75rem; }
+p { white-space: pre-line; overflow-wrap: anywhere; max-width: 60rem; }
+footer { color: var(--soft); margin-top: 3rem; border-top: 1px solid var(--line); padding-top: 1rem; font-size: .9rem; }
+pre, code { font: .875rem/1.45 ui-monospace, monospace; }
+pre { background: var(--box); border: 1px solid var(--line); border-radius: 6px; padding: .75rem 1rem;
+  overflow-x: auto; }
+pre.command { white-space: pre-wrap; overflow-wrap: anywhere; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; vertical-align: top; padding: .35rem 1.25rem .35rem 0;
+  border-bottom: 1px solid var(--line); white-space: pre-line; }
+th { color: var(--soft); font-weight: 600; border-bottom-width: 2px; }
+th.number, td.number { text-align: right; white-space: nowrap; }
+img { display: block; max-width: 100%; height: auto; background: #ffffff; border: 1px solid var(--line);
+  border-radius: 6px; margin: 1rem 0; }
+summary { cursor: pointer; margin: .75rem 0; }
+"""
+
+
+def write_page(out: Path, title: str, command: str, parts: Iterable[str]) -> Path:
+    """report.html in a run's folder.
+
+    Args:
+        out: the folder.
+        title: of the page.
+        command: the command line that does the run again.
+        parts: what the functions below give, in their order.
+    """
+    path = out / "report.html"
+    page = [
+        "<!DOCTYPE html>",
+        '<html lang="en">',
+        "<head>",
+        '<meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        '<meta http-equiv="Content-Security-Policy" '
+        "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">",
+        f"<title>{escape(title)}</title>",
+        f"<style>{_STYLE}</style>",
+        "</head>",
+        "<body>",
+        f"<h1>{escape(title)}</h1>",
+        f'<pre class="command">{escape(command)}</pre>',
+        *parts,
+        f"<footer>{escape(', '.join(f'{name} {value}' for name, value in versions().items()))}<br>"
+        f"{escape(platform.platform())}</footer>",
+        "</body>",
+        "</html>",
+    ]
+    with replacing(path) as temporary:  # a name of a file that is no text in UTF-8 is shown with \x
+        temporary.write_text("\n".join(page) + "\n", encoding="utf-8", errors="backslashreplace")
+    return path
+
+
+def versions() -> dict[str, str]:
+    """Of what decides the numbers of a run.
+
+    Example:
+        >>> list(versions())
+        ['linnet', 'torch', 'numpy', 'python']
+    """
+    return {
+        "linnet": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def command_of(name: str, settings: Any, out: Path, *, argument: str | None = None) -> str:
+    """The command line that starts a run again: what differs from the defaults.
+
+    Args:
+        name: of the command.
+        settings: of the run, a dataclass.
+        out: its folder.
+        argument: the setting that is given without a name.
+
+    Example:
+        >>> from linnet.cli.train.settings import Settings
+        >>> command_of("train", Settings(layers=("linear", "wide:beings=2"), batch_size=32), Path("a run"))
+        "linnet train --layer linear --layer wide:beings=2 --batch-size 32 --out 'a run'"
+    """
+    words = ["linnet", name]
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        option = "--" + field.name.replace("_", "-")
+        if field.name == argument:
+            words.append(str(value))
+        elif value == field.default:
+            continue
+        elif isinstance(value, tuple):  # layers, one by one
+            words += [word for each in value for word in (option.removesuffix("s"), str(each))]
+        else:
+            words += [option] if value is True else [option, str(value)]
+    return shlex.join([*words, "--out", str(out)])
+
+
+def heading(text: str) -> str:
+    """What follows has this name."""
+    return f"<h2>{escape(text)}</h2>"
+
+
+def paragraph(text: str) -> str:
+    """Text; its lines stay lines."""
+    return f"<p>{escape(text)}</p>"
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table; a column of numbers is flush right."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    numeric = [all(_NUMBER.fullmatch(row[i]) for row in cells) for i in range(len(headings))]
+
+    def line(tag: str, texts: Sequence[str]) -> str:
+        marks = [' class="number"' if right else "" for right in numeric]
+        return "".join(f"<{tag}{mark}>{escape(text)}</{tag}>" for mark, text in zip(marks, texts, strict=True))
+
+    head, body = line("th", headings), "\n".join(f"<tr>{line('td', row)}</tr>" for row in cells)
+    return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
+
+
+def settings_of(settings: Any) -> str:
+    """All settings of a run, a dataclass."""
+    values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    shown = {name: "\n".join(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    rows = [(name, "–" if value is None else value) for name, value in shown.items()]
+    return f"<details><summary>Settings</summary>{table(('setting', 'value'), rows)}</details>"
+
+
+def picture(path: Path) -> str:
+    """A picture, a file in PNG, as part of the page."""
+    content = base64.b64encode(path.read_bytes()).decode()
+    return f'<img alt="{escape(path.stem)}" src="data:image/png;base64,{content}">'
+
+
+def folded(title: str, text: str) -> str:
+    """A text that is shown when its title is clicked."""
+    return f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>"

@@ -1,0 +1,123 @@
+"""A run on several processes, which torchrun starts; in a training each does its share of every batch.
+
+A process that dies takes the others with it; torchrun then starts all of them again, and they go on from the last
+checkpoint. What each of them does is in :mod:`linnet.cli.train.worker` and :mod:`linnet.cli.evolve.worker`.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from tempfile import TemporaryDirectory
+
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from linnet.sparse import share_wiring
+
+__all__ = ["ALONE", "Replicas", "joined", "start", "stoppable"]
+
+RESTARTS = 20
+"""How often torchrun starts again what died."""
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """The processes of a run.
+
+    Attributes:
+        rank: which one this is.
+        size: how many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes what all of them know."""
+        return self.rank == 0
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model to train: its gradients will be the mean over the processes."""
+        if self.size == 1:
+            return model
+        share_wiring(model)
+        return DistributedDataParallel(model)
+
+    def own(self, rows: Tensor) -> Tensor:
+        """The part of a batch that this process does."""
+        return rows.tensor_split(self.size)[self.rank]
+
+    def weight(self, own: Tensor, rows: Tensor) -> float:
+        """What a mean over the own part of a batch counts, so that the mean over processes is that over the batch."""
+        return self.size * len(own) / len(rows)
+
+    def total(self, part: Tensor) -> Tensor:
+        """The sum over all processes."""
+        if self.size > 1:
+            dist.all_reduce(part)
+        return part
+
+
+ALONE = Replicas()
+
+
+def joined() -> Replicas:
+    """Meet the other processes, under a name of this attempt's own.
+
+    The store of torchrun outlives an attempt, and in torch 2.13 the addresses of those that died stay in it under the
+    names that the new ones look for: who comes first would wait for a dead process.
+    """
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    replicas = Replicas(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    store = dist.TCPStore(address, port, is_master=False)
+    own = dist.PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    dist.init_process_group("gloo", store=own, rank=replicas.rank, world_size=replicas.size)
+    return replicas
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """After Ctrl-C a process ends without a traceback: the command that started it says how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def start(nproc: int, module: str, *arguments: str) -> None:
+    """Run ``python -m module`` on several processes, by torchrun, and come back when it is done.
+
+    Args:
+        nproc: how many processes.
+        module: which meets the others by :func:`joined`, and goes on from a checkpoint where there is one.
+        arguments: of it.
+
+    Raises:
+        RuntimeError: the processes died more often than they are started again.
+    """
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    with TemporaryDirectory() as logs:  # torchrun itself would leave one behind
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=nproc,
+            run_id=str(os.getpid()),
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            max_restarts=RESTARTS,
+            monitor_interval=0.2,
+            logs_specs=DefaultLogsSpecs(log_dir=logs),
+        )
+        try:
+            elastic_launch(config, sys.executable)("-m", module, *arguments)
+        except ChildFailedError as error:
+            raise RuntimeError(f"The {nproc} processes of a run must end, however: {error.format_msg()}") from error
+        except SignalException as error:
+            raise KeyboardInterrupt from error

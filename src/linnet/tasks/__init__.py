@@ -1,1 +1,0 @@
-"""Data and training loops of the command line."""
