@@ -83,7 +83,8 @@ def _unlocked():
 
 
 def _shapes(module):
-    return {key: list(tensor.shape) for key, tensor in module.state_dict().items()}
+    """Keys and shapes in order: an optimizer's state goes by the order of the parameters."""
+    return ", ".join(f"{key} {list(tensor.shape)}" for key, tensor in module.state_dict().items())
 
 
 def _layer(cls):
@@ -179,11 +180,11 @@ def test_what_is_new_is_written_down(part, now):
 def test_a_planted_loss_is_noticed(now):
     before = json.loads(FILE.read_text(encoding="utf-8"))
     before["names"]["linnet"].append("Lost")
-    before["layers"]["linear"]["bias"] = [2, 9]
+    before["layers"]["linear"] = "weight [2, 8, 8], bias [2, 9]"
     before["options"]["train"].append("--lost")
     assert set(missing(before, now)) == {
         "names: linnet: Lost",
-        "layers: linear: bias: [2, 9] is now [2, 8]",
+        "layers: linear: weight [2, 8, 8], bias [2, 9] is now weight [2, 8, 8], bias [2, 8]",
         "options: train: --lost",
     }
 
