@@ -19,9 +19,9 @@ from linnet import (
     householder_product,
     relu_straight_through,
 )
-from linnet.maps.positive import project_simplex
-from linnet.maps.reflections import householder_product_reference, polish, reflections, unit
-from linnet.maps.symmetric import mirror, upper_triangle
+from linnet.maps.math.householder import householder_product_reference, polish, reflections, unit
+from linnet.maps.math.simplex import project_simplex
+from linnet.maps.math.triangles import mirror, upper_triangle
 
 
 def householder_loop(vectors: np.ndarray) -> np.ndarray:

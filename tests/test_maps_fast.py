@@ -8,11 +8,12 @@ import scipy.linalg
 import torch
 
 from linnet import tolerance
+from linnet.maps.block_diagonal import BlockDiagonalLinear
 from linnet.maps.butterfly import ButterflyLinear
 from linnet.maps.circulant import CirculantLinear
-from linnet.maps.free import IdentityInitLinear
+from linnet.maps.identity_init import IdentityInitLinear
+from linnet.maps.kronecker import KroneckerLinear
 from linnet.maps.monarch import MonarchLinear
-from linnet.maps.structured import BlockDiagonalLinear, KroneckerLinear
 from linnet.testing import cases, stressed
 from promises_fast import PROMISES_FAST
 

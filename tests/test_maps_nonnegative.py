@@ -10,23 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from linnet import tolerance
-from linnet.maps.nonnegative import (
-    DiagonallyDominantLinear,
-    NonNegativeLinear,
-    SplitLinear,
-    nearest_dominated,
-    positive,
-    positive_raw,
-)
-from linnet.maps.stochastic import (
-    DoublyStochasticLinear,
-    LeftStochasticLinear,
-    PerronFrobeniusLinear,
-    nearest_doubly,
-    project_band,
-    round_doubly,
-    sinkhorn,
-)
+from linnet.maps.diagonally_dominant import DiagonallyDominantLinear, nearest_dominated
+from linnet.maps.doubly_stochastic import DoublyStochasticLinear, nearest_doubly, round_doubly, sinkhorn
+from linnet.maps.left_stochastic import LeftStochasticLinear
+from linnet.maps.math.simplex import project_band
+from linnet.maps.math.softplus import positive, positive_raw
+from linnet.maps.non_negative import NonNegativeLinear
+from linnet.maps.perron_frobenius import PerronFrobeniusLinear
+from linnet.maps.split import SplitLinear
 from linnet.testing import Case, cases, stressed
 from promises_nonnegative import PROMISES_NONNEGATIVE
 
@@ -244,7 +235,7 @@ def test_the_inverse_bound_holds_and_both_signs_occur():
         (lambda: PerronFrobeniusLinear(3, 3, sigma_min=1.0, sigma_max=0.5), "0.5"),
         (lambda: PerronFrobeniusLinear(3, 3, sigma_min=-0.1), "-0.1"),
         (lambda: PerronFrobeniusLinear(3, 3, sigma_max=math.nan), "nan"),
-        (lambda: PerronFrobeniusLinear(3, 3, sigma_min=0.0, sigma_max=0.0), "sigma_max > 0"),
+        (lambda: PerronFrobeniusLinear(3, 3, sigma_min=0.0, sigma_max=0.0), "not both 0, got"),
         (lambda: PerronFrobeniusLinear(3, 3, sigma_max=math.inf), "inf"),
         (lambda: DoublyStochasticLinear(3, 4), "square"),
         (lambda: DoublyStochasticLinear(3, 3, iterations=0), "iterations"),

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 import linnet
 from linnet import SchurDecompositionLinear, tolerance
-from linnet.maps.schur import in_blocks, inside_ball, inside_ball_raw, invariant_pairs, level, rotation_parts, rotations
+from linnet.maps.math.schur import (
+    in_blocks,
+    inside_ball,
+    inside_ball_raw,
+    invariant_pairs,
+    level,
+    rotation_parts,
+    rotations,
+)
 from promises_stable import in_disc
 
 F64 = torch.float64

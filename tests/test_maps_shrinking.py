@@ -8,7 +8,8 @@ import scipy.integrate
 import torch
 
 from linnet import penalty
-from linnet.maps.shrinking import L0Linear, LassoLinear, LassoLinearRELU, hard_concrete, open_probability
+from linnet.maps.l0 import L0Linear, hard_concrete, open_probability
+from linnet.maps.lasso import LassoLinear, LassoLinearRELU
 
 F64 = torch.float64
 

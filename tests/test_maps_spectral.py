@@ -12,12 +12,19 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from linnet import LinearMap, tolerance
-from linnet.maps.norms import BoundedNormLinear, ContractiveLinear
-from linnet.maps.rank import LowRankLinear, TrivialNullSpaceLinear
-from linnet.maps.reflections import draw_reflections, frame, reflections
-from linnet.maps.spectral import SpectralLinear, SymmetricSpectralLinear, SymmetricSVDLinear
+from linnet.maps.bounded_norm import BoundedNormLinear
+from linnet.maps.contractive import ContractiveLinear
+from linnet.maps.low_rank import LowRankLinear
+from linnet.maps.math.householder import draw_reflections, frame, reflections
+from linnet.maps.math.intervals import angle_in, interval
+from linnet.maps.math.svd import svd_matrix, svd_product
+from linnet.maps.spectral import SpectralLinear
 from linnet.maps.stiefel import StiefelLinear
-from linnet.maps.svd import SVDLinear, SVDLinearLearnBounds, angle_in, interval, svd_matrix, svd_product
+from linnet.maps.svd import SVDLinear
+from linnet.maps.svd_learn_bounds import SVDLinearLearnBounds
+from linnet.maps.symmetric_spectral import SymmetricSpectralLinear
+from linnet.maps.symmetric_svd import SymmetricSVDLinear
+from linnet.maps.trivial_null_space import TrivialNullSpaceLinear
 from linnet.testing import CHECKS, Case, cases, check_layer, stressed
 from promises_spectral import PROMISES_SPECTRAL
 
@@ -571,7 +578,7 @@ def test_optimization_recovers_a_random_member(cls, n, m, options):
     ("low", "high"), [(1.0, 0.5), (-0.1, 1.0), (0.0, 0.0), (0.1, math.inf), (math.nan, 1.0), (0.1, math.nan)]
 )
 def test_impossible_intervals_are_refused(cls, low, high):
-    with pytest.raises(ValueError, match=r"0 <= sigma_min <= sigma_max.* however: sigma_min="):
+    with pytest.raises(ValueError, match=r"0 <= sigma_min <= sigma_max.* got sigma_min="):
         cls(4, 4, sigma_min=low, sigma_max=high)
 
 

@@ -10,9 +10,12 @@ from hypothesis import strategies as st
 from linnet import tolerance
 from linnet.maps.gershgorin import GershgorinLinear
 from linnet.maps.hurwitz import HurwitzLinear
-from linnet.maps.power import SoftPowerBoundLinear
-from linnet.maps.split import StableSplitLinear, project_l1
-from linnet.maps.stable import PowerBoundLinear, SchurStableLinear, contraction, contraction_raw
+from linnet.maps.math.bases import contraction, contraction_raw
+from linnet.maps.math.simplex import project_l1
+from linnet.maps.power_bound import PowerBoundLinear
+from linnet.maps.schur_stable import SchurStableLinear
+from linnet.maps.soft_power_bound import SoftPowerBoundLinear
+from linnet.maps.stable_split import StableSplitLinear
 from promises_stable import PROMISES_STABLE, in_disc
 
 CLASSES = [GershgorinLinear, HurwitzLinear, PowerBoundLinear, SchurStableLinear, StableSplitLinear]
@@ -294,7 +297,7 @@ def test_the_scale_at_the_start(cls, options):
         (PowerBoundLinear, {"pwr_iters": 0}, "pwr_iters must"),
         (HurwitzLinear, {"alpha": -0.1}, "alpha must"),
         (HurwitzLinear, {"alpha": float("nan")}, "alpha must"),
-        (GershgorinLinear, {"sigma_min": 1.0, "sigma_max": 0.0}, "1.0 and 0.0"),
+        (GershgorinLinear, {"sigma_min": 1.0, "sigma_max": 0.0}, "got sigma_min=1.0 and sigma_max=0.0"),
         (SoftPowerBoundLinear, {"max_p": 0}, "max_p must"),
         (SoftPowerBoundLinear, {"max_p": float("nan")}, "max_p must"),
         (SoftPowerBoundLinear, {"pwr_iters": 0}, "pwr_iters must"),

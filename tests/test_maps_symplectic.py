@@ -8,9 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from linnet import tolerance
+from linnet.maps.damped_skew_symmetric import DampedSkewSymmetricLinear
+from linnet.maps.hamiltonian import HamiltonianLinear
+from linnet.maps.math.symplectic import FACTORS, transform, transform_reference
 from linnet.maps.psd import PSDLinear, clip_ratio
-from linnet.maps.skew import DampedSkewSymmetricLinear, SkewSymmetricLinear
-from linnet.maps.symplectic import FACTORS, HamiltonianLinear, SymplecticLinear, transform, transform_reference
+from linnet.maps.skew_symmetric import SkewSymmetricLinear
+from linnet.maps.symplectic import SymplecticLinear
 from promises_symplectic import PROMISES_SYMPLECTIC, form
 
 CLASSES = [DampedSkewSymmetricLinear, HamiltonianLinear, PSDLinear, SkewSymmetricLinear, SymplecticLinear]
@@ -180,7 +183,7 @@ def test_odd_sizes_are_refused(cls):
 @pytest.mark.parametrize(
     ("cls", "options", "fact"),
     [
-        (DampedSkewSymmetricLinear, {"sigma_min": 0.5, "sigma_max": 0.1}, "0.5 and 0.1"),
+        (DampedSkewSymmetricLinear, {"sigma_min": 0.5, "sigma_max": 0.1}, "got sigma_min=0.5 and sigma_max=0.1"),
         (DampedSkewSymmetricLinear, {"sigma_min": -0.5}, "-0.5"),
         (DampedSkewSymmetricLinear, {"sign": 0}, "sign must be"),
         (PSDLinear, {"epsilon": -1.0}, "epsilon must be"),

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 from linnet import find_layer
-from linnet.maps import reflections
-from linnet.maps.reflections import householder_product, householder_product_reference
+from linnet.maps.math import householder
+from linnet.maps.math.householder import householder_product, householder_product_reference
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # forward_ad itself uses it
 
@@ -27,7 +27,7 @@ def loop(x, v):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(reflections, "block_size", lambda n: 3)
+    monkeypatch.setattr(householder, "block_size", lambda n: 3)
 
 
 @settings(max_examples=60, deadline=None)
@@ -46,12 +46,12 @@ def test_agrees_with_a_loop(b, n, k, block, maps, shared, size, seed):
     x = torch.randn(*[1] * len(maps) if shared else maps, b, n, generator=generator)
     v = size * torch.randn(*maps, k, n, generator=generator)
     v[..., 0, :] *= seed % 2  # a zero vector reflects nothing
-    before = reflections.block_size
-    reflections.block_size = lambda n: block
+    before = householder.block_size
+    householder.block_size = lambda n: block
     try:
         found = householder_product(x, v)
     finally:
-        reflections.block_size = before
+        householder.block_size = before
     assert found.shape == (*maps, b, n)
     count = math.prod(maps)
     xs = x.expand(*maps, b, n).reshape(count, b, n).double().numpy()

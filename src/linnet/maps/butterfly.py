@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linnet.core.linear_map import LinearMap
-from linnet.maps.monarch import two_stages
+from linnet.maps.math.two_stages import two_stages
 
 __all__ = ["ButterflyLinear"]
 

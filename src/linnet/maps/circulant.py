@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linnet.core.autograd import eager, through_reference
-from linnet.maps.invertible import Invertible
+from linnet.maps.abstract.invertible import Invertible
 
 __all__ = ["CirculantLinear"]
 

@@ -1,5 +1,6 @@
 """Matrices whose row sums bound their eigenvalues: nothing is computed but sums."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from linnet.core.linear_map import LinearMap
-from linnet.maps.ranges import check_interval
-from linnet.maps.split import project_l1
-from linnet.maps.symmetric import mirror
+from linnet.maps.math.intervals import check_interval
+from linnet.maps.math.simplex import project_l1
+from linnet.maps.math.triangles import mirror
 
 __all__ = ["GershgorinLinear"]
 
@@ -74,10 +75,10 @@ class GershgorinLinear(LinearMap):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
-        check_interval(sigma_min, sigma_max)
+        self.sigma_min, self.sigma_max = check_interval(sigma_min, sigma_max, lowest=-math.inf, strict=True)
         if not isinstance(real, bool):
             raise TypeError(f"real must be True or False, however: {real!r}")
-        self.sigma_min, self.sigma_max, self.real = sigma_min, sigma_max, real
+        self.real = real
         self._center, self._radius = (sigma_min + sigma_max) / 2, (sigma_max - sigma_min) / 2
         n = self.in_features
         shape = (n * (n + 1) // 2,) if real else (n, n)

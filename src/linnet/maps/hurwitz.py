@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from linnet.maps.ranges import calmed, calmed_raw
-from linnet.maps.skew import antimirror, skew_part, strict_upper
-from linnet.maps.stable import SHARES, Based, eigenbasis, in_basis, orthogonal, series, stretch
+from linnet.maps.abstract.based import Based
+from linnet.maps.math.bases import SHARES, eigenbasis, in_basis, orthogonal, series, stretch
+from linnet.maps.math.intervals import calmed, calmed_raw
+from linnet.maps.math.triangles import antimirror, skew_part, strict_upper
 
 __all__ = ["HurwitzLinear"]
 

@@ -7,16 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from linnet.core.being import check_positive
-from linnet.maps.invertible import Invertible
-from linnet.maps.reflections import draw_reflections, householder_product, peel, polish, reflections
+from linnet.maps.abstract.invertible import Invertible
+from linnet.maps.math.householder import (
+    draw_reflections,
+    householder_product,
+    orthogonality_error,
+    peel,
+    polish,
+    reflections,
+)
 
 __all__ = ["OrthogonalLinear"]
-
-
-def orthogonality_error(a: Tensor) -> Tensor:
-    """max |AᵀA − I|, or of A Aᵀ for a wide matrix: (..., m, n) -> (...)."""
-    gram = a.mT @ a if a.shape[-2] >= a.shape[-1] else a @ a.mT
-    return (gram - torch.eye(gram.shape[-1], device=a.device, dtype=a.dtype)).abs().amax((-2, -1))
 
 
 class OrthogonalLinear(Invertible):

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from linnet.core.linear_map import LinearMap
-from linnet.maps.symmetric import symmetric_part
+from linnet.maps.math.triangles import symmetric_part
 
-__all__ = ["PSDLinear"]
+__all__ = ["PSDLinear", "clip_ratio"]
 
 BISECTIONS = 100  # halvings of an interval of float64 numbers: all its digits
 

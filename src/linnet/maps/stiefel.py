@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linnet.core.linear_map import LinearMap
-from linnet.maps.orthogonal import orthogonality_error
-from linnet.maps.reflections import draw_reflections, frame, householder_product, reflections
+from linnet.maps.math.householder import draw_reflections, frame, householder_product, orthogonality_error, reflections
 
 __all__ = ["StiefelLinear"]
 

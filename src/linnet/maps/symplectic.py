@@ -1,7 +1,4 @@
-"""Matrices of Hamiltonian mechanics: symplectic ones, which preserve areas in phase space, and their generators.
-
-n = 2m throughout, J = [[0, I], [−I, 0]], and every matrix is cut into four m × m blocks.
-"""
+"""Symplectic matrices, which preserve areas in phase space."""
 
 import math
 from collections.abc import Mapping
@@ -10,181 +7,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from linnet.core.autograd import eager, through_reference
 from linnet.core.being import check_input
 from linnet.core.linear_map import LinearMap, autocast_off
-from linnet.maps.ranges import CALM, calmed_raw
-from linnet.maps.symmetric import mirror, symmetric_part, upper_triangle
+from linnet.maps.math.symplectic import (
+    FACTORS,
+    PIVOTS,
+    calm_symmetric,
+    calm_symmetric_raw,
+    check_even,
+    compose,
+    factorize,
+    symplectic_form,
+    transform,
+    unshear,
+)
 
-__all__ = ["HamiltonianLinear", "SymplecticLinear"]
-
-FACTORS = 5
-PIVOTS = (0.0, 1.0, -1.0, 0.4, -0.4, 2.5, -2.5, 0.15, -0.15, 6.0, -6.0)
-
-
-def blocks(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """[[A, B], [C, D]], (..., 2m, 2m) -> A, B, C, D, each (..., m, m)."""
-    m = matrix.shape[-1] // 2
-    return matrix[..., :m, :m], matrix[..., :m, m:], matrix[..., m:, :m], matrix[..., m:, m:]
-
-
-def joined(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
-    """A, B, C, D -> [[A, B], [C, D]]."""
-    return torch.cat((torch.cat((a, b), -1), torch.cat((c, d), -1)), -2)
-
-
-def shear(p: Tensor, q: Tensor, symmetric: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows (p, q), each (..., b, m), through F₁F₂⋯F₅, transposed: (p, q) F₅ᵀ⋯F₁ᵀ.
-
-    The factors are in turn [[I, S], [0, I]] and [[I, 0], [S, I]], with S = Sᵀ from ``symmetric``, (..., 5, m, m).
-    """
-    for i, s in reversed(list(enumerate(symmetric.unbind(-3)))):
-        if i % 2 == 0:
-            p = p + q @ s
-        else:
-            q = q + p @ s
-    return p, q
-
-
-def calm_scale(r: Tensor) -> Tensor:
-    """The factor c asinh(r/c)/r: 1 for numbers r << c, above it size grows with the logarithm; c is CALM."""
-    r = r.clamp_min(1e-6)
-    return CALM * torch.asinh(r / CALM) / r
-
-
-def calm_symmetric(factors: Tensor) -> Tensor:
-    """P, (..., m, m) -> S = (P + Pᵀ)/2, its root mean square r brought to 10 asinh(r/10)."""
-    doubled = factors + factors.mT
-    r = torch.linalg.matrix_norm(doubled, keepdim=True) / (2 * factors.shape[-1])
-    return doubled * (calm_scale(r) / 2)
-
-
-def calm_symmetric_raw(symmetric: Tensor) -> Tensor:
-    """The inverse of :func:`calm_symmetric` among symmetric matrices, as far as numbers go."""
-    r = torch.linalg.matrix_norm(symmetric, keepdim=True) / symmetric.shape[-1]
-    return symmetric * (calmed_raw(r) / r.clamp_min(1e-300))
-
-
-def transform_reference(x: Tensor, factors: Tensor) -> Tensor:
-    """What :func:`transform` computes, in operations that autograd sees."""
-    m = factors.shape[-1]
-    return torch.cat(shear(x[..., :m], x[..., m:], calm_symmetric(factors)), -1)
-
-
-def transform(x: Tensor, factors: Tensor) -> Tensor:
-    """x F₅ᵀ⋯F₁ᵀ for rows x, (..., b, 2m), and the factors of :func:`calm_symmetric`, (..., 5, m, m)."""
-    if not eager() or factors.dim() != 3 or x.dim() != 2:
-        return transform_reference(x, factors)
-    return _Transform.apply(x, factors)
-
-
-class _Transform(torch.autograd.Function):
-    """:func:`transform` for one map, (b, 2m) and (5, m, m)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, factors: Tensor) -> Tensor:
-        m = factors.shape[-1]
-        symmetric = calm_symmetric(factors)
-        y = x.clone()
-        p, q = y[:, :m], y[:, m:]
-        read = []  # what each factor multiplied: the half that it does not change
-        for i in reversed(range(len(symmetric))):
-            source, goal = (q, p) if i % 2 == 0 else (p, q)
-            read.append(source.clone())
-            goal.addmm_(source, symmetric[i])
-        ctx.save_for_backward(x, factors, symmetric, *read[::-1])
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, factors, symmetric, *read = ctx.saved_tensors
-        if torch.is_grad_enabled() or not eager():
-            return through_reference(transform_reference, (x, factors), ctx.needs_input_grad, grad)
-        m = factors.shape[-1]
-        gx, found = grad.clone(), []
-        gp, gq = gx[:, :m], gx[:, m:]
-        for i in range(len(symmetric)):
-            source, goal = (gq, gp) if i % 2 == 0 else (gp, gq)  # the gradients of what it read and of what it changed
-            found.append(read[i].mT @ goal)
-            source.addmm_(goal, symmetric[i])
-        if not ctx.needs_input_grad[1]:
-            return gx, None
-        gs = torch.stack(found)
-        # S = k(r) T with T = (P + Pᵀ)/2 of root mean square r: along T itself the slope is that of r k(r)
-        scaled = torch.linalg.matrix_norm(symmetric, keepdim=True) / m  # r k(r) = c asinh(r/c)
-        r = (CALM * torch.sinh(scaled / CALM)).clamp_min(1e-6)
-        k, slope = calm_scale(r), torch.rsqrt(1 + (r / CALM).square())
-        along = (gs * symmetric).sum((-2, -1), keepdim=True) / (scaled.clamp_min(1e-6) * m).square()
-        gs = torch.addcmul(gs * (k / 2), symmetric, along * (slope - k) / 2)
-        return gx if ctx.needs_input_grad[0] else None, gs + gs.mT
-
-
-def unshear(p: Tensor, q: Tensor, symmetric: Tensor) -> tuple[Tensor, Tensor]:
-    """The inverse of :func:`shear`: the same factors in the opposite order with −S."""
-    for i in range(symmetric.shape[-3]):
-        s = symmetric[..., i, :, :]
-        if i % 2 == 0:
-            p = p - q @ s
-        else:
-            q = q - p @ s
-    return p, q
-
-
-def compose(symmetric: Tensor) -> Tensor:
-    """S₁ ... S₅, (..., 5, m, m) -> F₁F₂⋯F₅, (..., 2m, 2m)."""
-    m = symmetric.shape[-1]
-    eye = torch.eye(2 * m, device=symmetric.device, dtype=symmetric.dtype)
-    eye = eye.expand(*symmetric.shape[:-3], 2 * m, 2 * m)
-    return torch.cat(shear(eye[..., :m], eye[..., m:], symmetric), -1).mT
-
-
-def two_symmetric(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """M -> symmetric P, Q with M = P Q, for a diagonalizable M: from M = V Λ V⁻¹, P = V Vᵀ and Q = V⁻ᵀ Λ V⁻¹.
-
-    Complex eigenvectors come in conjugate pairs, so P and Q are real.
-
-    Reference:
-        A. J. Bosch, The factorization of a square matrix into two symmetric matrices, 1986.
-    """
-    _, vectors = torch.linalg.eig(matrix)
-    p = symmetric_part((vectors @ vectors.mT).real)
-    return p, symmetric_part(solve(p, matrix))
-
-
-def solve(matrix: Tensor, right: Tensor) -> Tensor:
-    """M⁻¹ R, without an error where M is singular: then the result is not finite or useless."""
-    return torch.linalg.solve_ex(matrix, right)[0]
-
-
-def factorize(weight: Tensor, pivot: float) -> Tensor:
-    """S₁ ... S₅ whose product is W, for a symplectic W, (..., 2m, 2m) -> (..., 5, m, m).
-
-    The first factor, S₁ = pivot·I, makes the upper left block A of the rest nonsingular. Then A = I + S₃S₄,
-    S₅ = A⁻¹(B − S₃) and S₂ = (C − S₄)A⁻¹ up to transposition follow block by block. Of a matrix that is not symplectic
-    the symmetric parts are taken, which keeps A and most of B.
-    """
-    a, b, c, d = blocks(weight)
-    eye = torch.eye(a.shape[-1], device=a.device, dtype=a.dtype).expand_as(a)
-    a, b = a - pivot * c, b - pivot * d
-    third, fourth = two_symmetric(a - eye)
-    a = eye + third @ fourth
-    fifth = symmetric_part(solve(a, b - third))
-    # the lower left block is S₂A + S₄, so S₂ᵀ = A⁻ᵀ(C − S₄)ᵀ
-    second = symmetric_part(solve(a.mT, (c - fourth).mT))
-    return torch.stack((pivot * eye, second, third, fourth, fifth), -3)
-
-
-def symplectic_form(m: int, like: Tensor) -> Tensor:
-    """J = [[0, I], [−I, 0]] of size 2m."""
-    eye = torch.eye(m, device=like.device, dtype=like.dtype)
-    return joined(torch.zeros_like(eye), eye, -eye, torch.zeros_like(eye))
-
-
-def check_even(name: str, n: int) -> int:
-    """n/2, or a ValueError."""
-    if n % 2:
-        raise ValueError(f"{name} needs pairs (position, momentum), in_features must be even, however: {n}")
-    return n // 2
+__all__ = ["SymplecticLinear"]
 
 
 class SymplecticLinear(LinearMap):
@@ -288,71 +126,3 @@ class SymplecticLinear(LinearMap):
         scale = torch.linalg.matrix_norm(weight, 2).clamp_min(1.0)[..., None, None]
         unit = weight / scale  # entries of at most 1: squares cannot overflow
         return (unit.mT @ form @ unit - form / scale.square()).abs().amax((-2, -1))
-
-
-class HamiltonianLinear(LinearMap):
-    """y = x A + b with (JA)ᵀ = JA, exactly: the generators of symplectic maps, ẋ = x A is a linear Hamiltonian system.
-
-    A = [[E, G], [Q, −Eᵀ]] with G and Q symmetric, so eigenvalues come in pairs ±λ. Any other matrix is assigned as its
-    projection, the nearest in the Frobenius norm.
-
-    Args:
-        in_features, out_features, bias, beings, device, dtype: as in :class:`LinearMap`; the sizes must be equal and
-            even.
-
-    Shape:
-        - input: (*, n); with beings (*, beings, n)
-        - output: as the input
-        - block: ([beings,] m, m) with m = n/2
-        - upper, lower: ([beings,] m(m+1)/2)
-
-    Raises:
-        ValueError: in_features != out_features, or they are odd.
-
-    Example:
-        >>> a = HamiltonianLinear(4, 4).weight.mT
-        >>> bool((a[:2, :2] == -a[2:, 2:].mT).all())
-        True
-
-    Reference:
-        K. R. Meyer, D. C. Offin, Introduction to Hamiltonian dynamical systems and the N-body problem, 2017.
-    """
-
-    promise = "(JA)ᵀ = JA"
-    square = True
-    decays = ("block", "upper", "lower")
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        *,
-        beings: int | None = None,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
-        m = check_even(type(self).__name__, self.in_features)
-        self.block = nn.Parameter(torch.empty(*self.leading, m, m, device=device, dtype=dtype))
-        self.upper = nn.Parameter(torch.empty(*self.leading, m * (m + 1) // 2, device=device, dtype=dtype))
-        self.lower = nn.Parameter(torch.empty(*self.leading, m * (m + 1) // 2, device=device, dtype=dtype))
-        self.reset_parameters()
-
-    def _weight(self, block: Tensor, upper: Tensor, lower: Tensor) -> Tensor:
-        m = self.in_features // 2
-        return joined(block, mirror(upper, m), mirror(lower, m), -block.mT).mT
-
-    def _assign(self, weight: Tensor) -> dict[str, Tensor]:
-        e, g, q, f = blocks(weight.mT)
-        return {
-            "block": (e - f.mT) / 2,
-            "upper": upper_triangle(symmetric_part(g)),
-            "lower": upper_triangle(symmetric_part(q)),
-        }
-
-    def _violation(self, weight: Tensor) -> Tensor:
-        form = symplectic_form(self.in_features // 2, weight)
-        turned = form @ weight.mT
-        scale = weight.abs().amax((-2, -1)).clamp_min(torch.finfo(weight.dtype).tiny)
-        return (turned - turned.mT).abs().amax((-2, -1)) / scale

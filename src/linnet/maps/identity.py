@@ -1,4 +1,4 @@
-"""Maps whose forward never forms the matrix."""
+"""A = I always."""
 
 from typing import Any
 

@@ -1,6 +1,5 @@
-"""Matrices with entries >= 0."""
+"""Matrices with entries >= 0 whose rows sum to 1."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,38 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from linnet.core.linear_map import LinearMap
+from linnet.maps.math.simplex import lively_logit_scale, project_simplex, simplex_violation
 
 __all__ = ["RightStochasticLinear"]
-
-
-def project_simplex(x: Tensor) -> Tensor:
-    """The nearest point of the probability simplex {p >= 0, Σp = 1} to each vector along the last axis.
-
-    Reference:
-        J. Duchi, S. Shalev-Shwartz, Y. Singer, T. Chandra, Efficient projections onto the l1-ball for learning in
-        high dimensions, 2008.
-    """
-    x = x - x.amax(-1, keepdim=True)  # the same point; at any scale the largest entry then stays positive
-    descending = x.sort(-1, descending=True).values
-    count = torch.arange(1, x.shape[-1] + 1, device=x.device, dtype=x.dtype)
-    threshold = (descending.cumsum(-1) - 1) / count  # (..., n): the shift if the first `count` entries stay positive
-    kept = (descending > threshold).sum(-1, keepdim=True)
-    return (x - threshold.gather(-1, kept - 1)).clamp_min(0)
-
-
-def simplex_violation(p: Tensor) -> Tensor:
-    """The larger of |Σp − 1| and the most negative entry, over vectors along the last axis: (..., k, n) -> (...)."""
-    off_sum = (p.sum(-1) - 1).abs().amax(-1)
-    return torch.maximum(off_sum, (-p).amax((-2, -1)).clamp_min(0))
-
-
-def lively_logit_scale(n: int) -> float:
-    """Standard deviation of normal logits whose softmax over n entries has coefficient of variation ~ √n/2.
-
-    With small logits every row of a stochastic matrix is nearly uniform and the matrix has rank one: nothing but the
-    mean passes. exp of N(0, s²) has coefficient of variation √(exp(s²) − 1).
-    """
-    return math.sqrt(math.log1p(n / 4))
 
 
 class RightStochasticLinear(LinearMap):

@@ -4,7 +4,7 @@ Off its diagonal blocks T could be anything, and A as large as one likes with th
 them. So T is written T = D⁻¹KD, D diagonal with ratios of at most max_cond and K = Λ + G C G, where Λ holds the blocks
 γR(θ), G² = r − γ and ‖C‖₂ < 1. Because Γ + G² = r, K = [√Γ, G] diag(R, C) [√Γ, G]ᵀ is a product of two matrices of
 norm √r and a contraction, so ‖K‖₂ <= r: A is a contraction in a basis conditioned no worse than max_cond, as the maps
-of linnet.maps.stable are, and for the same reason r = bound·(1 − max_cond² eps).
+of linnet.maps.math.bases are, and for the same reason r = bound·(1 − max_cond² eps).
 """
 
 import itertools
@@ -16,134 +16,27 @@ import torch
 from torch import Tensor, nn
 
 from linnet.core.linear_map import LinearMap
-from linnet.maps.power import radius
-from linnet.maps.ranges import EDGE, within_raw
-from linnet.maps.reflections import reflections
-from linnet.maps.shrinking import check_number
-from linnet.maps.stable import GENTLE, in_basis, orthogonal, out_of_basis, stretch, tightened
+from linnet.core.numbers import check_number
+from linnet.maps.math.bases import GENTLE, in_basis, orthogonal, out_of_basis, stretch, tightened
+from linnet.maps.math.householder import reflections
+from linnet.maps.math.intervals import EDGE, within_raw
+from linnet.maps.math.schur import (
+    ALL_ORDERS,
+    SLACK,
+    filled,
+    in_blocks,
+    inside_ball,
+    inside_ball_raw,
+    invariant_pairs,
+    level,
+    rotation_parts,
+    rotations,
+    spread,
+    taken,
+)
+from linnet.maps.math.spectral_radius import radius
 
 __all__ = ["SchurDecompositionLinear"]
-
-ALL_ORDERS = 4  # pairs of eigenvalues up to which `assign` tries them in every order
-STEPS = 40  # of the search for D
-SLACK = 0.01  # left by `assign` where C is cut off, a tenth of it where γ is, so that rounding does not cut again
-
-
-def in_blocks(values: Tensor, n: int) -> Tensor:
-    """One number for each block, (..., ⌈n/2⌉) -> one for each row, (..., n)."""
-    return values.repeat_interleave(2, -1)[..., :n]
-
-
-def rotations(cos: Tensor, sin: Tensor, n: int) -> Tensor:
-    """(..., ⌈n/2⌉) each -> blocks [[cos, −sin], [sin, cos]] along the diagonal, (..., n, n), for odd n cos the last."""
-    below = torch.stack((sin, torch.zeros_like(sin)), -1).flatten(-2)[..., : n - 1]
-    turned = torch.diag_embed(below, -1) if n > 1 else torch.zeros_like(cos).unsqueeze(-1)
-    return torch.diag_embed(in_blocks(cos, n)) + turned - turned.mT
-
-
-def rotation_parts(k: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin, (..., ⌈n/2⌉), of the :func:`rotations` nearest to the diagonal blocks of K, (..., n, n)."""
-    diagonal = k.diagonal(dim1=-2, dim2=-1)
-    turn = k.diagonal(-1, -2, -1)[..., ::2] - k.diagonal(1, -2, -1)[..., ::2]
-    cos = (diagonal[..., : 2 * turn.shape[-1] : 2] + diagonal[..., 1::2]) / 2
-    if k.shape[-1] % 2:
-        return torch.cat((cos, diagonal[..., -1:]), -1), torch.cat((turn / 2, 0 * diagonal[..., -1:]), -1)
-    return cos, turn / 2
-
-
-def above_blocks(n: int, device: torch.device) -> Tensor:
-    """Where the entries above the diagonal blocks stand in an n × n matrix written as one row.
-
-    First all that are two or more above the diagonal, row by row, then those next to it and between two blocks.
-    """
-    rows, columns = torch.triu_indices(n, n, 2, device=device)
-    between = torch.arange(1, n - 1, 2, device=device) if n > 2 else torch.arange(0, device=device)
-    return torch.cat((rows * n + columns, between * (n + 1) + 1))
-
-
-def filled(upper: Tensor, n: int) -> Tensor:
-    """The entries above the diagonal blocks, in the order of :func:`above_blocks` -> (..., n, n)."""
-    places = above_blocks(n, upper.device).expand(upper.shape)
-    return upper.new_zeros(*upper.shape[:-1], n * n).scatter(-1, places, upper).unflatten(-1, (n, n))
-
-
-def taken(matrix: Tensor) -> Tensor:
-    """The inverse of :func:`filled`; what stands elsewhere is left out."""
-    return matrix.flatten(-2)[..., above_blocks(matrix.shape[-1], matrix.device)]
-
-
-def norm(matrix: Tensor) -> Tensor:
-    """‖·‖₂, (..., 1, 1); not by svdvals, whose bits depend on whether a gradient is wanted."""
-    return torch.linalg.svd(matrix, full_matrices=False)[1][..., :1, None]
-
-
-def inside_ball(x: Tensor) -> Tensor:
-    """X -> C = X/√(1 + ‖X‖₂²): one to one between all matrices and those with ‖C‖₂ < 1; zeros stay zeros."""
-    size = norm(x)
-    return x / torch.hypot(size, torch.ones_like(size))
-
-
-def inside_ball_raw(c: Tensor) -> Tensor:
-    """The inverse of :func:`inside_ball`; what is not inside the ball is shrunk, by :data:`SLACK` more than needed."""
-    size = norm(c)
-    c = torch.where(size <= 1 - EDGE / 2, c, c * (1 - SLACK) / size.clamp_min(0.5))
-    return c / (1 - norm(c).square()).sqrt()
-
-
-def invariant_pairs(a: Tensor) -> tuple[Tensor, Tensor]:
-    """A real basis, (..., n, n), whose columns 2k and 2k + 1 span an invariant subspace of A, and the moduli (..., n).
-
-    Conjugate eigenvalues come first, then real ones in ascending order.
-    """
-    values, vectors = torch.linalg.eig(a)
-    real = values.imag == 0
-    order = torch.where(real, values.real, 0).argsort(stable=True, dim=-1)
-    order = order.gather(
-        -1, real.gather(-1, order).int().argsort(stable=True, dim=-1)
-    )  # LAPACK gives pairs side by side
-    vectors = vectors.gather(-1, order.unsqueeze(-2).expand_as(vectors))
-    second = (torch.arange(a.shape[-1], device=a.device) % 2 == 1) & ~real.gather(-1, order)
-    return torch.where(second.unsqueeze(-2), vectors.imag, vectors.real), values.abs().gather(-1, order)
-
-
-def level(q: Tensor, a: Tensor) -> Tensor:
-    """Q turned inside each pair of columns so that the 2 × 2 blocks of QᵀAQ have equal diagonals, as in LAPACK."""
-    n = q.shape[-1]
-    t = q.mT @ a @ q
-    diagonal = t.diagonal(dim1=-2, dim2=-1)
-    across = t.diagonal(1, -2, -1)[..., ::2] + t.diagonal(-1, -2, -1)[..., ::2]
-    uneven = diagonal[..., : 2 * across.shape[-1] : 2] - diagonal[..., 1::2]
-    turn = (torch.atan2(across, uneven) - math.pi / 2) / 2
-    turn = torch.cat((turn, torch.zeros_like(diagonal[..., : n % 2])), -1)
-    return q @ rotations(turn.cos(), turn.sin(), n)
-
-
-def spread(m: Tensor, inner: Tensor, half: float) -> Tensor:
-    """log d, (..., n), |log d| <= half, that makes ‖D M D⁻¹‖₂ small: inner, given inside each block, plus one number.
-
-    The norm is a convex function of log d; a subgradient method with Polyak's steps, stopped below 0.98.
-    """
-    n = m.shape[-1]
-    room = half - inner.abs()[..., ::2]  # (..., ⌈n/2⌉)
-    blocks = room.shape[-1]
-    best = inner
-    least = norm(m * (inner.unsqueeze(-1) - inner.unsqueeze(-2)).exp())
-    for share in (1.0, 0.5, 0.0):  # the rows above are the smaller the faster d grows
-        ramp = torch.linspace(-share, share, blocks, dtype=m.dtype, device=m.device) if blocks > 1 else 0.0
-        moved = room * ramp
-        for _ in range(STEPS):
-            d = in_blocks(moved, n) + inner
-            u, s, vh = torch.linalg.svd(m * (d.unsqueeze(-1) - d.unsqueeze(-2)).exp())
-            better = (s[..., :1, None] < least) & (least >= 0.98)  # one being's search is no matter of the others
-            best = torch.where(better.squeeze(-1), d, best)
-            least = torch.where(better, s[..., :1, None], least)
-            if bool((least < 0.98).all()):
-                return best
-            slope = s[..., :1] * (u[..., 0].square() - vh[..., 0, :].square())
-            slope = torch.cat((slope, torch.zeros_like(slope[..., : n % 2])), -1).unflatten(-1, (blocks, 2)).sum(-1)
-            length = (s[..., :1] - 0.9).clamp_min(0) / slope.square().sum(-1, keepdim=True).clamp_min(1e-30)
-            moved = torch.minimum(torch.maximum(moved - length * slope, -room), room)
-    return best
 
 
 class SchurDecompositionLinear(LinearMap):

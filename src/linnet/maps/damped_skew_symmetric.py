@@ -1,4 +1,4 @@
-"""Matrices that equal minus their transpose, and the same with damping: rotations in continuous time."""
+"""Skew-symmetric matrices with damping: rotations in continuous time that fade."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,85 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from linnet.core.linear_map import LinearMap
-from linnet.maps.ranges import check_interval, within, within_raw
+from linnet.maps.math.intervals import check_interval, within, within_raw
+from linnet.maps.math.triangles import antimirror, skew_part, strict_upper
 
-__all__ = ["DampedSkewSymmetricLinear", "SkewSymmetricLinear"]
-
-
-def antimirror(upper: Tensor, n: int) -> Tensor:
-    """Strict upper triangle, row by row, (..., n(n-1)/2) -> skew-symmetric matrix, (..., n, n)."""
-    rows, columns = torch.triu_indices(n, n, 1, device=upper.device)
-    places = (rows * n + columns).expand(upper.shape)
-    triangle = upper.new_zeros(*upper.shape[:-1], n * n).scatter(-1, places, upper).unflatten(-1, (n, n))
-    return triangle - triangle.mT
-
-
-def strict_upper(matrix: Tensor) -> Tensor:
-    """(..., n, n) -> its strict upper triangle, row by row, (..., n(n-1)/2): the inverse of :func:`antimirror`."""
-    n = matrix.shape[-1]
-    rows, columns = torch.triu_indices(n, n, 1, device=matrix.device)
-    return matrix[..., rows, columns]
-
-
-def skew_part(matrix: Tensor) -> Tensor:
-    """(M − Mᵀ)/2, the nearest skew-symmetric matrix."""
-    return (matrix - matrix.mT) / 2
-
-
-class SkewSymmetricLinear(LinearMap):
-    """y = x A + b with A = −Aᵀ, exactly, so that x A is orthogonal to x and every eigenvalue is imaginary.
-
-    The strict upper triangle is the parameter: n(n−1)/2 numbers; for n = 1 there is none and A = 0.
-    Any other matrix is assigned as (A − Aᵀ)/2, the nearest in the Frobenius norm.
-
-    Args:
-        in_features, out_features, bias, beings, device, dtype: as in :class:`LinearMap`; the sizes must be equal.
-
-    Shape:
-        - input: (*, n); with beings (*, beings, n)
-        - output: as the input
-        - upper: ([beings,] n(n-1)/2)
-
-    Raises:
-        ValueError: in_features != out_features.
-
-    Example:
-        >>> layer = SkewSymmetricLinear(4, 4)
-        >>> bool((layer.weight == -layer.weight.mT).all())
-        True
-
-    Reference:
-        E. Haber, L. Ruthotto, Stable architectures for deep neural networks, 2017, arXiv 1705.03341.
-    """
-
-    promise = "A = −Aᵀ"
-    square = True
-    decays = ("upper",)
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        *,
-        beings: int | None = None,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
-        n = self.in_features
-        self.upper = nn.Parameter(torch.empty(*self.leading, n * (n - 1) // 2, device=device, dtype=dtype))
-        self.reset_parameters()
-
-    def _weight(self, upper: Tensor) -> Tensor:
-        return -antimirror(upper, self.in_features)  # W = Aᵀ
-
-    def _assign(self, weight: Tensor) -> dict[str, Tensor]:
-        return {"upper": strict_upper(skew_part(weight.mT))}
-
-    def _violation(self, weight: Tensor) -> Tensor:
-        scale = weight.abs().amax((-2, -1)).clamp_min(torch.finfo(weight.dtype).tiny)
-        return (weight + weight.mT).abs().amax((-2, -1)) / scale
+__all__ = ["DampedSkewSymmetricLinear"]
 
 
 class DampedSkewSymmetricLinear(LinearMap):
@@ -139,10 +64,10 @@ class DampedSkewSymmetricLinear(LinearMap):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
-        check_interval(sigma_min, sigma_max, 0)
+        self.sigma_min, self.sigma_max = check_interval(sigma_min, sigma_max, strict=True)
         if sign not in (-1, 1):
             raise ValueError(f"sign must be -1 or 1, however: {sign!r}")
-        self.sigma_min, self.sigma_max, self.sign = sigma_min, sigma_max, sign
+        self.sign = sign
         n = self.in_features
         self.upper = nn.Parameter(torch.empty(*self.leading, n * (n - 1) // 2, device=device, dtype=dtype))
         self.damping = nn.Parameter(torch.empty(*self.leading, 1, device=device, dtype=dtype))

@@ -24,6 +24,7 @@ __all__ = [
     "frame",
     "householder_product",
     "householder_product_reference",
+    "orthogonality_error",
     "peel",
     "polish",
     "reflections",
@@ -249,3 +250,9 @@ def peel(q: Tensor, k: int) -> Tensor:
         q = q - 2 * v.unsqueeze(-1) * (v.unsqueeze(-2) @ q)
         vectors.append(v)
     return torch.stack(vectors, -2)
+
+
+def orthogonality_error(a: Tensor) -> Tensor:
+    """max |AᵀA − I|, or of A Aᵀ for a wide matrix: (..., m, n) -> (...)."""
+    gram = a.mT @ a if a.shape[-2] >= a.shape[-1] else a @ a.mT
+    return (gram - torch.eye(gram.shape[-1], device=a.device, dtype=a.dtype)).abs().amax((-2, -1))

@@ -1,4 +1,4 @@
-"""Free matrices with a start of their own."""
+"""A = I at the start."""
 
 from collections.abc import Mapping
 from typing import Any

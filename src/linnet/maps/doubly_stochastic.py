@@ -1,4 +1,4 @@
-"""Matrices with entries >= 0 whose columns, or rows and columns, sum to 1, or whose row sums lie in an interval."""
+"""Matrices with entries >= 0 whose rows and columns sum to 1."""
 
 import math
 from collections.abc import Mapping
@@ -9,27 +9,11 @@ from torch import Tensor, nn
 
 from linnet.core.being import check_positive
 from linnet.core.linear_map import LinearMap
-from linnet.maps.positive import lively_logit_scale, project_simplex, simplex_violation
+from linnet.maps.math.simplex import lively_logit_scale, simplex_violation
 
-__all__ = ["DoublyStochasticLinear", "LeftStochasticLinear", "PerronFrobeniusLinear"]
+__all__ = ["DoublyStochasticLinear", "nearest_doubly", "round_doubly", "sinkhorn"]
 
 LEAST_ITERATIONS = 10
-
-
-def softmax(logits: Tensor, dim: int) -> Tensor:
-    """softmax whose sums are 1 up to rounding for any number of entries."""
-    p = logits.softmax(dim)
-    return p / p.detach().sum(dim, keepdim=True)  # torch's adds up naively: 1e-4 off for 300 000 entries
-
-
-def project_band(a: Tensor, low: float, high: float) -> Tensor:
-    """The nearest vector p >= 0 with low <= Σp <= high to each vector along the last axis."""
-    p = a.clamp_min(0)
-    total = p.sum(-1, keepdim=True)
-    goal = total.clamp(low, high)
-    onto = torch.where(total == goal, 1.0, goal)
-    shifted = a - a.amax(-1, keepdim=True)  # a constant changes nothing, and large numbers would absorb the 1
-    return torch.where(total == goal, p, onto * project_simplex(shifted / onto))
 
 
 def sinkhorn(logits: Tensor, iterations: int, tolerance: float) -> Tensor:
@@ -117,147 +101,6 @@ def nearest_doubly(a: Tensor, steps: int = 100) -> Tensor:
             best = torch.minimum(lower, best)
         shift = shift + length.unsqueeze(-1) * step
     return round_doubly(part(shift))
-
-
-class LeftStochasticLinear(LinearMap):
-    """y = x A + b with A >= 0 and every column of A summing to 1: each output is a weighted mean of the inputs.
-
-    A = softmax(logits) over the inputs. Any other matrix is assigned column by column as the nearest point of the
-    simplex; an exact zero becomes the smallest positive number.
-
-    Args:
-        in_features, out_features, bias, beings, device, dtype: as in :class:`LinearMap`.
-
-    Shape:
-        - input: (*, in_features); with beings (*, beings, in_features)
-        - output: (*, out_features); with beings (*, beings, out_features)
-        - logits: ([beings,] out_features, in_features)
-
-    Example:
-        >>> layer = LeftStochasticLinear(3, 5, bias=False)
-        >>> torch.allclose(layer(torch.full((3,), 7.0)), torch.full((5,), 7.0))
-        True
-
-    Reference:
-        J. Drgoňa et al., Spectral analysis and stability of deep neural dynamics, 2020, arXiv 2011.13492.
-    """
-
-    promise = "A >= 0, columns sum to 1"
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        *,
-        beings: int | None = None,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
-        shape = (*self.leading, self.out_features, self.in_features)
-        self.logits = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-        self.reset_parameters()
-
-    def _weight(self, logits: Tensor) -> Tensor:
-        return softmax(logits, -1)  # column j of A is row j of W
-
-    def _assign(self, weight: Tensor) -> dict[str, Tensor]:
-        p = project_simplex(weight)
-        return {"logits": p.clamp_min(torch.finfo(self.logits.dtype).tiny).log()}
-
-    def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
-        raw["logits"].normal_(0, lively_logit_scale(self.in_features), generator=generator)
-
-    def _violation(self, weight: Tensor) -> Tensor:
-        return simplex_violation(weight)
-
-
-class PerronFrobeniusLinear(LinearMap):
-    """y = x A + b with A >= 0 and every row sum of A in [sigma_min, sigma_max].
-
-    For a square A its spectral radius, the Perron–Frobenius eigenvalue, then lies in the same interval. A = diag(r) P
-    with P = softmax(logits) over the outputs and r = sigma_min + (sigma_max − sigma_min) sigmoid(sums). Any other
-    matrix is assigned row by row as the nearest; an exact zero becomes the smallest positive number. At the start the
-    row sums are uniform on the interval.
-
-    Args:
-        in_features, out_features, bias, beings, device, dtype: as in :class:`LinearMap`.
-        sigma_min: least row sum, >= 0.
-        sigma_max: largest row sum, > 0 and >= sigma_min.
-
-    Shape:
-        - input: (*, in_features); with beings (*, beings, in_features)
-        - output: (*, out_features); with beings (*, beings, out_features)
-        - logits: ([beings,] out_features, in_features)
-        - sums: ([beings,] in_features)
-
-    Raises:
-        ValueError: the bounds are not finite or not 0 <= sigma_min <= sigma_max, sigma_max > 0.
-
-    Example:
-        >>> layer = PerronFrobeniusLinear(6, 6)
-        >>> radius = layer.eigvals().abs().max()
-        >>> bool(0.8 - 1e-5 <= radius <= 1 + 1e-5)
-        True
-
-    Reference:
-        A. Tuor, J. Drgoňa, D. Vrabie, Constrained neural ordinary differential equations with stability guarantees,
-        2020, arXiv 2004.10883.
-    """
-
-    promise = "A >= 0, row sums in [sigma_min, sigma_max]"
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        *,
-        sigma_min: float = 0.8,
-        sigma_max: float = 1.0,
-        beings: int | None = None,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
-        if not (0 <= sigma_min <= sigma_max and 0 < sigma_max < math.inf):
-            raise ValueError(
-                "The bounds must be finite with 0 <= sigma_min <= sigma_max and sigma_max > 0, "
-                f"however: {sigma_min!r} and {sigma_max!r}"
-            )
-        self.sigma_min, self.sigma_max = sigma_min, sigma_max
-        shape = (*self.leading, self.out_features, self.in_features)
-        self.logits = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-        self.sums = nn.Parameter(torch.empty(*self.leading, self.in_features, device=device, dtype=dtype))
-        self.reset_parameters()
-
-    @classmethod
-    def examples(cls) -> list[dict[str, Any]]:
-        return [{}, {"sigma_min": 0.0, "sigma_max": 3.0}]
-
-    def _weight(self, logits: Tensor, sums: Tensor) -> Tensor:
-        row_sums = self.sigma_min + (self.sigma_max - self.sigma_min) * sums.sigmoid()
-        return softmax(logits, -2) * row_sums.unsqueeze(-2)  # row i of A is column i of W
-
-    def _assign(self, weight: Tensor) -> dict[str, Tensor]:
-        info = torch.finfo(self.logits.dtype)
-        a = project_band(weight.mT, self.sigma_min, self.sigma_max)  # (..., in, out)
-        total = a.sum(-1, keepdim=True)
-        logits = (a / total.clamp_min(1e-300)).clamp_min(info.tiny).log()
-        width = self.sigma_max - self.sigma_min
-        place = (total.squeeze(-1) - self.sigma_min) / width if width > 0 else torch.full_like(a[..., 0], 0.5)
-        return {"logits": logits.mT, "sums": place.logit(eps=info.eps)}
-
-    def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
-        raw["logits"].normal_(0, lively_logit_scale(self.out_features), generator=generator)
-        raw["sums"].uniform_(0, 1, generator=generator)
-        raw["sums"].copy_(raw["sums"].logit(eps=1e-3))
-
-    def _violation(self, weight: Tensor) -> Tensor:
-        total = weight.sum(-2)  # (..., in)
-        outside = torch.maximum(self.sigma_min - total, total - self.sigma_max).amax(-1)
-        return torch.maximum(outside, (-weight).amax((-2, -1))).clamp_min(0) / self.sigma_max
 
 
 class DoublyStochasticLinear(LinearMap):

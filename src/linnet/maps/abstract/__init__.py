@@ -1,0 +1,1 @@
+"""What several maps share as classes; none of them is a layer."""

@@ -1,0 +1,26 @@
+"""A rectifier that goes on learning where it is closed."""
+
+import torch
+from torch import Tensor
+
+__all__ = ["relu_straight_through"]
+
+
+def relu_straight_through(x: Tensor) -> Tensor:
+    """max(x, 0), with the gradient of the identity: what is cut off goes on learning.
+
+    Shape:
+        - x: any
+        - returns: as x
+
+    Example:
+        >>> x = torch.tensor([-2.0, 3.0], requires_grad=True)
+        >>> y = relu_straight_through(x)
+        >>> y.tolist(), torch.autograd.grad(y.sum(), x)[0].tolist()
+        ([0.0, 3.0], [1.0, 1.0])
+
+    Reference:
+        Y. Bengio, N. Léonard, A. Courville, Estimating or propagating gradients through stochastic neurons for
+        conditional computation, 2013, arXiv 1308.3432.
+    """
+    return torch.where(x > 0, x, x - x.detach())

@@ -1,0 +1,71 @@
+"""Matrices with entries >= 0."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from linnet.core.linear_map import LinearMap
+from linnet.maps.math.softplus import draw_positive, positive, positive_raw
+
+__all__ = ["NonNegativeLinear"]
+
+
+class NonNegativeLinear(LinearMap):
+    """y = x A + b with A >= 0.
+
+    A = s·softplus(raw/s), s = 1/√in. The start has nn.Linear's second moment: entries uniform on [0, 1/√in]. Any
+    matrix is assigned as max(A, 0), the nearest; an exact zero becomes eps² s.
+
+    Args:
+        in_features, out_features, bias, beings, device, dtype: as in :class:`LinearMap`.
+
+    Shape:
+        - input: (*, in_features); with beings (*, beings, in_features)
+        - output: (*, out_features); with beings (*, beings, out_features)
+        - raw: ([beings,] out_features, in_features)
+
+    Example:
+        >>> layer = NonNegativeLinear(3, 5)
+        >>> bool((layer.weight >= 0).all())
+        True
+
+    Reference:
+        C. Dugas, Y. Bengio, F. Bélisle, C. Nadeau, R. Garcia, Incorporating second-order functional knowledge for
+        better option pricing, 2000 (the softplus).
+    """
+
+    promise = "A >= 0"
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        beings: int | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+        shape = (*self.leading, self.out_features, self.in_features)
+        self.raw = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    @property
+    def _scale(self) -> float:
+        return 1 / math.sqrt(self.in_features)
+
+    def _weight(self, raw: Tensor) -> Tensor:
+        return positive(raw, self._scale)
+
+    def _assign(self, weight: Tensor) -> dict[str, Tensor]:
+        return {"raw": positive_raw(weight, self._scale, torch.finfo(self.raw.dtype).eps)}
+
+    def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
+        draw_positive(raw["raw"], self._scale, self._scale, generator)
+
+    def _violation(self, weight: Tensor) -> Tensor:
+        return (-weight).amax((-2, -1)).clamp_min(0) / weight.abs().amax((-2, -1)).clamp_min(1e-300)
