@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from linnet import LinearMap
-from linnet.core.being import affine
+from linnet.core.affine import affine
 
 
 class Toy(LinearMap, catalogue=False):

@@ -25,7 +25,8 @@ from linnet import (
     tolerance,
     violation,
 )
-from linnet.core.being import affine, check_positive
+from linnet.core.affine import affine
+from linnet.core.checks import check_positive
 
 # ----------------------------------------------------------------------------------------- Linear is nn.Linear
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from linnet import catalogue, tolerance
-from linnet.core.being import dense
+from linnet.core.dense import dense
 from promises import PROMISES, matrices
 
 LAYERS = {name: cls for name, cls in catalogue().items() if cls.__module__.startswith("linnet.")}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import linnet
-import linnet.convert.replace
+import linnet.convert.onnx
 from linnet import ErdosRenyi, RigL, SmallWorld, SparseLinear, Uniform, frozen, sparsify
 from linnet.core.frozen import held
 from linnet.sparse.gather_scatter import GatherScatter
@@ -233,7 +233,7 @@ def test_onnx_stores_the_connections_of_a_large_layer(tmp_path: Any, monkeypatch
     x = torch.randn(3, 300)
     sizes = []
     for largest in (2**24, 10_000):
-        monkeypatch.setattr(linnet.convert.bake, "LARGEST_DENSE_FILE", largest)
+        monkeypatch.setattr(linnet.convert.onnx, "LARGEST_DENSE_FILE", largest)
         linnet.to_onnx(model, x, tmp_path / "model.onnx")
         session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
         for batch in (3, 5):

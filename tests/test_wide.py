@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from linnet import Linear, WideDeep, WideLinear, catalogue, per_being
-from linnet.core import being as beings
+from linnet.core import affine
 
 
 def test_wide_linear_is_the_loop_over_its_linears():
@@ -179,13 +179,13 @@ def test_a_broken_being_does_not_touch_its_neighbours():
 def test_product_by_hand_is_the_reference_and_has_its_gradients(batch, bias):
     """Also the gradients of gradients, and gradients of some of the inputs alone."""
     x, weight, b = torch.randn(3, batch, 60), torch.randn(3, 50, 60), torch.randn(3, 50) if bias else None
-    assert weight.numel() >= beings.LARGE
+    assert weight.numel() >= affine.LARGE
     for wanted in ((True, True, True), (False, True, False), (True, False, True)):
         inputs = [
             None if tensor is None else tensor.double().requires_grad_(wants)
             for tensor, wants in zip((x, weight, b), wanted, strict=True)
         ]
-        y, expected = beings.product(*inputs), beings.product_reference(*inputs)
+        y, expected = affine.product(*inputs), affine.product_reference(*inputs)
         torch.testing.assert_close(y, expected)
         learned = [tensor for tensor in inputs if tensor is not None and tensor.requires_grad]
         found, right = (

@@ -7,9 +7,9 @@ from linnet.checkpoint import save as save
 from linnet.checkpoint.sharded import load_sharded as load_sharded
 from linnet.checkpoint.sharded import save_sharded as save_sharded
 from linnet.convert.bake import bake as bake
-from linnet.convert.bake import to_onnx as to_onnx
 from linnet.convert.constrain import Constrained as Constrained
 from linnet.convert.constrain import constrain as constrain
+from linnet.convert.onnx import to_onnx as to_onnx
 from linnet.convert.replace import replace as replace
 from linnet.convert.sparsify import sparsify as sparsify
 from linnet.core.being import Being as Being
@@ -18,11 +18,11 @@ from linnet.core.catalogue import catalogue as catalogue
 from linnet.core.catalogue import find_layer as find_layer
 from linnet.core.frozen import Materialized as Materialized
 from linnet.core.frozen import frozen as frozen
-from linnet.core.linear_map import Linear as Linear
+from linnet.core.linear import Linear as Linear
 from linnet.core.linear_map import LinearMap as LinearMap
-from linnet.core.linear_map import penalty as penalty
-from linnet.core.linear_map import tolerance as tolerance
-from linnet.core.linear_map import violation as violation
+from linnet.core.measures import penalty as penalty
+from linnet.core.measures import tolerance as tolerance
+from linnet.core.measures import violation as violation
 from linnet.core.weight_decay import matrix_decay as matrix_decay
 from linnet.core.weight_decay import param_groups as param_groups
 from linnet.decoupled import DNI as DNI
@@ -48,7 +48,7 @@ from linnet.decoupled import activation_memory as activation_memory
 from linnet.decoupled import plot_diagnostics as plot_diagnostics
 from linnet.decoupled import share_sources as share_sources
 from linnet.inspection.describe import describe as describe
-from linnet.inspection.describe import diagram as diagram
+from linnet.inspection.diagram import diagram as diagram
 from linnet.inspection.log import log as log
 from linnet.maps import BlockDiagonalLinear as BlockDiagonalLinear
 from linnet.maps import BoundedNormLinear as BoundedNormLinear

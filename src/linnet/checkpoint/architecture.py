@@ -34,7 +34,8 @@ from linnet.sparse import (
     Uniform,
 )
 from linnet.sparse.csr import check_structure, rows_of
-from linnet.wide.layer import EachBeing, WideDeep, WideLinear
+from linnet.wide.wide_deep import EachBeing, WideDeep
+from linnet.wide.wide_linear import WideLinear
 from linnet.wide.widen import Wide
 
 __all__ = ["built", "described"]

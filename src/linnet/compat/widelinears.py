@@ -8,7 +8,8 @@ from typing import Any, Self
 
 from torch import Tensor
 
-import linnet.wide.layer
+import linnet.wide.wide_deep
+import linnet.wide.wide_linear
 from linnet.core.being import Being, indices
 
 __all__ = ["LinearWidePointer", "WideDeep", "WideLinear"]
@@ -48,7 +49,7 @@ class LinearWidePointer(Being):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
-class WideLinear(linnet.wide.layer.WideLinear):
+class WideLinear(linnet.wide.wide_linear.WideLinear):
     """A family of parallel linear maps: widelinears' layer.
 
     Args:
@@ -98,7 +99,7 @@ class WideLinear(linnet.wide.layer.WideLinear):
         )
 
 
-class WideDeep(linnet.wide.layer.WideDeep):
+class WideDeep(linnet.wide.wide_deep.WideDeep):
     """A family of parallel deep networks: widelinears' module.
 
     Args:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from linnet.core.being import check_positive
+from linnet.core.checks import check_positive
 from linnet.core.linear_map import LinearMap
 
 __all__ = ["Constrained", "constrain", "release"]

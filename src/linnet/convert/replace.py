@@ -13,9 +13,10 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from linnet.convert.constrain import Constrained
 from linnet.convert.lazy import LazyMap
 from linnet.core.catalogue import find_layer
-from linnet.core.linear_map import Linear, LinearMap
+from linnet.core.checks import hooked
+from linnet.core.linear import Linear
+from linnet.core.linear_map import LinearMap
 from linnet.modules.pointwise import Pointwise, as_linear, is_pointwise
-from linnet.modules.recurrent import hooked
 from linnet.sparse.linear import SparseLinear
 from linnet.wide.widen import Wide
 

@@ -6,12 +6,14 @@ forward-mode differentiation, backward with create_graph) goes through the refer
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["eager", "through_reference"]
+__all__ = ["at_least_float32", "autocast_off", "eager", "through_reference"]
 
 
 def eager() -> bool:
@@ -32,3 +34,14 @@ def through_reference(
     some = [alias for alias, wants in zip(aliases, wanted, strict=True) if wants]
     found = iter(torch.autograd.grad(reference(*aliases), some, grad, create_graph=True))
     return tuple(next(found) if wants else None for wants in wanted)
+
+
+def autocast_off(device_type: str) -> Any:
+    """A context without autocast; one that does nothing where it is off."""
+    active = device_type != "meta" and torch.is_autocast_enabled(device_type)
+    return torch.autocast(device_type, enabled=False) if active else nullcontext()
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """A floating tensor of less than 32 bits as float32, any other as it is."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32)) if tensor.is_floating_point() else tensor

@@ -1,143 +1,19 @@
-"""The beings axis: what shapes a population takes, its product, and one being looked at alone."""
+"""The beings axis: one being looked at alone, one batch spread to all, rows of beings copied."""
 
-import operator
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from linnet.core.autograd import eager, through_reference
+from linnet.core.affine import affine
+from linnet.core.checks import check_input
+from linnet.core.dense import dense, plain_linear
 
 if TYPE_CHECKING:
     from linnet.core.linear_map import LinearMap
 
-__all__ = [
-    "Being",
-    "Spread",
-    "affine",
-    "check_input",
-    "check_positive",
-    "copy_beings",
-    "dense",
-    "indices",
-    "plain_linear",
-    "product",
-    "product_reference",
-    "product_rows",
-]
-
-LARGEST_DENSE = 10**8
-COLUMNS_FROM, CACHED, LARGE = 16, 2**22, 2**13
-"""Samples from which columns are faster than rows, weights that stay in a cache, and those from which a backward by
-hand is worth its call: measured in float32 on a CPU."""
-
-
-def affine(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """y = x Wᵀ + b for one map, W (out, in), or for a population of maps, W (beings, out, in).
-
-    Shape:
-        - input: (*, in); for a population (in,), (*, 1, in) or (*, beings, in)
-        - output: (*, out); for a population (*, beings, out)
-    """
-    if weight.dim() == 2:
-        return F.linear(input, weight, bias)
-    beings, out_features, in_features = weight.shape
-    if input.dim() == 1 or (input.shape[-2] == 1 and beings > 1):  # one input for all: a single wide product
-        x = input if input.dim() == 1 else input.squeeze(-2)  # (*, in)
-        wide_bias = None if bias is None else bias.reshape(beings * out_features)
-        y = F.linear(x, weight.reshape(beings * out_features, in_features), wide_bias)  # (*, beings * out)
-        return y.unflatten(-1, (beings, out_features))
-    if input.dim() == 2:
-        return product(input.unsqueeze(1), weight, bias).squeeze(1)
-    x = input.reshape(-1, beings, in_features).transpose(0, 1)  # (beings, batch, in)
-    return product(x, weight, bias).transpose(0, 1).reshape(*input.shape[:-1], out_features)
-
-
-def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """(beings, batch, in), (beings, out, in), (beings, out) -> (beings, batch, out).
-
-    Samples stand as columns, y = W x, unless they are few: those are faster as rows, as long as the weights stay in a
-    cache. The gradient dL/dW = dyᵀ x of either needs no transposed copy.
-    """
-    if not eager() or x.is_meta or torch.is_autocast_enabled(x.device.type):
-        return product_reference(x, weight, bias)
-    if x.shape[1] < COLUMNS_FROM and torch.is_grad_enabled() and weight.requires_grad and weight.numel() >= LARGE:
-        return _Product.apply(x, weight, bias)
-    return _rows_or_columns(x, weight, bias)
-
-
-def product_reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """:func:`product` in one way for all sizes."""
-    y = torch.bmm(weight, x.mT) if bias is None else torch.baddbmm(bias.unsqueeze(-1), weight, x.mT)
-    return y.mT
-
-
-def _rows_or_columns(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if x.shape[1] >= COLUMNS_FROM or weight.numel() > CACHED:
-        return product_reference(x, weight, bias)
-    return product_rows(x, weight, bias)
-
-
-def product_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """:func:`product` with samples as rows, y = x Wᵀ, whatever their number."""
-    return torch.bmm(x, weight.mT) if bias is None else torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
-
-
-def _padded(x: Tensor, weight: Tensor, *bias: Tensor) -> Tensor:
-    return product_reference(x, weight, bias[0] if bias else None)
-
-
-class _Product(torch.autograd.Function):
-    """The product of rows, whose own gradient of W would be made transposed, and copied."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight, *([] if bias is None else [bias]))
-        return _rows_or_columns(x, weight, bias)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, *rest = ctx.saved_tensors
-        if torch.is_grad_enabled() or not eager():
-            inputs, wanted = (x, weight, *rest), ctx.needs_input_grad
-            found = through_reference(_padded, inputs, wanted[: len(inputs)], grad)
-            return (*found, *[None] * (3 - len(found)))
-        for_x, for_weight, for_bias = ctx.needs_input_grad
-        return (
-            torch.bmm(grad, weight) if for_x else None,
-            torch.bmm(grad.mT, x) if for_weight else None,
-            grad.sum(1) if for_bias else None,
-        )
-
-
-def check_input(input: Tensor, in_features: int, beings: int | None) -> None:
-    """Refuse every shape that the contract does not name; nothing is guessed."""
-    shape = tuple(input.shape)
-    if beings is None:
-        if input.dim() < 1 or shape[-1] != in_features:
-            raise ValueError(f"The input must have shape (*, in_features={in_features}), however: {shape}")
-    elif input.dim() < 1 or shape[-1] != in_features or (input.dim() > 1 and shape[-2] != 1 and shape[-2] != beings):
-        raise ValueError(
-            f"The input of a population must have shape (in_features={in_features},) or "
-            f"(*, beings={beings} or 1, in_features={in_features}), however: {shape} "
-            "(to give one batch to all beings: x[:, None], or linnet.Spread() in front)"
-        )
-
-
-def check_positive(**sizes: Any) -> list[int]:
-    """The given sizes as ints, or a ValueError that names the first that is not a positive integer."""
-    checked = []
-    for name, value in sizes.items():
-        try:
-            size = operator.index(value)
-        except TypeError:
-            size = 0
-        if isinstance(value, bool) or size < 1:
-            raise ValueError(f"{name} must be a positive integer, however: {value!r}")
-        checked.append(size)
-    return checked
+__all__ = ["Being", "Spread", "copy_beings", "indices"]
 
 
 class Being(nn.Module):
@@ -216,22 +92,6 @@ class Spread(nn.Module):
         return input.unsqueeze(-2)
 
 
-def dense(weight: Tensor) -> Tensor:
-    """``weight`` as it is, or, if it is sparse, as a dense tensor; gradients pass.
-
-    Raises:
-        ValueError: it is sparse and would have more than 10⁸ entries.
-    """
-    if weight.layout == torch.strided:
-        return weight
-    if weight.numel() > LARGEST_DENSE:
-        raise ValueError(
-            f"A sparse matrix must have at most {LARGEST_DENSE:,} entries to be made dense, "
-            f"however: {tuple(weight.shape)} has {weight.numel():,}"
-        )
-    return weight.to_dense()
-
-
 def indices(index: int | Sequence[int] | Tensor, beings: int) -> Tensor:
     """Indices of beings as a LongTensor in 0..beings-1; a ValueError for one that is out of range."""
     found = torch.as_tensor(index).cpu().reshape(-1)
@@ -260,17 +120,3 @@ def copy_beings(
     with torch.no_grad():
         for tensor in rows:
             tensor.index_copy_(0, dst.to(tensor.device), tensor.index_select(0, src.to(tensor.device)))
-
-
-def plain_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """An nn.Linear that owns copies of the given tensors."""
-    out_features, in_features = weight.shape
-    plain = nn.utils.skip_init(
-        nn.Linear, in_features, out_features, bias is not None, device=weight.device, dtype=weight.dtype
-    )
-    with torch.no_grad():
-        for name, tensor in (("weight", weight), ("bias", bias)):
-            if tensor is not None:
-                getattr(plain, name).copy_(tensor)
-                getattr(plain, name).requires_grad_(tensor.requires_grad)
-    return plain

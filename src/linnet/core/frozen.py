@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from linnet.core.affine import affine
 from linnet.core.autograd import eager
-from linnet.core.being import affine, check_input
+from linnet.core.checks import check_input
 
 if TYPE_CHECKING:
     from linnet.core.linear_map import LinearMap

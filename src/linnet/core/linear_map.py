@@ -17,77 +17,23 @@ import math
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from linnet.core.being import Being, affine, check_input, check_positive, copy_beings, dense, indices, plain_linear
+from linnet.core.affine import affine
+from linnet.core.autograd import at_least_float32, autocast_off
+from linnet.core.being import Being, copy_beings, indices
+from linnet.core.checks import check_input, check_positive
+from linnet.core.dense import dense, plain_linear
 from linnet.core.frozen import Materialized, held
 from linnet.core.registry import register
 
-__all__ = [
-    "Linear",
-    "LinearMap",
-    "penalty",
-    "tolerance",
-    "violation",
-]
+__all__ = ["LinearMap"]
 
 FAST_FROM = 256 * 256
 """Entries of W up to which a fast layer, once W is at hand, is faster as a dense product."""
-
-
-def tolerance(dtype: torch.dtype) -> float:
-    """100 eps: the largest :meth:`LinearMap.violation` that rounding alone explains, relative to the natural scale.
-
-    Example:
-        >>> tolerance(torch.float32) < 1.2e-5
-        True
-    """
-    return 100 * torch.finfo(dtype).eps
-
-
-def penalty(model: nn.Module) -> Tensor:
-    """Sum of ``layer.penalty()`` over all maps in ``model``, each counted once: add it to the loss.
-
-    Example:
-        >>> float(penalty(nn.Sequential(Linear(3, 2), nn.ReLU())))
-        0.0
-    """
-    terms = [module.penalty() for module in judges(model)]
-    return torch.stack([term.to(terms[0]) for term in terms]).sum() if terms else torch.zeros(())
-
-
-def violation(model: nn.Module) -> Tensor:
-    """The largest ``layer.violation()`` in ``model``, a float64 scalar; 0 if it contains no map.
-
-    Example:
-        >>> float(violation(nn.Sequential(Linear(3, 2), nn.ReLU())))
-        0.0
-    """
-    terms = [module.violation().max() for module in judges(model)]
-    return torch.stack([term.cpu() for term in terms]).max() if terms else torch.zeros((), dtype=torch.float64)
-
-
-def judges(model: nn.Module) -> list[Any]:
-    """The maps in a model, each once, and in the place of those inside a widened module that module."""
-    found: dict[nn.Module, None] = {}
-    seen: set[nn.Module] = set()
-
-    def visit(module: nn.Module) -> None:
-        if module in seen:
-            return
-        seen.add(module)
-        widened = getattr(module, "judges_members", False)
-        if widened or isinstance(module, LinearMap):
-            found[module] = None
-        for child in () if widened else module.children():
-            visit(child)
-
-    visit(model)
-    return list(found)
 
 
 class LinearMap(nn.Module, ABC):
@@ -359,11 +305,11 @@ class LinearMap(nn.Module, ABC):
             raise ValueError(
                 f"Only a square matrix has eigenvalues, however: {self.in_features} -> {self.out_features}"
             )
-        return torch.linalg.eigvals(_at_least_float32(dense(self.weight)))
+        return torch.linalg.eigvals(at_least_float32(dense(self.weight)))
 
     def svdvals(self) -> Tensor:
         """Singular values of ``weight``, ([beings,] min(in, out)), in descending order."""
-        return torch.linalg.svdvals(_at_least_float32(dense(self.weight)))
+        return torch.linalg.svdvals(at_least_float32(dense(self.weight)))
 
     # ------------------------------------------------------------------ doors to nn.Linear
 
@@ -521,82 +467,3 @@ class LinearMap(nn.Module, ABC):
         if tuple(weight.shape) != shape:
             raise ValueError(f"weight must have shape {shape}, however: {tuple(weight.shape)}")
         return dense(weight.detach()).to(self._anchor.device, torch.float64)
-
-
-class Linear(LinearMap):
-    """y = x Wᵀ + b with W unconstrained: :class:`torch.nn.Linear`, and with ``beings=n`` a population of n of them.
-
-    The state_dict keys are nn.Linear's, and the same seed draws the same values.
-
-    Args:
-        in_features, out_features, bias, beings, device, dtype: as in :class:`LinearMap`.
-
-    Shape:
-        - weight: ([beings,] out_features, in_features)
-        - bias: ([beings,] out_features)
-
-    Example:
-        >>> layer = Linear(20, 30, beings=4)
-        >>> layer(torch.randn(128, 4, 20)).shape
-        torch.Size([128, 4, 30])
-    """
-
-    promise = "none"
-    decays = ("weight",)
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        *,
-        beings: int | None = None,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
-        weight = torch.empty(*self.leading, self.out_features, self.in_features, device=device, dtype=dtype)
-        # A property named weight forbids register_parameter; the order (weight, bias) is that of nn.Linear, so that
-        # a saved optimizer state fits too.
-        self._parameters = {"weight": nn.Parameter(weight), "bias": self._parameters["bias"]}
-        self.reset_parameters()
-
-    @property
-    def weight(self) -> Tensor:
-        # A parameter; a tensor that prune and weight_norm keep up to date; a buffer, in FixedRandom.
-        stored = self._parameters.get("weight", self.__dict__.get("weight", self._buffers.get("weight")))
-        if stored is None:
-            raise AttributeError(f"{type(self).__name__} has no weight: it was deleted")
-        return stored
-
-    @weight.deleter
-    def weight(self) -> None:
-        del self.__dict__["weight"]
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name != "weight" or "weight" in self._parameters or not isinstance(value, Tensor):
-            super().__setattr__(name, value)
-        elif isinstance(value, nn.Parameter):
-            self._parameters["weight"] = value
-        elif (own := inspect.getattr_static(type(self), "weight")).fset:  # torch.nn.utils.parametrize made it
-            own.fset(self, value)
-        else:  # torch.nn.utils.prune and weight_norm keep the parameter under another name, and this up to date
-            self.__dict__["weight"] = value
-
-    def _weight(self, weight: Tensor) -> Tensor:
-        return weight
-
-    def _assign(self, weight: Tensor) -> dict[str, Tensor]:
-        return {"weight": weight}
-
-    def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
-        nn.init.kaiming_uniform_(raw["weight"], a=math.sqrt(5), generator=generator)  # as nn.Linear does
-
-
-def autocast_off(device_type: str) -> Any:
-    active = device_type != "meta" and torch.is_autocast_enabled(device_type)
-    return torch.autocast(device_type, enabled=False) if active else nullcontext()
-
-
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

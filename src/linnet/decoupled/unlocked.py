@@ -17,7 +17,7 @@ from linnet.decoupled.engine.places import convolved, cuts_by_default, cuts_by_n
 from linnet.decoupled.engine.visiting import drawn_for, untouched, visiting
 from linnet.decoupled.sources.source import Source, without_autocast
 from linnet.decoupled.sources.synthetic import Synthetic, follow, root_mean_square
-from linnet.decoupled.synthesizers.hidden import MLPSynthesizer
+from linnet.decoupled.synthesizers.mlp import MLPSynthesizer
 from linnet.decoupled.synthesizers.synthesizer import Synthesizer
 
 __all__ = ["SyntheticInput", "Unlocked"]

@@ -27,6 +27,8 @@ from linnet.evolve.pbt import PopulationBasedTraining as PopulationBasedTraining
 from linnet.evolve.perturbed import FullRank as FullRank
 from linnet.evolve.perturbed import LowRank as LowRank
 from linnet.evolve.perturbed import Perturbed as Perturbed
+from linnet.evolve.reproduce import mutate as mutate
+from linnet.evolve.reproduce import reproduce as reproduce
 from linnet.evolve.shards import Shards as Shards
 from linnet.evolve.strategies import GeneticAlgorithm as GeneticAlgorithm
 from linnet.evolve.strategies import OpenAIES as OpenAIES
@@ -34,8 +36,6 @@ from linnet.evolve.strategies import Strategy as Strategy
 from linnet.evolve.strategies import centered_ranks as centered_ranks
 from linnet.evolve.strategies import standardized as standardized
 from linnet.wide.population import beings_of as beings_of
-from linnet.wide.population import mutate as mutate
-from linnet.wide.population import reproduce as reproduce
 
 __all__ = [
     "Blend",

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from linnet.evolve.operators import ranking
+from linnet.evolve.reproduce import reproduce
 from linnet.evolve.strategies import generator_of
 from linnet.wide.optim import WideOptimizer
-from linnet.wide.population import reproduce
 
 __all__ = ["PopulationBasedTraining"]
 

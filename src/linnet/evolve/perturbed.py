@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from linnet.core.being import check_positive, indices
-from linnet.core.linear_map import Linear
+from linnet.core.being import indices
+from linnet.core.checks import check_positive
+from linnet.core.linear import Linear
 from linnet.wide.axes import Dims, checked_dims, checked_range
 from linnet.wide.forward import STREAMS, evaluate, tensors_of
 from linnet.wide.kernels.leaves import KERNELS, Kernel, is_known, may_draw, shared
-from linnet.wide.noise import Noise
-from linnet.wide.random import at_once, normal, streams
+from linnet.wide.random import Noise, at_once, normal, streams
 from linnet.wide.widen import widen
 
 __all__ = ["FullRank", "LowRank", "Perturbed"]

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from linnet.core.being import check_positive
+from linnet.core.checks import check_positive
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from linnet.evolve.operators import Crossover, Gaussian, Mutation, Selection, Truncation, ranking
 from linnet.evolve.perturbed import Perturbed
+from linnet.evolve.reproduce import mutate, reproduce
 from linnet.evolve.shards import Shards
-from linnet.wide.population import beings_of, mutate, reproduce, single
+from linnet.wide.population import beings_of, single
 from linnet.wide.random import bits, streams
 
 __all__ = ["GeneticAlgorithm", "OpenAIES", "Strategy", "centered_ranks", "generator_of", "standardized"]

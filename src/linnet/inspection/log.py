@@ -6,7 +6,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from linnet.core.linear_map import LinearMap, judges, penalty
+from linnet.core.linear_map import LinearMap
+from linnet.core.measures import judges, penalty
 from linnet.decoupled import DNI
 from linnet.sparse import KWinners, SparseLinear
 from linnet.sparse.csr import among

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from linnet.core.linear_map import LinearMap, tolerance
+from linnet.core.linear_map import LinearMap
+from linnet.core.measures import tolerance
 from linnet.maps.math.intervals import angle_in, draw_angles, interval, outside
 from linnet.maps.math.svd import draw_svd, svd_factors, svd_matrix, svd_product
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from linnet.core.being import check_positive
+from linnet.core.checks import check_positive
 from linnet.core.linear_map import LinearMap
 from linnet.maps.math.simplex import lively_logit_scale, simplex_violation
 

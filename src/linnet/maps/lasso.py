@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from linnet.core.checks import check_number
 from linnet.core.linear_map import LinearMap
-from linnet.core.numbers import check_number
 
 __all__ = ["LassoLinear", "LassoLinearRELU"]
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from linnet.core.being import check_positive
+from linnet.core.checks import check_positive
 from linnet.maps.abstract.invertible import Invertible
 from linnet.maps.math.householder import (
     draw_reflections,

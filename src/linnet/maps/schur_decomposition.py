@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from linnet.core.checks import check_number
 from linnet.core.linear_map import LinearMap
-from linnet.core.numbers import check_number
 from linnet.maps.math.bases import GENTLE, in_basis, orthogonal, out_of_basis, stretch, tightened
 from linnet.maps.math.householder import reflections
 from linnet.maps.math.intervals import EDGE, within_raw

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from linnet.core.being import check_positive
+from linnet.core.checks import check_positive
 from linnet.core.linear_map import LinearMap
 from linnet.maps.math.spectral_radius import radius, radius_estimate
 

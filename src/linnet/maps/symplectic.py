@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from linnet.core.being import check_input
-from linnet.core.linear_map import LinearMap, autocast_off
+from linnet.core.autograd import autocast_off
+from linnet.core.checks import check_input
+from linnet.core.linear_map import LinearMap
 from linnet.maps.math.symplectic import (
     FACTORS,
     PIVOTS,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from linnet.core.being import check_positive
+from linnet.core.checks import check_positive
 from linnet.core.linear_map import LinearMap
 
 __all__ = ["TrivialNullSpaceLinear"]

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from linnet.core.being import check_positive
 from linnet.core.catalogue import find_layer
-from linnet.core.linear_map import Linear
-from linnet.wide.layer import EachBeing
+from linnet.core.checks import check_positive
+from linnet.core.linear import Linear
+from linnet.wide.wide_deep import EachBeing
 
 __all__ = ["MLP", "FixedRandom", "Parallel", "Repeat", "Residual"]
 

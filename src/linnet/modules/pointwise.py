@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from linnet.core.being import plain_linear
+from linnet.core.dense import plain_linear
 from linnet.core.linear_map import LinearMap
 
 __all__ = ["Pointwise", "as_linear", "is_pointwise"]

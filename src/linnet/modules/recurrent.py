@@ -7,16 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from linnet.core.being import check_positive
 from linnet.core.catalogue import find_layer
+from linnet.core.checks import check_positive, hooked
 from linnet.core.frozen import sequence_matrix
-from linnet.core.linear_map import Linear, LinearMap
+from linnet.core.linear import Linear
+from linnet.core.linear_map import LinearMap
 
-__all__ = ["RNN", "RNNCell", "hooked"]
+__all__ = ["RNN", "RNNCell"]
 
 Kind = str | Callable[..., nn.Module]
 Nonlinearity = str | Callable[[Tensor], Tensor]
-
 NONLINEARITIES: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu}
 
 
@@ -246,11 +246,6 @@ class RNN(nn.Module):
         parts = [f"{self.input_size}, {self.hidden_size}"]
         parts += [f"{name}={getattr(self, name)}" for name in ("batch_first", "dropout") if getattr(self, name)]
         return ", ".join(parts)
-
-
-def hooked(layer: nn.Module) -> bool:
-    """Whether calling ``layer`` does more than its forward."""
-    return any((layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks))
 
 
 def _kind(kind: Kind) -> Callable[..., nn.Module]:

@@ -22,12 +22,12 @@ from linnet.sparse.plots import Snapshots as Snapshots
 from linnet.sparse.plots import plot_connectivity as plot_connectivity
 from linnet.sparse.plots import plot_degrees as plot_degrees
 from linnet.sparse.plots import plot_growth as plot_growth
+from linnet.sparse.wiring.blocks import Blocks as Blocks
+from linnet.sparse.wiring.constant_fan_in import ConstantFanIn as ConstantFanIn
+from linnet.sparse.wiring.erdos_renyi import ErdosRenyi as ErdosRenyi
+from linnet.sparse.wiring.nm import NM as NM
 from linnet.sparse.wiring.small_world import SmallWorld as SmallWorld
-from linnet.sparse.wiring.wiring import NM as NM
-from linnet.sparse.wiring.wiring import Blocks as Blocks
-from linnet.sparse.wiring.wiring import ConstantFanIn as ConstantFanIn
-from linnet.sparse.wiring.wiring import ErdosRenyi as ErdosRenyi
-from linnet.sparse.wiring.wiring import Uniform as Uniform
+from linnet.sparse.wiring.uniform import Uniform as Uniform
 from linnet.sparse.wiring.wiring import Wiring as Wiring
 
 __all__ = [

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from linnet.core.autograd import eager
-from linnet.core.being import check_positive, copy_beings, indices
+from linnet.core.being import copy_beings, indices
+from linnet.core.checks import check_positive, is_number
 
 __all__ = ["ActivationSparsity", "KWinners", "largest_k", "largest_k_reference"]
 
@@ -109,11 +110,11 @@ class KWinners(nn.Module):
             ("inference_factor", inference_factor, 0, math.inf),
             ("boost_decay", boost_decay, 0, 1),
         ):
-            if not _is_number(value) or not low <= value <= high or math.isinf(value):
+            if not is_number(value) or not low <= value <= high or math.isinf(value):
                 raise ValueError(f"{name} must be a finite number in [{low}, {high}], however: {value!r}")
-        if not _is_number(act_sparsity) or not 0 <= act_sparsity < 1:
+        if not is_number(act_sparsity) or not 0 <= act_sparsity < 1:
             raise ValueError(f"act_sparsity must lie in [0, 1), however: {act_sparsity!r}")
-        if not _is_number(alpha) or not 0 < alpha <= 1:
+        if not is_number(alpha) or not 0 < alpha <= 1:
             raise ValueError(f"alpha is a rate and must lie in (0, 1], however: {alpha!r}")
         if scope not in ("local", "global"):
             raise ValueError(f"scope must be 'local' or 'global', however: {scope!r}")
@@ -305,7 +306,3 @@ class ActivationSparsity(KWinners):
                 f"alpha is a rate and must lie in (0, 1], however: {alpha} (KWinners({alpha}) has {alpha} units)"
             )
         super().__init__(None, act_sparsity, alpha=alpha, beta=beta)  # type: ignore[arg-type]
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -14,7 +14,8 @@ from linnet.sparse.csr import check_structure, counts, relength, rows_of, transp
 from linnet.sparse.dynamic.optimizer_hooks import attend, dismiss
 from linnet.sparse.dynamic.rules import Rule
 from linnet.sparse.wiring.given import compressed
-from linnet.sparse.wiring.wiring import Uniform, Wiring
+from linnet.sparse.wiring.uniform import Uniform
+from linnet.sparse.wiring.wiring import Wiring
 
 __all__ = ["BUFFERS", "StateError", "Wired"]
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from linnet.core.autograd import eager
-from linnet.core.being import Being, dense
+from linnet.core.being import Being
+from linnet.core.dense import dense
 from linnet.core.frozen import held
 from linnet.sparse.being import SparseBeing
 from linnet.sparse.connectivity import BUFFERS, Wired
@@ -25,7 +26,8 @@ from linnet.sparse.dynamic.rules import RigL, Rule
 from linnet.sparse.kernels.ops import affine, csr, product
 from linnet.sparse.wiring.given import compressed
 from linnet.sparse.wiring.small_world import SmallWorld
-from linnet.sparse.wiring.wiring import Uniform, Wiring, count
+from linnet.sparse.wiring.uniform import Uniform
+from linnet.sparse.wiring.wiring import Wiring, count
 
 __all__ = ["SparseLinear"]
 

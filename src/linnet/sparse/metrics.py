@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from linnet.core.being import check_positive
+from linnet.core.checks import check_positive
 from linnet.sparse.csr import among
 
 __all__ = ["SmallWorldness", "degrees", "small_world"]

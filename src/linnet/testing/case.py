@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from linnet.core.being import dense
-from linnet.core.linear_map import LinearMap, tolerance
+from linnet.core.dense import dense
+from linnet.core.linear_map import LinearMap
+from linnet.core.measures import tolerance
 
 __all__ = ["Case", "Check", "ContractError", "cases", "check", "close", "expect", "refused", "same"]
 

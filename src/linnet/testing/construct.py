@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from linnet.core.linear_map import LinearMap, tolerance
+from linnet.core.linear_map import LinearMap
+from linnet.core.measures import tolerance
 from linnet.testing.case import Case, array, check, close, expect, refused, same
 from linnet.testing.values import oracle
 

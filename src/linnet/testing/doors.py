@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from linnet.core.linear_map import LinearMap, tolerance
+from linnet.core.linear_map import LinearMap
+from linnet.core.measures import tolerance
 from linnet.testing.case import Case, array, check, close, expect, refused, same, train, trainable
 
 __all__ = ["check_linear_doors", "check_spectra"]

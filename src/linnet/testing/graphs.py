@@ -47,7 +47,7 @@ def check_onnx(case: Case) -> None:
     """``linnet.to_onnx`` writes a file that onnxruntime runs at several batch sizes; needs the ``export`` extra."""
     import onnxruntime
 
-    from linnet.convert.bake import to_onnx
+    from linnet.convert.onnx import to_onnx
 
     layer = train(case, case.layer())
     with tempfile.TemporaryDirectory() as folder:

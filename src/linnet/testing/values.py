@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from linnet.core.being import dense
+from linnet.core.dense import dense
 from linnet.core.linear_map import LinearMap
 from linnet.testing.case import (
     BATCH,

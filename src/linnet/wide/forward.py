@@ -12,11 +12,11 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_map
 
-from linnet.core.linear_map import Linear
+from linnet.core.linear import Linear
 from linnet.wide.axes import Dims, dropped, joined, lifted, moved, placed, results, split
 from linnet.wide.kernels.leaves import DRAWING, ESCAPES, KERNELS, Kernel, is_known, shared, watched
 from linnet.wide.kernels.measured import few_calls
-from linnet.wide.noise import Noise
+from linnet.wide.random import Noise
 
 __all__ = ["STREAMS", "Pass", "checked_strategy", "evaluate", "tensors_of"]
 

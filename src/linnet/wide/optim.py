@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from linnet.core.being import check_positive, indices
+from linnet.core.being import indices
+from linnet.core.checks import check_positive
 
 __all__ = ["WideAdam", "WideAdamW", "WideOptimizer", "WideSGD", "clip_beings_"]
 

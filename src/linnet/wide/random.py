@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["advance", "at_once", "bits", "normal", "streams", "uniform"]
+__all__ = ["Noise", "advance", "at_once", "bits", "normal", "streams", "uniform"]
 
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # as a signed number: torch's int64 wraps around
 _FIRST = 0xBF58476D1CE4E5B9 - 2**64
@@ -91,3 +91,33 @@ def normal(streams: Tensor, count: int, dtype: torch.dtype = torch.float32) -> T
     """
     u = _halves(streams, count).to(dtype).add_(0.5).mul_(2.0**-31 * (1 - 2.0**-24))  # never ±1, also where it rounds
     return u.erfinv_().mul_(math.sqrt(2))
+
+
+class Noise:
+    """The streams of some beings.
+
+    Args:
+        states: one number for each being; drawing moves them on in place, so that they alone say what comes next.
+
+    Shape:
+        - states: (beings,) int64
+
+    Example:
+        >>> noise = Noise(Noise.states(torch.tensor([3, 4])))
+        >>> noise.kept(5, 0.5, torch.float32).shape
+        torch.Size([2, 5])
+    """
+
+    def __init__(self, states: Tensor) -> None:
+        self._states = states
+
+    @staticmethod
+    def states(seeds: Tensor) -> Tensor:
+        """Fresh states from seeds, (beings,) int64."""
+        return streams(seeds, 0)
+
+    def kept(self, count: int, p: float, dtype: torch.dtype) -> Tensor:
+        """0 with probability p and else 1 / (1 − p), (beings, count): what dropout multiplies with."""
+        drawn = uniform(self._states, count)
+        advance(self._states, count)
+        return (drawn >= p).to(dtype).mul_(0.0 if p == 1 else 1 / (1 - p))

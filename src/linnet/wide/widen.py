@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from linnet.core.being import check_positive, copy_beings, indices
-from linnet.core.linear_map import LinearMap, penalty, violation
+from linnet.core.being import copy_beings, indices
+from linnet.core.checks import check_positive
+from linnet.core.linear_map import LinearMap
+from linnet.core.measures import penalty, violation
 from linnet.wide.axes import Dims, checked_dims, checked_range, dropped, lifted
 from linnet.wide.forward import STREAMS, Pass, checked_strategy, evaluate, tensors_of
 from linnet.wide.kernels.leaves import KERNELS, Kernel, may_draw
-from linnet.wide.noise import Noise
+from linnet.wide.random import Noise
 
 __all__ = ["Wide", "WideBeing", "stack", "widen"]
 

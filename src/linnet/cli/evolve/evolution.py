@@ -19,7 +19,7 @@ from linnet import checkpoint
 from linnet.cli.evolve.environments import Arena, Normalizer, Policy, arena_of, word
 from linnet.cli.run_folder import check_new, clear_left_overs
 from linnet.cli.train.settings import differences
-from linnet.core.being import check_positive
+from linnet.core.checks import check_positive
 from linnet.evolve import FullRank, Gaussian, GeneticAlgorithm, LowRank, OpenAIES, Shards, Strategy, Truncation
 from linnet.modules.blocks import MLP
 from linnet.wide.population import genes_of

@@ -15,7 +15,7 @@ from linnet import checkpoint
 from linnet.cli.run_folder import check_new, clear_left_overs, read_record, writable, write_record
 from linnet.cli.task.sequences import Adding, ArgMax, Batch, Copy, Recall, RepeatCopy, SequenceTask, Text
 from linnet.cli.train.settings import differences, seeds_of
-from linnet.core.being import check_positive
+from linnet.core.checks import check_positive
 from linnet.decoupled import LinearSynthesizer, MLPSynthesizer, Synthetic, TruncatedBPTT
 
 __all__ = ["Learner", "Point", "Run", "TaskSettings", "Watch", "found", "resumed"]

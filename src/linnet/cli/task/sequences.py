@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from linnet.core.being import check_positive
+from linnet.core.checks import check_positive
 
 __all__ = ["Adding", "ArgMax", "Batch", "Copy", "Recall", "RepeatCopy", "SequenceTask", "Text"]
 

@@ -19,7 +19,7 @@ from linnet.cli import report as html
 from linnet.cli.train.cost import Cost
 from linnet.cli.train.settings import DECOUPLED, seeds_of
 from linnet.cli.train.training import Fit, Run
-from linnet.core.linear_map import tolerance, violation
+from linnet.core.measures import tolerance, violation
 
 __all__ = ["legend", "results_of", "table_of", "write_report", "write_results"]
 

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from linnet.cli.data.data_sets import check_data
-from linnet.core.being import check_positive
 from linnet.core.catalogue import catalogue, find_layer
+from linnet.core.checks import check_positive
 from linnet.modules.blocks import MLP
 
 __all__ = ["LayerSpec", "Settings", "differences", "layer_options", "parse_layer", "seeds_of"]

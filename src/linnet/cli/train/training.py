@@ -21,7 +21,7 @@ from linnet.cli.data.data_sets import Data, Split, load_data
 from linnet.cli.run_folder import check_new, clear_left_overs, read_record, writable, write_record
 from linnet.cli.torchrun import ALONE, Replicas
 from linnet.cli.train.settings import LayerSpec, Settings, differences, seeds_of
-from linnet.core.linear_map import penalty
+from linnet.core.measures import penalty
 from linnet.decoupled.dni import DNI
 from linnet.decoupled.sources.direct_feedback import DirectFeedback
 from linnet.decoupled.sources.local_loss import LocalLoss

@@ -5,8 +5,8 @@ from typing import Any
 from torch import Tensor, nn
 
 import linnet.decoupled
-from linnet.core.being import check_positive
-from linnet.decoupled.synthesizers.hidden import RECURRENT
+from linnet.core.checks import check_positive
+from linnet.decoupled.synthesizers.recurrent import RECURRENT
 from linnet.decoupled.synthesizers.synthesizer import zeroed
 
 __all__ = [

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from linnet.core.being import check_positive
+from linnet.core.checks import check_positive
 from linnet.core.linear_map import LinearMap
 
 __all__ = ["LinearBase", "Mapped", "SquareLinear"]

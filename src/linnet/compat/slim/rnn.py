@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from linnet.compat.slim.base import LinearBase, Mapped
 from linnet.compat.slim.linear import Linear
-from linnet.core.being import check_positive
+from linnet.core.checks import check_positive, hooked
 from linnet.core.frozen import sequence_matrix
 from linnet.core.linear_map import LinearMap
-from linnet.modules.recurrent import hooked
 
 __all__ = ["RNN", "RNNCell"]
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from linnet.core.being import check_positive
+from linnet.core.checks import check_positive
 from linnet.decoupled.base import Decoupled
 from linnet.decoupled.bptt.windows import Auxiliary, Boundaries
 from linnet.decoupled.engine.forward_pass import replaced, tensors

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from linnet.decoupled.engine.owned_optimizer import with_frozen
 from linnet.decoupled.engine.visiting import ready
 from linnet.decoupled.sources.synthetic import Prediction, Synthetic, root_mean_square
-from linnet.decoupled.synthesizers.synthesizer import LinearSynthesizer
+from linnet.decoupled.synthesizers.linear import LinearSynthesizer
 
 __all__ = ["Auxiliary", "Boundaries", "flat"]
 

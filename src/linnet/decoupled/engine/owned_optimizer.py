@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from linnet.core.autograd import at_least_float32
+
 __all__ = ["OptimizerFactory", "OwnedOptimizer", "Owner", "having", "with_frozen"]
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -191,8 +193,3 @@ def with_frozen(parameters: Iterable[nn.Parameter], gradients: Iterable[Tensor |
 
 def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def at_least_float32(tensor: Tensor) -> Tensor:
-    """Half precision -> float32; what is no floating tensor stays."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32)) if tensor.is_floating_point() else tensor

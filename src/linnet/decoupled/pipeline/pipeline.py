@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from linnet import checkpoint
 from linnet.checkpoint.matching import undone_on_error
-from linnet.core.being import check_positive
+from linnet.core.checks import check_positive
 from linnet.decoupled.engine.owned_optimizer import OptimizerFactory
 from linnet.decoupled.engine.places import convolved
 from linnet.decoupled.engine.visiting import placed, ready

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from linnet.core.being import check_positive
+from linnet.core.checks import check_positive
 from linnet.decoupled.sources.source import Source
 
 __all__ = ["Delayed"]

@@ -1,4 +1,4 @@
-"""Where the gradient at a cut comes from: the one interface of all gradient sources, and backpropagation behind it."""
+"""The one interface of all gradient sources: where the gradient at a cut comes from."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Backprop", "Source", "batch_size", "without_autocast"]
+__all__ = ["Source", "batch_size", "without_autocast"]
 
 
 def batch_size(h: Tensor) -> int:
@@ -73,27 +73,3 @@ class Source(nn.Module, ABC):
     def delay(self, gradients: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
         """In backward, late sources: what the parameters below get, given what they would get."""
         return gradients
-
-
-class Backprop(Source):
-    """g = ∂L/∂h: the true gradient, for the stage below too: backpropagation, the control.
-
-    Example:
-        >>> import torch
-        >>> from torch import nn
-        >>> from linnet import DNI
-        >>> net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))
-        >>> x = torch.randn(5, 2)
-        >>> expected = torch.autograd.grad(net(x).sum(), net[0].weight)[0]
-        >>> DNI(net, gradient=Backprop())(x).sum().backward()
-        >>> bool(torch.allclose(net[0].weight.grad, expected))
-        True
-
-    Reference:
-        D. E. Rumelhart, G. E. Hinton, R. J. Williams, Learning representations by back-propagating errors, 1986.
-    """
-
-    late = True
-
-    def predict(self, h: Tensor, context: Tensor | None) -> tuple[None, None]:
-        return None, None

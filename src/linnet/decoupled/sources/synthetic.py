@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from linnet.core.being import check_positive
+from linnet.core.checks import check_positive
 from linnet.decoupled.engine.context import attach
 from linnet.decoupled.engine.data_parallel import averaged, shared
 from linnet.decoupled.engine.owned_optimizer import OptimizerFactory, OwnedOptimizer, Owner, with_frozen
 from linnet.decoupled.sources.source import Source, batch_size, without_autocast
-from linnet.decoupled.synthesizers.synthesizer import FittedSynthesizer, LinearSynthesizer, Synthesizer
+from linnet.decoupled.synthesizers.linear import LinearSynthesizer
+from linnet.decoupled.synthesizers.synthesizer import FittedSynthesizer, Synthesizer
 
 __all__ = ["Prediction", "Synthetic", "follow", "root_mean_square"]
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from linnet.core.being import check_positive
+from linnet.core.checks import check_positive
 from linnet.decoupled.synthesizers.synthesizer import FittedSynthesizer
 
 __all__ = ["LeastSquaresSynthesizer"]

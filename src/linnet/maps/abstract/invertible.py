@@ -5,8 +5,10 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from linnet.core.being import affine, check_input
-from linnet.core.linear_map import LinearMap, autocast_off
+from linnet.core.affine import affine
+from linnet.core.autograd import autocast_off
+from linnet.core.checks import check_input
+from linnet.core.linear_map import LinearMap
 
 __all__ = ["Invertible"]
 

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from linnet.core.being import check_positive
+from linnet.core.checks import check_positive
 
 __all__ = ["blocks_near_root", "check_blocks", "split_evenly"]
 

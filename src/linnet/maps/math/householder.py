@@ -16,8 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from linnet.core.autograd import eager, through_reference
-from linnet.core.linear_map import autocast_off
+from linnet.core.autograd import autocast_off, eager, through_reference
 
 __all__ = [
     "draw_reflections",

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from linnet.core.being import check_positive
+from linnet.core.checks import check_positive
 from linnet.maps.math.householder import draw_reflections, frame, householder_product, reflections
 
 __all__ = [

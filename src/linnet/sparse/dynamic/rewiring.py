@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from linnet.core.being import check_positive
+from linnet.core.checks import check_positive
 from linnet.sparse.connectivity import Wired
 from linnet.sparse.dynamic.optimizer_hooks import attend
 from linnet.sparse.dynamic.rules import Rule

@@ -13,7 +13,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from linnet.core.being import check_positive
+from linnet.core.checks import check_positive
 from linnet.sparse.csr import top
 from linnet.sparse.wiring.wiring import draw_cells
 

@@ -6,29 +6,14 @@ are has a method ``nnz(out_features, in_features) -> int | None``; None: as many
 """
 
 import math
-from dataclasses import dataclass
 from numbers import Real
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from linnet.core.being import check_positive
-from linnet.sparse.csr import counts
-
-__all__ = [
-    "NM",
-    "Blocks",
-    "ConstantFanIn",
-    "ErdosRenyi",
-    "Uniform",
-    "Wiring",
-    "count",
-    "draw_cells",
-    "draw_in_groups",
-    "given",
-]
+__all__ = ["Wiring", "count", "draw_cells", "draw_in_groups", "revive"]
 
 
 class Wiring(Protocol):
@@ -38,215 +23,6 @@ class Wiring(Protocol):
         self, out_features: int, in_features: int, nnz: int, generator: torch.Generator | None = None
     ) -> Tensor:
         """Indices (2, nnz), row 0 in 0..out_features-1, row 1 in 0..in_features-1, drawn on the CPU."""
-
-
-@dataclass(frozen=True)
-class Uniform:
-    """Every set of ``nnz`` connections is equally likely, except that no unit is left without one.
-
-    The connections are drawn without replacement, in O(nnz) time and memory. If this leaves outputs without a
-    connection, each of them takes one over from a random output that has several, which keeps its input; then each
-    input left without one takes one over in the same way, which keeps its output. So there is no dead unit if
-    nnz >= max(in_features, out_features), and as few as possible if not. All other connections stay where they fell; at
-    ordinary densities no unit is dead to begin with, nothing is moved, and the draw is exactly uniform.
-
-    Example:
-        >>> Uniform()(4, 6, 10, torch.Generator().manual_seed(0)).shape
-        torch.Size([2, 10])
-    """
-
-    def __call__(
-        self, out_features: int, in_features: int, nnz: int, generator: torch.Generator | None = None
-    ) -> Tensor:
-        cells = draw_cells(out_features * in_features, nnz, generator)
-        row = revive(cells // in_features, out_features, generator)
-        col = revive(cells % in_features, in_features, generator)
-        return torch.stack([row, col])
-
-
-@dataclass(frozen=True)
-class ErdosRenyi:
-    """ε (in + out) connections, placed as by :class:`Uniform`: a random bipartite graph.
-
-    Args:
-        epsilon: ε; None: as many connections as the sparsity says.
-
-    Raises:
-        ValueError: epsilon is not positive.
-
-    Example:
-        >>> ErdosRenyi(epsilon=4).nnz(out_features=50, in_features=100)
-        600
-
-    Reference:
-        D. C. Mocanu, E. Mocanu, P. Stone, P. H. Nguyen, M. Gibescu, A. Liotta, Scalable training of artificial neural
-        networks with adaptive sparse connectivity inspired by network science, 2018, arXiv 1707.04780.
-    """
-
-    epsilon: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.epsilon is not None and not (_is_number(self.epsilon) and 0 < self.epsilon < math.inf):
-            raise ValueError(f"epsilon must be positive and finite, however: {self.epsilon!r}")
-
-    def nnz(self, out_features: int, in_features: int) -> int | None:
-        """ε (in + out), at least 1, at most all."""
-        if self.epsilon is None:
-            return None
-        return max(1, min(round(self.epsilon * (in_features + out_features)), in_features * out_features))
-
-    def __call__(
-        self, out_features: int, in_features: int, nnz: int, generator: torch.Generator | None = None
-    ) -> Tensor:
-        return Uniform()(out_features, in_features, nnz, generator)
-
-
-@dataclass(frozen=True)
-class ConstantFanIn:
-    """Every output has equally many inputs, drawn evenly; no input is left without a connection if that is possible.
-
-    Args:
-        fan_in: inputs of each output; None: as many connections as the sparsity says, spread so that the fan-ins differ
-            by at most one, at random.
-
-    Raises:
-        ValueError: fan_in is no positive integer, or exceeds in_features.
-
-    Example:
-        >>> indices = ConstantFanIn()(4, 6, 12, torch.Generator().manual_seed(0))
-        >>> torch.bincount(indices[0]).tolist()
-        [3, 3, 3, 3]
-
-    Reference:
-        M. Lasby, A. Golubeva, U. Evci, M. Nica, Y. Ioannou, Dynamic sparse training with structured sparsity, 2023,
-        arXiv 2305.02299.
-    """
-
-    fan_in: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.fan_in is not None:
-            check_positive(fan_in=self.fan_in)
-
-    def nnz(self, out_features: int, in_features: int) -> int | None:
-        """fan_in · out."""
-        if self.fan_in is None:
-            return None
-        if self.fan_in > in_features:
-            raise ValueError(f"fan_in must be at most in_features={in_features}, however: {self.fan_in}")
-        return self.fan_in * out_features
-
-    def __call__(
-        self, out_features: int, in_features: int, nnz: int, generator: torch.Generator | None = None
-    ) -> Tensor:
-        few, more = divmod(nnz, out_features)
-        fan_in = torch.full((out_features,), few, device="cpu")
-        fan_in[torch.randperm(out_features, generator=generator, device="cpu")[:more]] += 1
-        row, col = draw_in_groups(torch.full_like(fan_in, in_features), fan_in, generator)
-        return torch.stack([row, revive(col, in_features, generator)])
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """Connections in dense blocks on the grid of blocks; the last block holds what is left of nnz.
-
-    The blocks are placed as by :class:`Uniform`: every row and every column of blocks has one if there are enough.
-    Blocks at the border may be smaller.
-
-    Args:
-        size: of a block, one number or (outputs, inputs).
-
-    Raises:
-        ValueError: a size is no positive integer.
-
-    Example:
-        >>> indices = Blocks(size=2)(4, 6, 8, torch.Generator().manual_seed(0))
-        >>> mask = torch.zeros(4, 6, dtype=torch.int64).index_put_(tuple(indices), torch.tensor(1))
-        >>> sorted(mask.unfold(0, 2, 2).unfold(1, 2, 2).sum((-1, -2)).flatten().tolist())
-        [0, 0, 0, 0, 4, 4]
-
-    Reference:
-        S. Gray, A. Radford, D. P. Kingma, GPU kernels for block-sparse weights, 2017.
-    """
-
-    size: int | tuple[int, int] = 16
-
-    def __post_init__(self) -> None:
-        sizes = self.size if isinstance(self.size, tuple) else (self.size, self.size)
-        if len(sizes) != 2:
-            raise ValueError(f"size must be one number or (outputs, inputs), however: {self.size!r}")
-        check_positive(outputs=sizes[0], inputs=sizes[1])
-
-    def __call__(
-        self, out_features: int, in_features: int, nnz: int, generator: torch.Generator | None = None
-    ) -> Tensor:
-        rows, cols = self.size if isinstance(self.size, tuple) else (self.size, self.size)
-        down, across = -(-out_features // rows), -(-in_features // cols)
-        needed = min(down * across, -(-nnz // (rows * cols)))
-        while True:  # border blocks are smaller: then it takes more of them
-            blocks = Uniform()(down, across, needed, generator)
-            blocks = blocks[:, torch.randperm(needed, generator=generator, device="cpu")]
-            height = (out_features - blocks[0] * rows).clamp_max(rows)
-            width = (in_features - blocks[1] * cols).clamp_max(cols)
-            area = height * width
-            if int(area.sum()) >= nnz:
-                break
-            needed = min(down * across, needed + max(1, (nnz - int(area.sum())) // (rows * cols)))
-        which = torch.arange(needed, device="cpu").repeat_interleave(area)[:nnz]
-        inside = torch.arange(nnz, device="cpu") - (area.cumsum(0) - area)[which]
-        row = blocks[0][which] * rows + inside // width[which]
-        return torch.stack([row, blocks[1][which] * cols + inside % width[which]])
-
-
-@dataclass(frozen=True)
-class NM:
-    """N:M sparsity: of every m consecutive inputs, each output has connections to n.
-
-    Args:
-        n: connections of each group.
-        m: inputs of each group; in_features must be a multiple of it.
-
-    Raises:
-        ValueError: n or m is no positive integer, n exceeds m, or in_features is no multiple of m.
-
-    Example:
-        >>> NM(n=2, m=4).nnz(out_features=10, in_features=16)
-        80
-
-    Reference:
-        A. Zhou, Y. Ma, J. Zhu, J. Liu, Z. Zhang, K. Yuan, W. Sun, H. Li, Learning N:M fine-grained structured sparse
-        neural networks from scratch, 2021, arXiv 2102.04010.
-    """
-
-    n: int = 2
-    m: int = 4
-
-    def __post_init__(self) -> None:
-        check_positive(n=self.n, m=self.m)
-        if self.n > self.m:
-            raise ValueError(f"n must be at most m, however: n={self.n}, m={self.m}")
-
-    def nnz(self, out_features: int, in_features: int) -> int:
-        """n · in / m · out."""
-        if in_features % self.m:
-            raise ValueError(f"in_features must be a multiple of m={self.m}, however: {in_features}")
-        return out_features * in_features // self.m * self.n
-
-    def __call__(
-        self, out_features: int, in_features: int, nnz: int, generator: torch.Generator | None = None
-    ) -> Tensor:
-        across = in_features // self.m
-        groups = torch.full((out_features * across,), self.m, device="cpu")
-        group, place = draw_in_groups(groups, torch.full_like(groups, self.n), generator)
-        row, col = group // across, group % across * self.m + place
-        # What a dead input takes over must come from its own group of inputs, so that the pattern stays.
-        order = torch.argsort(col // self.m, stable=True)
-        row, col = row[order], col[order]
-        parts = col.view(across, -1) % self.m  # (groups of inputs, connections)
-        dead = (counts(parts, self.m) == 0).any(-1).nonzero().squeeze(1)
-        for i in dead.tolist() if out_features * self.n >= self.m else ():
-            parts[i] = revive(parts[i], self.m, generator)
-        return torch.stack([row, (parts + torch.arange(across, device="cpu").unsqueeze(1) * self.m).flatten()])
 
 
 def draw_in_groups(sizes: Tensor, wanted: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
@@ -280,10 +56,6 @@ def draw_in_groups(sizes: Tensor, wanted: Tensor, generator: torch.Generator | N
         cells = torch.cat([cells[~full[group]], kept]).sort().values
     group = torch.searchsorted(starts, cells, right=True) - 1
     return group, cells - starts[group]
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def draw_cells(total: int, size: int, generator: torch.Generator | None = None) -> Tensor:
@@ -344,39 +116,3 @@ def count(sparsity: float, out_features: int, in_features: int) -> int:
             f"{in_features} x {out_features}"
         )
     return nnz
-
-
-def given(connectivity: Any, out_features: int, in_features: int) -> Tensor:
-    """Connections in any form that SparseLinear accepts -> indices, (2, nnz), int64, on the CPU.
-
-    Raises:
-        ValueError: wrong shape or dtype.
-        TypeError: it is none of the accepted forms.
-    """
-    matrix = (out_features, in_features)
-    if hasattr(connectivity, "tocoo"):  # a SciPy matrix
-        coo = connectivity.tocoo()
-        places = torch.stack([torch.tensor(axis, dtype=torch.int64, device="cpu") for axis in (coo.row, coo.col)])
-        connectivity = torch.sparse_coo_tensor(places, torch.ones_like(places[0]), coo.shape, check_invariants=False)
-    if not isinstance(connectivity, Tensor):
-        raise TypeError(
-            "connectivity must be None, a (2, nnz) LongTensor, a boolean mask, a sparse tensor, a SciPy matrix or a "
-            f"wiring object such as Uniform(), however: {connectivity!r:.60}"
-        )
-    shape = tuple(connectivity.shape)
-    if connectivity.layout != torch.strided or connectivity.dtype == torch.bool:
-        if shape != matrix:
-            raise ValueError(
-                f"connectivity given as a matrix must have shape (out_features, in_features) = {matrix}, "
-                f"however: {shape}"
-            )
-        coo = connectivity.detach().to_sparse_coo()
-        if coo.sparse_dim() != 2:
-            raise ValueError(f"connectivity must be sparse in both axes, however: in {coo.sparse_dim()} of 2")
-        return coo.coalesce().indices().cpu()
-    if len(shape) != 2 or shape[0] != 2 or connectivity.dtype not in (torch.int64, torch.int32):
-        raise ValueError(
-            "connectivity must be a (2, nnz) LongTensor or a boolean (out_features, in_features) mask, "
-            f"however: {shape} {connectivity.dtype}"
-        )
-    return connectivity.detach().to("cpu", torch.int64)

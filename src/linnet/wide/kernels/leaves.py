@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from linnet.core.being import affine, product
-from linnet.core.linear_map import Linear
-from linnet.modules.recurrent import hooked
+from linnet.core.affine import affine, product
+from linnet.core.checks import hooked
+from linnet.core.linear import Linear
 from linnet.wide.kernels.recurrent import CELLS, RECURRENT
-from linnet.wide.noise import Noise
+from linnet.wide.random import Noise
 
 __all__ = ["DRAWING", "ELEMENTWISE", "ESCAPES", "KERNELS", "Kernel", "is_known", "may_draw", "shared", "watched"]
 

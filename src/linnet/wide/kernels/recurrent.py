@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from linnet.core.being import product_rows
+from linnet.core.affine import product_rows
 from linnet.wide.kernels.measured import lstm_one_by_one
-from linnet.wide.noise import Noise
+from linnet.wide.random import Noise
 
 __all__ = ["CELLS", "RECURRENT"]
 

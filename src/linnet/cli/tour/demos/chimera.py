@@ -13,10 +13,11 @@ from torch import nn
 from linnet.cli.data.data_sets import Data, Split
 from linnet.cli.tour.demos.demo import BLUE, GREY, ORANGE, Act
 from linnet.core.being import Spread
-from linnet.core.linear_map import Linear, tolerance, violation
+from linnet.core.linear import Linear
+from linnet.core.measures import tolerance, violation
 from linnet.decoupled.dni import DNI
 from linnet.decoupled.sources.synthetic import Synthetic
-from linnet.decoupled.synthesizers.synthesizer import LinearSynthesizer
+from linnet.decoupled.synthesizers.linear import LinearSynthesizer
 from linnet.maps import OrthogonalLinear, SymmetricLinear
 from linnet.sparse import KWinners, RigL, SparseLinear
 from linnet.wide.losses import per_being

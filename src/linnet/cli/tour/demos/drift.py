@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from linnet.cli.data.data_sets import Data
 from linnet.cli.tour.demos.demo import BLUE, GREY, ORANGE, Act, accuracy
 from linnet.core.being import Spread
-from linnet.core.linear_map import Linear, LinearMap
+from linnet.core.linear import Linear
+from linnet.core.linear_map import LinearMap
 from linnet.sparse.dynamic.rewiring import Rewiring
 from linnet.sparse.dynamic.rules import RigL
 from linnet.sparse.dynamic.update import Move

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from linnet.cli.data.data_sets import Data, load_sunspots
 from linnet.cli.tour.demos.demo import BLUE, GREY, ORANGE, Act
-from linnet.core.linear_map import Linear, LinearMap
+from linnet.core.linear import Linear
+from linnet.core.linear_map import LinearMap
 from linnet.maps.svd import SVDLinear
 
 __all__ = ["perform"]

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from linnet.cli.data.data_sets import Data
 from linnet.cli.tour.demos.demo import BLUE, GREY, ORANGE, Act, accuracy
-from linnet.core.linear_map import Linear, LinearMap, violation
+from linnet.core.linear import Linear
+from linnet.core.linear_map import LinearMap
+from linnet.core.measures import violation
 from linnet.maps.orthogonal import OrthogonalLinear
 from linnet.wide.losses import per_being
 

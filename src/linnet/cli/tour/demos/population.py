@@ -12,7 +12,7 @@ from torch import nn
 from linnet.cli.data.data_sets import Data
 from linnet.cli.tour.demos.demo import BLUE, GREY, Act, accuracy
 from linnet.core.being import Spread
-from linnet.core.linear_map import Linear
+from linnet.core.linear import Linear
 from linnet.wide.losses import per_being
 
 __all__ = ["perform"]

@@ -1,86 +1,24 @@
-"""Populations under the names and constructors of the widelinears package: WideLinear and WideDeep."""
+"""A population of deep networks under the name and constructor of the widelinears package."""
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from linnet.core.being import check_input, check_positive, copy_beings, indices
-from linnet.core.linear_map import Linear
+from linnet.core.being import copy_beings, indices
+from linnet.core.checks import check_input, check_positive
 from linnet.wide.kernels.leaves import ELEMENTWISE
+from linnet.wide.wide_linear import WideLinear
 from linnet.wide.widen import Wide, widen
 
-__all__ = ["WideDeep", "WideLinear"]
+__all__ = ["EachBeing", "WideDeep"]
 
 Activation = Callable[[Tensor], Tensor]
-
 # These look at one number at a time and so cannot mix beings: they need no vmap.
 _ELEMENTWISE_FUNCTIONS = (torch.relu, torch.tanh, torch.sigmoid, F.relu, F.tanh, F.sigmoid, F.gelu, F.silu, F.elu)
-
-
-class WideLinear(Linear):
-    """A family of ``beings`` linear maps evaluated at once: ``Linear(..., beings=n)`` with the arguments in wide order.
-
-    Args:
-        beings: number of parallel linear maps.
-        input_size: size of the input of each.
-        output_size: size of the output of each.
-        bias: whether an additive bias is learned.
-        device: device of the parameters.
-        dtype: dtype of the parameters.
-
-    Shape:
-        - input: (input_size,), given to all; (*, 1, input_size), shared by all; (*, beings, input_size)
-        - output: (*, beings, output_size)
-        - weight: (beings, output_size, input_size)
-        - bias: (beings, output_size)
-
-    Raises:
-        ValueError: a size is not a positive integer, or the input has any other shape.
-
-    Example:
-        >>> layer = WideLinear(4, 5, 3)
-        >>> layer(torch.randn(5)).shape, layer(torch.randn(7, 4, 5)).shape
-        (torch.Size([4, 3]), torch.Size([7, 4, 3]))
-
-    Reference:
-        J. Figueira, widelinears, 2021 (the interface).
-    """
-
-    def __init__(
-        self,
-        beings: int,
-        input_size: int,
-        output_size: int,
-        bias: bool = True,
-        *,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(input_size, output_size, bias, beings=beings, device=device, dtype=dtype)
-
-    @classmethod
-    def from_linear(cls, linear: nn.Linear, **options: Any) -> Self:
-        """nn.Linear -> a population of one."""
-        return cls.from_linears([linear], **options)
-
-    @classmethod
-    def _empty(cls, in_features: int, out_features: int, bias: bool, **options: Any) -> Self:
-        if options.get("beings") is None:
-            raise ValueError(f"{cls.__name__} is a population, its number of beings must be given, however: none is")
-        return cls(options.pop("beings"), in_features, out_features, bias, **options)
-
-    def options(self) -> dict[str, Any]:
-        return {}
-
-    def extra_repr(self) -> str:
-        return (
-            f"beings={self.beings}, input_size={self.in_features}, output_size={self.out_features}, "
-            f"bias={self.bias is not None}"
-        )
 
 
 class EachBeing(nn.Module):

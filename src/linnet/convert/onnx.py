@@ -1,0 +1,55 @@
+"""Any model -> an ONNX file."""
+
+import os
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from linnet.convert.maps_replaced import with_maps_replaced
+from linnet.core.linear import Linear
+from linnet.core.linear_map import LinearMap
+from linnet.sparse.gather_scatter import GatherScatter
+from linnet.sparse.linear import SparseLinear
+
+__all__ = ["to_onnx"]
+
+LARGEST_DENSE_FILE = 2**24
+"""Entries up to which a sparse matrix is dense in an ONNX file."""
+
+
+def to_onnx(
+    model: nn.Module,
+    args: Tensor | tuple[Any, ...],
+    path: str | os.PathLike[str],
+    *,
+    dynamic_batch: bool = True,
+) -> None:
+    """Write ``model``, in eval mode and with every matrix baked to a constant, as an ONNX file.
+
+    Exporters see neither custom operators nor LAPACK; baked, every layer is a matrix product. A sparse layer is dense
+    in the file, unless it would have more than 2²⁴ entries: then its connections are stored, inputs are gathered and
+    products scattered. Needs the ``export`` extra.
+
+    Args:
+        model: the model; it is left as it was.
+        args: example input, or a tuple of them.
+        path: the file to write.
+        dynamic_batch: whether dim 0 of every input may vary.
+    """
+
+    def constant(name: str, module: nn.Module) -> nn.Module:
+        if isinstance(module, SparseLinear) and module.in_features * module.out_features > LARGEST_DENSE_FILE:
+            return GatherScatter(module)
+        if isinstance(module, LinearMap) and module.beings is not None:
+            return Linear.from_linears(module.to_linears())
+        return module.to_linear()  # type: ignore[operator]
+
+    inputs = args if isinstance(args, tuple) else (args,)
+    shapes = tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs) if dynamic_batch else None
+    baked = with_maps_replaced(model, constant).eval().requires_grad_(False)
+    with warnings.catch_warnings():  # the exporter and its dependencies use what they themselves call deprecated
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", FutureWarning)
+        torch.onnx.export(baked, inputs, path, dynamo=True, dynamic_shapes=shapes, external_data=False, verbose=False)

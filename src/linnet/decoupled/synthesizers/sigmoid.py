@@ -1,0 +1,49 @@
+"""A synthesizer that is a linear map with a pointwise sigmoid."""
+
+import itertools
+
+import torch
+from torch import Tensor, nn
+
+from linnet.decoupled.synthesizers.synthesizer import Synthesizer
+
+__all__ = ["SigmoidSynthesizer"]
+
+
+class SigmoidSynthesizer(Synthesizer):
+    """g = s σ(h A + b) + c, element by element, with s = c = 0 at the start: for losses of sigmoids and softmaxes.
+
+    The gradient of a log loss saturates as the sigmoid does, which a linear synthesizer cannot follow; s may have both
+    signs.
+
+    Args:
+        input_size: number of activations.
+        hidden_size: width of a linear layer between the activations and the last one; None for no such layer.
+        output_size: number of gradient entries.
+
+    Shape:
+        - input: (*, input_size)
+        - gradient: (*, output_size)
+
+    Raises:
+        ValueError: a size is not a positive integer.
+
+    Example:
+        >>> gradient, hidden = SigmoidSynthesizer(8, None, 8)(torch.randn(4, 8))
+        >>> bool((gradient == 0).all()), hidden
+        (True, None)
+
+    Reference:
+        W. M. Czarnecki et al., Understanding synthetic gradients and decoupled neural interfaces, 2017,
+        arXiv 1703.00522.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int | None, output_size: int) -> None:
+        super().__init__(input_size, hidden_size, output_size)
+        sizes = [input_size, *([] if hidden_size is None else [hidden_size]), output_size]
+        self.linear = nn.Sequential(*(nn.Linear(a, b) for a, b in itertools.pairwise(sizes)))
+        self.scale = nn.Parameter(torch.zeros(output_size))
+        self.shift = nn.Parameter(torch.zeros(output_size))
+
+    def forward(self, input: Tensor, hidden: None = None) -> tuple[Tensor, None]:
+        return torch.addcmul(self.shift, self.scale, torch.sigmoid(self.linear(input))), None
