@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 # The environment that is tested. The package itself states only a lower bound.
 TORCH := torch==2.13.0
 
-.PHONY: demo test test-all check format clean
+.PHONY: demo test test-all matrix check format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/linnet tour
@@ -14,6 +14,12 @@ test: $(VENV)/.test
 
 test-all: $(VENV)/.test $(VENV)/.models
 	$(BIN)/python -m pytest -n 2 -m "slow or not slow"
+
+test-%: $(VENV)/.test
+	$(BIN)/python -m pytest -n 2 tests/$*
+
+matrix: $(VENV)/.test $(VENV)/.models
+	cd tests && ../$(BIN)/python -m support.matrix
 
 check: $(VENV)/.check
 	$(BIN)/ruff check .
