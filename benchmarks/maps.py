@@ -145,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = [row for row in offered if chosen(options.only, row.name, row.beside)]
     recurrent = [name for name in RECURRENT if chosen(options.only, name)]
     if not rows:
-        parser.error(f"--only must name a row, however: {' '.join(options.only)}")
+        parser.error(f"--only must name a row, got {' '.join(options.only)}")
     torch.set_num_threads(1)
     cases, reasons = run(rows, recurrent, options.sizes, options.rounds, options.budget)
     text = page(cases, rows, reasons, machine())

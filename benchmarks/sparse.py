@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         grid = [(int(n), int(batch)) for n, batch in (size.split("x") for size in options.sizes)]
     except ValueError:
-        parser.error(f"--sizes must be like 1024x32, however: {' '.join(options.sizes)}")
+        parser.error(f"--sizes must be like 1024x32, got {' '.join(options.sizes)}")
     if options.rounds < 1 or min(min(pair) for pair in grid) < 1:
         parser.error("rounds, sizes and batches must be positive")
     torch.manual_seed(0)

@@ -1,5 +1,6 @@
 """linnet: the linear layer in all its forms. This file is the table of contents."""
 
+from linnet import _version
 from linnet import evolve as evolve
 from linnet.checkpoint import info as info
 from linnet.checkpoint import load as load
@@ -23,8 +24,6 @@ from linnet.core.linear_map import LinearMap as LinearMap
 from linnet.core.measures import penalty as penalty
 from linnet.core.measures import tolerance as tolerance
 from linnet.core.measures import violation as violation
-from linnet.core.weight_decay import matrix_decay as matrix_decay
-from linnet.core.weight_decay import param_groups as param_groups
 from linnet.decoupled import DNI as DNI
 from linnet.decoupled import Backprop as Backprop
 from linnet.decoupled import BatchNormSynthesizer as BatchNormSynthesizer
@@ -101,6 +100,8 @@ from linnet.modules.blocks import Residual as Residual
 from linnet.modules.pointwise import Pointwise as Pointwise
 from linnet.modules.recurrent import RNN as RNN
 from linnet.modules.recurrent import RNNCell as RNNCell
+from linnet.modules.weight_decay import matrix_decay as matrix_decay
+from linnet.modules.weight_decay import param_groups as param_groups
 from linnet.sparse import GSE as GSE
 from linnet.sparse import NM as NM
 from linnet.sparse import SET as SET
@@ -133,7 +134,7 @@ from linnet.wide import stack as stack
 from linnet.wide import unstack as unstack
 from linnet.wide import widen as widen
 
-__version__ = "0.1.0"
+__version__ = _version.__version__
 
 __all__ = [
     "DNI",

@@ -193,7 +193,7 @@ def test_what_is_not_described_needs_a_model_to_load_into(make, tmp_path):
     model = make()
     assert described(model) is None
     linnet.save(model, tmp_path / "m.safetensors")
-    with pytest.raises(ValueError, match=r"Without into= a file must describe its model, however.*load into it"):
+    with pytest.raises(ValueError, match=r"Without into= a file must describe its model, got.*load into it"):
         linnet.load(tmp_path / "m.safetensors")
     assert linnet.load(tmp_path / "m.safetensors", into=model).network is model
 

@@ -139,7 +139,7 @@ def test_a_run_of_fsdp_goes_on_bit_for_bit_and_elsewhere(tmp_path):
         assert about[0] == 3 and about[1].tolist() == [0, 1, 2] and about[2] == (7, 5)
     model = net(seed=2)  # of plain tensors, on one process
     optimizer = adam(model)
-    with pytest.raises(ValueError, match="must be those of 1 processes, however: 2 were saved"):
+    with pytest.raises(ValueError, match="must be those of 1 processes, got 2 were saved"):
         load_sharded(tmp_path / "saved", into=model, optimizer=optimizer)
     load_sharded(tmp_path / "saved", into=model, optimizer=optimizer, rng=False)
     assert same(numbers(model, optimizer), found[0][0][0])
@@ -396,7 +396,7 @@ def fails_on_one(rank, folder):
 def test_a_failure_of_one_process_is_one_of_all_and_changes_nothing(tmp_path):
     first, second = together(fails_on_one, tmp_path)
     assert first[0][0].startswith("TypeError: A checkpoint must be made of dicts") and "a set" in first[0][0]
-    assert second[0][0].startswith("ValueError: All processes must save or load a checkpoint, however: process 0 says")
+    assert second[0][0].startswith("ValueError: All processes must save or load a checkpoint, got process 0 says")
     assert all(one[1] for one in (first, second))
     assert all("too late" in one[0][1] for one in (first, second)), (first[0], second[0])
     assert all(one[2] for one in (first, second))
@@ -528,8 +528,8 @@ def beings_refused(rank, folder):
 
 def test_populations_that_do_not_fit(tmp_path):
     for said in together(beings_refused, tmp_path):
-        assert said[0].endswith("must hold a population of 8 beings, however: none that is parted")
-        assert said[1].endswith("must hold a population of 16 beings, however: one of 8")
+        assert said[0].endswith("must hold a population of 8 beings, got none that is parted")
+        assert said[1].endswith("must hold a population of 16 beings, got one of 8")
 
 
 def test_what_a_killed_save_has_left_goes_with_the_next(saved):

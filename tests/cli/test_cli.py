@@ -291,7 +291,7 @@ MISTAKES = {
     "unknown layer": (r"did you mean orthogonal", "--layer", "ortogonal"),
     "unknown class": ("importable", "--layer", "nowhere.at.all:Class"),
     "unknown option": ("Options of orthogonal are beings, bias, reflectors", "--layer", "orthogonal:reflectrs=3"),
-    "ill-typed value": ("must be an integer or none, however: 'x'", "--layer", "orthogonal:reflectors=x"),
+    "ill-typed value": ("must be an integer or none, got 'x'", "--layer", "orthogonal:reflectors=x"),
     "wrong value": ("reflectors", "--layer", "orthogonal:reflectors=999"),
     "sparsity": ("sparsity", "--layer", "sparse:sparsity=1.5"),
     "no value": ("option=value", "--layer", "linear:beings"),
@@ -301,7 +301,7 @@ MISTAKES = {
     "mnist": ("--data-dir", "--data", "mnist"),
     "mnist elsewhere": ("not found", "--data", "mnist", "--data-dir", "/nowhere"),
     "digits elsewhere": ("take no data folder", "--data-dir", "/nowhere"),
-    "epochs": ("epochs must be a positive integer, however: 0", "--epochs", "0"),
+    "epochs": ("epochs must be a positive integer, got 0", "--epochs", "0"),
     "epochs text": ("'--epochs'.* integer", "--epochs", "many"),
     "seeds": ("seeds must be a positive integer", "--seeds", "-1"),
     "seed": ("seed must lie", "--seed", "-1"),
@@ -338,7 +338,7 @@ def test_mistakes_outside_train(capsys):
 def test_output_folders_that_cannot_be(capsys, tmp_path):
     (tmp_path / "file").write_text("")
     train = ["train", "--layer", "linear", *TINY, "--out"]
-    complains(capsys, "must be writable, however: .*file", *train, tmp_path / "file" / "run")
+    complains(capsys, "must be writable, got .*file", *train, tmp_path / "file" / "run")
     complains(capsys, "must be new or empty", *train, tmp_path / "file")
     complains(capsys, "must be writable", *train, "/proc/nothing/run")
     (tmp_path / "full").mkdir()

@@ -184,7 +184,7 @@ def test_where_the_files_are_looked_for(folder, tmp_path_factory, monkeypatch):
     with pytest.raises(ValueError, match=r"t10k-labels-idx1-ubyte .*missing"):
         load_data("fashion-mnist", folder)
     with pytest.raises(
-        ValueError, match=r"must be one of digits, fashion-mnist, mnist, or a file \.npz or \.csv, however: 'cifar'"
+        ValueError, match=r"must be one of digits, fashion-mnist, mnist, or a file \.npz or \.csv, got 'cifar'"
     ):
         load_data("cifar")
 
@@ -199,13 +199,13 @@ def test_wrong_contents_name_the_file(folder):
     nan[7, 1, 1] = np.nan
     cases = [
         (0, nan, "finite"),
-        (0, images(29), "one label for each sample, however: 29 samples"),
+        (0, images(29), "one label for each sample, got 29 samples"),
         (0, images(30).reshape(30, 20), "3 axes"),
         (0, np.zeros((0, 4, 5), np.uint8), "empty"),
         (0, np.zeros((30, 4, 5), np.uint8), "must vary"),
         (0, images(30).reshape(30, 10, 2)[:, :9], "of one size"),
         (1, labels(31), "one label for each sample"),
-        (1, np.full(30, 10, np.uint8), "0..9, however: .*10 to 10"),
+        (1, np.full(30, 10, np.uint8), "0..9, got .*10 to 10"),
         (1, np.full(30, -1, np.int8), "0..9"),
         (1, np.full(30, 0.5, np.float32), "integers"),
         (1, np.full(30, np.nan, np.float32), "integers"),

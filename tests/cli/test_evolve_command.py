@@ -280,7 +280,7 @@ def test_mistakes_about_the_folder(capsys, tmp_path):
     (tmp_path / "run" / ".state.safetensors.0.tmp").touch()  # of a first save that was killed
     assert command(capsys, *tiny(tmp_path / "run", "--generations", 1))[0] == 0
     code, _, err = command(capsys, "--resume", "--out", tmp_path / "run", "--hidden", 5)
-    assert code == 2 and "A run is resumed with its own settings, however: hidden 5, not 4" in err
+    assert code == 2 and "A run is resumed with its own settings, got hidden 5, not 4" in err
     (tmp_path / "run" / "state.safetensors").write_bytes(b"something else")
     assert command(capsys, "--resume", "--out", tmp_path / "run")[0] == 2
 

@@ -159,8 +159,8 @@ class Bomb:
 
 
 NPZ = {
-    "no inputs": ("must hold inputs .* however: .*a.npz holds y", {"y": Y}),
-    "no targets": ("must hold inputs .* however: .*a.npz holds X", {"X": X}),
+    "no inputs": ("must hold inputs .* got .*a.npz holds y", {"y": Y}),
+    "no targets": ("must hold inputs .* got .*a.npz holds X", {"X": X}),
     "nothing": ("holds nothing", {}),
     "two of them": ("has X and data", {"X": X, "data": X, "y": Y}),
     "test inputs alone": ("must come together", {"X": X, "y": Y, "X_test": X}),
@@ -178,10 +178,10 @@ NPZ = {
     "one-hot": (r"targets of shape \(30, 3\)", {"X": X, "y": np.eye(3)[Y]}),
     "numbered": ("that come again", {"X": X, "y": np.arange(30)}),
     "one class": ("has 7 alone", {"X": X, "y": np.full(30, 7)}),
-    "few": ("at least 10 rows to train with, however: .*a.npz has 9", {"X": X[:9], "y": Y[:9]}),
+    "few": ("at least 10 rows to train with, got .*a.npz has 9", {"X": X[:9], "y": Y[:9]}),
     "constant": ("must vary", {"X": np.ones((30, 2)), "y": Y}),
-    "objects": ("must hold numbers or strings, however: X in", {"X": np.array([Bomb()] * 30), "y": Y}),
-    "object targets": ("must hold numbers or strings, however: y in", {"X": X, "y": np.array([Bomb()] * 30)}),
+    "objects": ("must hold numbers or strings, got X in", {"X": np.array([Bomb()] * 30), "y": Y}),
+    "object targets": ("must hold numbers or strings, got y in", {"X": X, "y": np.array([Bomb()] * 30)}),
 }
 
 
@@ -237,7 +237,7 @@ CSV = {
     "NaN": ("'nan' in column a of .*a.csv:5", table(n3="nan,4,no"), []),
     "infinite": ("'-inf' in column a of .*a.csv:5", table(n3="-inf,4,no"), []),
     "no target": ("must have a target, .*a.csv:5", table(n3="1,2,"), []),
-    "lengths": ("of one length, however: 2, not 3, .*a.csv:5", table(n3="1,2"), []),
+    "lengths": ("of one length, got 2, not 3, .*a.csv:5", table(n3="1,2"), []),
     "one class": ("has yes alone", table(n1="3,4,yes").replace("no", "yes"), []),
     "regression": ("Targets must be integers or strings", table().replace("yes", "0.5").replace("no", "7"), []),
     "NaN classes": ("Targets must be integers or strings", table().replace("yes", "nan").replace("no", "7"), []),
@@ -263,13 +263,13 @@ def test_csv_files_that_are_refused(capsys, tmp_path, monkeypatch, name):
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        (["--data", "gone.csv"], r"must be readable, however: gone.csv \(No such file"),
-        (["--data", "gone.npz"], r"must be readable, however: gone.npz \(No such file"),
+        (["--data", "gone.csv"], r"must be readable, got gone.csv \(No such file"),
+        (["--data", "gone.npz"], r"must be readable, got gone.npz \(No such file"),
         (["--data", "folder.csv"], "must be readable"),
-        (["--data", "gone.txt"], "or a file .npz or .csv, however: 'gone.txt'"),
+        (["--data", "gone.txt"], "or a file .npz or .csv, got 'gone.txt'"),
         (["--data", "gone.csv", "--data-dir", "x"], "takes no data folder"),
-        (["--data", "gone.npz", "--target", "x"], "column of a .csv file, however: the data set is gone.npz"),
-        (["--target", "x"], "column of a .csv file, however: the data set is digits"),
+        (["--data", "gone.npz", "--target", "x"], "column of a .csv file, got the data set is gone.npz"),
+        (["--target", "x"], "column of a .csv file, got the data set is digits"),
     ],
 )
 def test_arguments_that_are_refused(capsys, tmp_path, monkeypatch, arguments, match):
@@ -300,7 +300,7 @@ def test_training_on_a_file_and_going_on_with_it(capsys, tmp_path, monkeypatch):
     text = (tmp_path / "iris.csv").read_text()
     (tmp_path / "iris.csv").write_text(text.replace("5.1,3.5", "5.2,3.5", 1))
     code, _, err = command(capsys, *again)
-    assert code == 2 and "on its own data, however: iris.csv differs" in err
+    assert code == 2 and "on its own data, got iris.csv differs" in err
     (tmp_path / "iris.csv").write_text(text.replace("setosa", "Setosa"))
     assert command(capsys, *again)[0] == 2
     (tmp_path / "iris.csv").write_text(text)

@@ -126,7 +126,7 @@ def test_text():
     exam = task.exam(1, generator())
     assert exam.target[:, 0].tolist() == codes[2851:]
     assert task.loss(torch.zeros(149, 1, 9), exam).item() == pytest.approx(math.log2(9))
-    with pytest.raises(ValueError, match="more than 20 characters to train, however: 15 in all"):
+    with pytest.raises(ValueError, match="more than 20 characters to train, got 15 in all"):
         Text("abc" * 5, length=20)
 
 
@@ -387,17 +387,17 @@ def test_seconds_end_a_run(monkeypatch):
     [
         (
             {"task": "sorting"},
-            "task must be one of copy, repeat-copy, adding, argmax, recall, text, however: 'sorting'",
+            "task must be one of copy, repeat-copy, adding, argmax, recall, text, got 'sorting'",
         ),
-        ({"decouple": "yes"}, "decouple must be one of none, dni, cdni, however: 'yes'"),
+        ({"decouple": "yes"}, "decouple must be one of none, dni, cdni, got 'yes'"),
         ({"cell": "mlp"}, "cell must be one of lstm, gru, rnn"),
         ({"window": 0}, "window must be a positive integer"),
         ({"steps": 5, "seconds": 1.0}, "after steps or after seconds"),
-        ({"seconds": math.nan}, "seconds must be positive and finite, however: nan"),
+        ({"seconds": math.nan}, "seconds must be positive and finite, got nan"),
         ({"factor": -1.0}, "factor must be at least 0"),
         ({"lr": 0.0}, "lr must be positive"),
         ({"auxiliary": 0.1, "decouple": "none"}, "foretells synthetic gradients"),
-        ({"text": "a.txt"}, "A text is for the task text, however: the task is copy"),
+        ({"text": "a.txt"}, "A text is for the task text, got the task is copy"),
         ({"seed": -1}, "seed must lie in"),
     ],
 )
@@ -438,9 +438,9 @@ def test_mistakes_are_one_line(capsys, tmp_path):
         assert code == 2 and message in err and err.count("\n") == 1, err
 
     complains("task must be one of", "sorting")
-    complains("must be a file in UTF-8, however", "text", "--text", tmp_path / "none.txt")
+    complains("must be a file in UTF-8, got", "text", "--text", tmp_path / "none.txt")
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\xff" * 1000)
-    complains("must be a file in UTF-8, however", "text", "--text", tmp_path / "bytes")
+    complains("must be a file in UTF-8, got", "text", "--text", tmp_path / "bytes")
     complains("--out FOLDER", "--resume")
     complains("There must be a run to resume", "--resume", "--out", tmp_path / "nothing")
     (tmp_path / "full").mkdir()
@@ -448,7 +448,7 @@ def test_mistakes_are_one_line(capsys, tmp_path):
     complains("must be new or empty", "--out", tmp_path / "full")
     found(TaskSettings(**TINY), tmp_path / "run")
     complains(
-        "resumed with its own settings, however: window 5, not 3", "--resume", "--window", 5, "--out", tmp_path / "run"
+        "resumed with its own settings, got window 5, not 3", "--resume", "--window", 5, "--out", tmp_path / "run"
     )
     complains("cannot become shorter", "--resume", "--steps", 2, "--out", tmp_path / "run")
     state = tmp_path / "run" / "seed0.safetensors"
@@ -461,7 +461,7 @@ def test_mistakes_are_one_line(capsys, tmp_path):
     prose.write_text(PROSE)
     found(TaskSettings(task="text", text=str(prose), **TINY), tmp_path / "read")
     prose.write_text(PROSE.replace("lazy", "busy", 1))
-    complains("resumed on its own text, however: ", "--resume", "--out", tmp_path / "read")
+    complains("resumed on its own text, got ", "--resume", "--out", tmp_path / "read")
 
 
 def test_stopped_by_the_user(capsys, tmp_path, monkeypatch):

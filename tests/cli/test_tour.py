@@ -128,7 +128,7 @@ def test_the_forecast_act_measures_every_rate_seed_and_kind(small, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--act", "juggling"], "cartpole, chimera, forecast, however: juggling"),
+        (["--act", "juggling"], "cartpole, chimera, forecast, got juggling"),
         (["--out", "/dev/null/tour"], "The output folder must be writable"),
     ],
 )

@@ -114,14 +114,14 @@ def test_options_are_read_as_their_types(text, options):
         (f"{__name__}:Nothing", "importable"),
         ("torch.nn:Linear", "LinearMap class"),
         ("linnet.wide:WideLinear", r"\(in_features, out_features, ...\)"),
-        ("linear:reflectors=3", "Options of linear are beings, bias, however: 'reflectors'"),
-        ("orthogonal:reflectors=many", "orthogonal: reflectors must be an integer or none, however: 'many'"),
+        ("linear:reflectors=3", "Options of linear are beings, bias, got 'reflectors'"),
+        ("orthogonal:reflectors=many", "orthogonal: reflectors must be an integer or none, got 'many'"),
         ("orthogonal:reflectors=2.5", "must be an integer or none"),
         ("orthogonal:reflectors=2,reflectors=3", "given once"),
-        ("orthogonal:reflectors", "option=value, however: 'reflectors'"),
+        ("orthogonal:reflectors", "option=value, got 'reflectors'"),
         ("orthogonal:reflectors=2,", "option=value"),
-        (f"{TOY}:count=2,beings", "option=value, however: 'beings'"),
-        ("orthogonal:device=cpu", "however: 'device'"),
+        (f"{TOY}:count=2,beings", "option=value, got 'beings'"),
+        ("orthogonal:device=cpu", "got 'device'"),
         ("linear:beings=0", "beings must be a positive integer"),
         ("linear:bias=1", "bias must be true or false"),
         ("wide:beings=none", "beings must be a positive integer"),
@@ -378,7 +378,7 @@ def test_resuming_with_other_settings_or_data_is_refused(tmp_path, small_data, m
     run = run_of(tmp_path, "linear")
     changes = {"epochs": 4, "lr": 0.1, "seed": 1, "hidden": 9, "layers": ("linear", "orthogonal"), "data": "mnist"}
     for name, value in changes.items():
-        with pytest.raises(ValueError, match=f"however: {name} .*, not "):
+        with pytest.raises(ValueError, match=f"got {name} .*, not "):
             prepare(dataclasses.replace(run.settings, **{name: value}), run.out, resume=True)
     with pytest.raises(ValueError, match="must be a run to resume"):
         prepare(run.settings, tmp_path / "nothing", resume=True)

@@ -198,7 +198,7 @@ def test_options_of_other_classes_pass_and_unknown_ones_warn(cls):
         return
     foreign = {"sigma_min": 0.1, "sigma_max": 0.9, "gamma": 2.0, "real": True, "p": 2, "rank": None, "l2": 0.1}
     cls(i, o, bias=True, **foreign)
-    with pytest.warns(UserWarning, match=rf"however: {cls.__name__} got 'sigma_mni'") as caught:
+    with pytest.warns(UserWarning, match=rf"got {cls.__name__} got 'sigma_mni'") as caught:
         cls(i, o, sigma_mni=0.1)
     assert len(caught) == 1
 
@@ -241,14 +241,14 @@ def test_a_square_subclass_is_square():
     layer = Rotated(4, 4, bias=True, gamma=1.0, dtype=torch.float64)
     assert layer.weight.dtype == layer.bias.dtype == torch.float64
     assert np.allclose(np.abs(layer.eig().detach().numpy()), 1)
-    with pytest.raises(ValueError, match="insize must equal outsize, however: 4 and 5"):
+    with pytest.raises(ValueError, match="insize must equal outsize, got 4 and 5"):
         Rotated(4, 5)
     with pytest.warns(UserWarning, match="Rotated got 'gama'"):
         Rotated(4, 4, gama=1.0)
     for cls in (slim.LinearBase, slim.SquareLinear):
         with pytest.raises(TypeError, match="abstract"):
             cls(4, 4)
-    with pytest.raises(ValueError, match="insize must be a positive integer, however: 0"):
+    with pytest.raises(ValueError, match="insize must be a positive integer, got 0"):
         Circular(0, 4)
 
 
@@ -379,7 +379,7 @@ def test_rnn_calls_what_has_hooks():
 
 @pytest.mark.parametrize("shape", [(5, 3), (3,), (1, 2, 5, 3), (5, 2, 4), (0, 2, 3)])
 def test_rnn_refuses_other_sequences(shape):
-    with pytest.raises(ValueError, match=r"must have shape \(seq_len >= 1, batch, input_size=3\), however"):
+    with pytest.raises(ValueError, match=r"must have shape \(seq_len >= 1, batch, input_size=3\), got"):
         slim.RNN(3, 4)(torch.zeros(shape))
 
 
@@ -390,7 +390,7 @@ def test_rnn_refuses_other_initial_states(shapes):
 
 
 def test_rnn_needs_a_layer():
-    with pytest.raises(ValueError, match="num_layers must be a positive integer, however: 0"):
+    with pytest.raises(ValueError, match="num_layers must be a positive integer, got 0"):
         slim.RNN(3, 4, num_layers=0)
 
 

@@ -14,6 +14,7 @@ from linnet import Linear, LinearMap, OrthogonalLinear, SymmetricLinear, catalog
 from linnet.core import registry
 from linnet.core.registry import layer_name, register
 from linnet.testing import check_constructor, check_copy, check_forward, check_layer
+from support.paths import ROOT
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def test_a_name_can_be_taken_once_but_a_notebook_cell_can_run_twice(own_catalogu
     assert first is not again and find_layer("twirled") is again
     other = define("TwirledLinear", catalogue=False)
     other.__module__ = "elsewhere"
-    with pytest.raises(TypeError, match=r"must be unique, however: 'twirled' is .*catalogue=False"):
+    with pytest.raises(TypeError, match=r"must be unique, got 'twirled' is .*catalogue=False"):
         register(other)
 
 
@@ -140,6 +141,14 @@ def test_every_layer_documents_its_arguments_shapes_example_and_source(name):
     assert not missing, f"the docstring of {cls.__name__} lacks {missing}"
     options = set(inspect.signature(cls).parameters) - set(inspect.signature(LinearMap).parameters)
     assert all(f"{option}:" in cls.__doc__ for option in options), "every option is explained"
+
+
+@pytest.mark.parametrize("name", list(catalogue()))
+def test_every_shipped_layer_names_the_page_that_describes_it(name):
+    cls = find_layer(name)
+    if cls.__module__.startswith("linnet."):
+        page = ROOT / "docs" / "maps" / f"{cls.family}.md"
+        assert re.search(rf"^## {cls.__name__}$", page.read_text(encoding="utf-8"), re.M)
 
 
 @pytest.mark.parametrize("name", list(catalogue()))

@@ -284,7 +284,7 @@ def test_a_large_fast_layer_stays_fast():
 
 def test_bad_input_is_refused_as_by_the_layer():
     layer = OrthogonalLinear(N, N)
-    with pytest.raises(ValueError, match=r"The input must have shape \(\*, in_features=6\), however: \(2, 5\)"):
+    with pytest.raises(ValueError, match=r"The input must have shape \(\*, in_features=6\), got \(2, 5\)"):
         layer.materialize()(torch.randn(2, 5))
     with frozen(layer), pytest.raises(ValueError, match="in_features=6"):
         layer(torch.randn(2, 5))

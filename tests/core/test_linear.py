@@ -318,13 +318,13 @@ def test_affine_equals_einsum_for_any_size(beings, sizes, lead, shared, flat):
 
 
 def test_shape_errors_name_both_shapes_and_the_way_out():
-    with pytest.raises(ValueError, match=r"shape \(\*, in_features=3\), however: \(2, 4\)"):
+    with pytest.raises(ValueError, match=r"shape \(\*, in_features=3\), got \(2, 4\)"):
         Linear(3, 2)(torch.ones(2, 4))
     with pytest.raises(
-        ValueError, match=r"beings=5 or 1, in_features=3\), however: \(8, 3\).*x\[:, None\], or linnet.Spread"
+        ValueError, match=r"beings=5 or 1, in_features=3\), got \(8, 3\).*x\[:, None\], or linnet.Spread"
     ):
         Linear(3, 2, beings=5)(torch.ones(8, 3))
-    with pytest.raises(ValueError, match="never_zero must be a positive integer, however: 0"):
+    with pytest.raises(ValueError, match="never_zero must be a positive integer, got 0"):
         check_positive(fine=1, never_zero=0)
 
 
@@ -412,7 +412,7 @@ def test_indices_must_be_integers_in_range(bad):
 
 def test_what_needs_a_population_says_so():
     for call in (lambda m: m.get_single(0), lambda m: m.clone_being(0, 0), lambda m: m.to_linears()):
-        with pytest.raises(ValueError, match=r"needs a population \(beings=n\), however: Linear"):
+        with pytest.raises(ValueError, match=r"needs a population \(beings=n\), got Linear"):
             call(Linear(3, 2))
     with pytest.raises(ValueError, match="to_linears"):
         Linear(3, 2, beings=2).to_linear()

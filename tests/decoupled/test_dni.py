@@ -324,7 +324,7 @@ def test_a_second_backward_is_refused():
     x, y = next(batches(1))
     output = dni(x)
     F.cross_entropy(output, y).backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match=r"at most one backward.*however.*'3'"):
+    with pytest.raises(RuntimeError, match=r"at most one backward.*got.*'3'"):
         output.sum().backward()
 
 
@@ -589,7 +589,7 @@ def test_a_state_that_is_not_tensors_is_refused():
 
     dni = DNI(network(), gradient=Synthetic(optim=functools.partial(Counting, lr=0.1)))
     train(dni, adam(dni.network), batches(2))
-    with pytest.raises(TypeError, match="must be tensors, however: 'count' is a int"):
+    with pytest.raises(TypeError, match="must be tensors, got 'count' is a int"):
         dni.state_dict()
 
 
@@ -703,7 +703,7 @@ def test_a_target_that_is_not_finite_is_refused_or_with_a_scaler_teaches_nothing
     dni = DNI(network())
     train(dni, adam(dni.network), batches(3))
     x, y = next(batches(1, seed=5))
-    with pytest.raises(ValueError, match=r"must be finite, however: that after '3' holds NaN or infinity .*scaler="):
+    with pytest.raises(ValueError, match=r"must be finite, got that after '3' holds NaN or infinity .*scaler="):
         (F.cross_entropy(dni(x), y) * math.nan).backward()
     dni = DNI(network(), scaler=torch.amp.GradScaler("cpu", init_scale=1.0))
     train(dni, adam(dni.network), batches(3))
@@ -761,14 +761,14 @@ def test_nested_sequentials_and_blocks():
 @pytest.mark.parametrize(
     ("at", "match"),
     [
-        ([], "at least one module, however: it is empty"),
-        (["layer"], r"must name modules of the network, however: 'layer' \(there are 0, 1, 2, 3, 4\)"),
-        (["1", "5"], "however: '5'"),
-        ([5], r"must lie in 0\.\.3, however: 5"),
-        ([-1], r"must lie in 0\.\.3, however: -1"),
-        ([4], "must leave a module above it, however: '4' is the last"),
-        ("*.*", r"however: '\*\.\*'"),
-        ([0.5], "must hold indices and names, however: 0.5"),
+        ([], "at least one module, got it is empty"),
+        (["layer"], r"must name modules of the network, got 'layer' \(there are 0, 1, 2, 3, 4\)"),
+        (["1", "5"], "got '5'"),
+        ([5], r"must lie in 0\.\.3, got 5"),
+        ([-1], r"must lie in 0\.\.3, got -1"),
+        ([4], "must leave a module above it, got '4' is the last"),
+        ("*.*", r"got '\*\.\*'"),
+        ([0.5], "must hold indices and names, got 0.5"),
     ],
 )
 def test_bad_places_are_refused(at, match):
@@ -777,13 +777,13 @@ def test_bad_places_are_refused(at, match):
 
 
 def test_networks_that_cannot_be_cut():
-    with pytest.raises(ValueError, match=r"two layers with parameters to cut between, however: 1"):
+    with pytest.raises(ValueError, match=r"two layers with parameters to cut between, got 1"):
         DNI(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU()))
-    with pytest.raises(ValueError, match=r"must count the modules of an nn.Sequential, however: Residual"):
+    with pytest.raises(ValueError, match=r"must count the modules of an nn.Sequential, got Residual"):
         DNI(Residual(), at=[0])
     with pytest.raises(ValueError, match="must not contain a DNI"):
         DNI(nn.Sequential(DNI(network()), nn.Linear(3, 3)))
-    with pytest.raises(TypeError, match=r"must be an nn.Module, however: function"):
+    with pytest.raises(TypeError, match=r"must be an nn.Module, got function"):
         DNI(lambda x: x)
     with pytest.raises(ValueError, match="'blocks' is a mere container"):
         DNI(Branches(), at="blocks")
@@ -918,11 +918,11 @@ def test_a_module_that_is_called_again_or_never():
             return self.last(x)
 
     DNI(Odd(1), at="act")(torch.ones(2, 4))
-    with pytest.raises(ValueError, match=r"must be called once in a forward, however: \['act'\] again"):
+    with pytest.raises(ValueError, match=r"must be called once in a forward, got \['act'\] again"):
         DNI(Odd(2), at="act")(torch.ones(2, 4))
-    with pytest.raises(ValueError, match=r"must reach a cut, however: none of \['act'\]"):
+    with pytest.raises(ValueError, match=r"must reach a cut, got none of \['act'\]"):
         DNI(Odd(0), at="act")(torch.ones(2, 4))
-    with pytest.raises(ValueError, match=r"must reach every cut, however: \['act'\]"):
+    with pytest.raises(ValueError, match=r"must reach every cut, got \['act'\]"):
         DNI(Odd(0), at=["first", "act"], example=torch.ones(2, 4))
 
 
@@ -932,7 +932,7 @@ def test_activations_that_have_no_gradient():
             return x.argmax(-1)
 
     rounds = nn.Sequential(nn.Linear(4, 4), Chosen(), nn.Embedding(4, 2))
-    with pytest.raises(ValueError, match=r"must give a floating tensor.*however: '1' gives torch.int64 \(2,\)"):
+    with pytest.raises(ValueError, match=r"must give a floating tensor.*got '1' gives torch.int64 \(2,\)"):
         DNI(rounds)(torch.zeros(2, 4))
     dni = DNI(network())
     dni.network[:4].requires_grad_(False)  # nothing below the cuts can learn
@@ -1043,7 +1043,7 @@ def test_each_being_has_a_synthesizer_of_its_own():
     other.load_state_dict(many.state_dict())
     assert same_state(other, many)
     assert str(many.synthesizer) == "LinearSynthesizer(8, 6, beings=3)"
-    with pytest.raises(ValueError, match=r"beings=3 or 1, in_features=8\), however: \(64, 2, 8\)"):
+    with pytest.raises(ValueError, match=r"beings=3 or 1, in_features=8\), got \(64, 2, 8\)"):
         many.synthesizer(memory.state[:, :2])
     with pytest.raises(ValueError, match="beings must be a positive integer"):
         LinearSynthesizer(6, None, 6, beings=0)
@@ -1059,13 +1059,13 @@ def test_a_frozen_synthesizer_does_not_change_by_a_bit():
 
 def test_bad_synthesizers():
     x, _ = next(batches(1))
-    with pytest.raises(TypeError, match="must make a Synthesizer, however: Linear"):
+    with pytest.raises(TypeError, match="must make a Synthesizer, got Linear"):
         DNI(network(), gradient=Synthetic(lambda i, h, o: nn.Linear(i, o)))(x)
-    with pytest.raises(TypeError, match="must make an Optimizer, however: list"):
+    with pytest.raises(TypeError, match="must make an Optimizer, got list"):
         DNI(network(), gradient=Synthetic(optim=list))(x)
-    with pytest.raises(ValueError, match="hidden_size of a LinearSynthesizer must be None, however: 10"):
+    with pytest.raises(ValueError, match="hidden_size of a LinearSynthesizer must be None, got 10"):
         DNI(network(), gradient=Synthetic(hidden_size=10))(x)
-    with pytest.raises(ValueError, match=r"for 2 features needs activations \(batch, \*, 2\), however: \(7, 6\)"):
+    with pytest.raises(ValueError, match=r"for 2 features needs activations \(batch, \*, 2\), got \(7, 6\)"):
         DNI(network(), gradient=Synthetic(lambda i, h, o: LinearSynthesizer(i, h, 2)))(x)
     with pytest.raises(ValueError, match="input_size must be a positive integer"):
         LinearSynthesizer(0, None, 3)
@@ -1075,15 +1075,15 @@ def test_bad_synthesizers():
         Tanh(3, 4, 3, nonsense=1)
     sized = DNI(network(), example=x)
     sized.network[0], sized.network[2] = nn.Linear(4, 5).double(), nn.Linear(5, 6).double()
-    with pytest.raises(ValueError, match=r"for 6 features needs activations \(batch, \*, 6\), however: \(7, 5\)"):
+    with pytest.raises(ValueError, match=r"for 6 features needs activations \(batch, \*, 6\), got \(7, 5\)"):
         sized(x)
 
 
 def test_the_optimizer_is_checked():
     net = network()
-    with pytest.raises(TypeError, match=r"must be a torch.optim.Optimizer, however: type"):
+    with pytest.raises(TypeError, match=r"must be a torch.optim.Optimizer, got type"):
         DNI(net, optim=torch.optim.Adam)
-    with pytest.raises(ValueError, match=r"however: 0.weight, 0.bias, 2.weight, 2.bias are not in it"):
+    with pytest.raises(ValueError, match=r"got 0.weight, 0.bias, 2.weight, 2.bias are not in it"):
         DNI(net, optim=adam(net[4]))
     net[:4].requires_grad_(False)
     opt = adam(net[4])

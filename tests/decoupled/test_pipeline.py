@@ -235,7 +235,7 @@ def test_a_killed_stage_ends_the_other_with_a_clear_error(victim):
     began = time.monotonic()
     found, codes = start(killed, 2, victim)
     assert codes[victim] == -signal.SIGKILL and codes[1 - victim] == 0
-    assert found[1 - victim].startswith("RuntimeError: A pipeline needs all its stages, however: rank"), found
+    assert found[1 - victim].startswith("RuntimeError: A pipeline needs all its stages, got rank"), found
     assert f"rank {victim}" in found[1 - victim]
     assert time.monotonic() - began < 45
 
@@ -336,7 +336,7 @@ def test_what_one_process_cannot_load_none_takes_over():
     assert codes == [0, 0] and all(one["kept"] for one in found), found
     for one in found:
         assert "truncated or altered" in one["said"][0]
-        assert re.search("must take over one of as many, however: .* is of .*'processes': 4", one["said"][1])
+        assert re.search("must take over one of as many, got .* is of .*'processes': 4", one["said"][1])
 
 
 def half_saved(rank, folder):
@@ -365,4 +365,4 @@ def test_a_save_that_fails_on_one_process_leaves_the_former_checkpoint_of_all():
     found, codes = start(half_saved, 2)
     assert codes == [0, 0] and all(one["kept"] for one in found), found
     assert found[1]["said"].startswith("TypeError: safetensors has no torch.complex128")
-    assert found[0]["said"].startswith("ValueError: All processes must save or load a checkpoint, however: process 1")
+    assert found[0]["said"].startswith("ValueError: All processes must save or load a checkpoint, got process 1")

@@ -653,28 +653,28 @@ def test_torch_compile():
 
 def test_errors_state_the_rule():
     gru = nn.GRU(INPUT, HIDDEN)
-    with pytest.raises(ValueError, match="window must be a positive integer, however: 0"):
+    with pytest.raises(ValueError, match="window must be a positive integer, got 0"):
         TruncatedBPTT(gru, 0)
-    with pytest.raises(TypeError, match=r"gradient must be Synthetic\(...\) or None, however: Backprop"):
+    with pytest.raises(TypeError, match=r"gradient must be Synthetic\(...\) or None, got Backprop"):
         TruncatedBPTT(gru, 2, linnet.Backprop())
     with pytest.raises(ValueError, match="must be bootstrapped"):
         TruncatedBPTT(gru, 2, Synthetic(targets="true"))
-    with pytest.raises(ValueError, match="factor must be at least 0 and finite, however: -1"):
+    with pytest.raises(ValueError, match="factor must be at least 0 and finite, got -1"):
         TruncatedBPTT(gru, 2, factor=-1)
     with pytest.raises(ValueError, match="auxiliary task foretells"):
         TruncatedBPTT(gru, 2, auxiliary=0.1)
     with pytest.raises(ValueError, match="network must not contain a DNI"):
         TruncatedBPTT(DNI(gru), 2)
     net = TruncatedBPTT(gru, 2, Synthetic())
-    with pytest.raises(TypeError, match="input must be a tensor, however: PackedSequence"):
+    with pytest.raises(TypeError, match="input must be a tensor, got PackedSequence"):
         net(nn.utils.rnn.pack_sequence([torch.zeros(2, INPUT)]))
-    with pytest.raises(ValueError, match=r"\(length, batch, \*\) with a step and a sample, however: \(4, 3\)"):
+    with pytest.raises(ValueError, match=r"\(length, batch, \*\) with a step and a sample, got \(4, 3\)"):
         net(torch.zeros(4, INPUT))
     with pytest.raises(ValueError, match="with a step and a sample"):
         net(torch.zeros(0, 2, INPUT))
-    with pytest.raises(ValueError, match=r"samples along its axis 0 \(state_axis=\), however: \(1, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"samples along its axis 0 \(state_axis=\), got \(1, 4, 4\)"):
         TruncatedBPTT(gru, 2, Synthetic(), state_axis=0)(torch.zeros(4, 4, INPUT)[:, :, :].expand(4, 4, INPUT))
-    with pytest.raises(TypeError, match=r"must return \(output, state\), however: Tensor"):
+    with pytest.raises(TypeError, match=r"must return \(output, state\), got Tensor"):
         TruncatedBPTT(nn.Linear(3, 3), 2)(torch.zeros(4, 2, INPUT))
 
 

@@ -142,7 +142,7 @@ def test_a_weight_that_is_read_by_hand_is_refused_in_a_low_rank_population():
 
 
 def test_what_cannot_be_perturbed():
-    with pytest.raises(ValueError, match="beings must be even, however: 3"):
+    with pytest.raises(ValueError, match="beings must be even, got 3"):
         FullRank(nn.Linear(3, 2), 3)
     with pytest.raises(ValueError, match="first must be even"):
         LowRank(nn.Linear(3, 2), 4, first=1)
@@ -383,6 +383,6 @@ def test_fitness_of_integers_infinite_fitness_and_lists():
     assert torch.equal(standardized(torch.tensor([1, 2, 3])), standardized(torch.tensor([1.0, 2.0, 3.0])))
     found = standardized(torch.tensor([1.0, 2.0, -math.inf, 3.0, math.inf]))
     assert torch.equal(found, standardized(torch.tensor([1.0, 2.0, 1.0, 3.0, 3.0])))
-    with pytest.raises(TypeError, match="fitness must be a tensor, however: list"):
+    with pytest.raises(TypeError, match="fitness must be a tensor, got list"):
         OpenAIES(FullRank(nn.Linear(3, 2), 4)).tell([1.0] * 4)
     assert isinstance(linnet.single(LowRank(nn.Linear(3, 2), 4), 1), nn.Linear)

@@ -179,28 +179,28 @@ def test_as_a_module():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: RNN(0, 5), "input_size must be a positive integer, however: 0"),
-        (lambda: RNN(3, 5, 0), "num_layers must be a positive integer, however: 0"),
-        (lambda: RNN(3, 5, dropout=2.0), "dropout must be a probability, however: 2.0"),
+        (lambda: RNN(0, 5), "input_size must be a positive integer, got 0"),
+        (lambda: RNN(3, 5, 0), "num_layers must be a positive integer, got 0"),
+        (lambda: RNN(3, 5, dropout=2.0), "dropout must be a probability, got 2.0"),
         (
             lambda: RNN(3, 5, nonlinearity="sigmoid"),
-            "tanh, relu or a callable, however: 'sigmoid'",
+            "tanh, relu or a callable, got 'sigmoid'",
         ),
-        (lambda: RNN(3, 5, input_map="orthogonal"), "in_features must equal out_features, however: 3 and 5"),
+        (lambda: RNN(3, 5, input_map="orthogonal"), "in_features must equal out_features, got 3 and 5"),
         (lambda: RNN(3, 5, hidden_map="ortogonal"), "did you mean orthogonal"),
         (
             lambda: RNN(3, 5)(torch.randn(3)),
-            r"\(length, \[batch,\] input_size\), however: \(3,",
+            r"\(length, \[batch,\] input_size\), got \(3,",
         ),
         (lambda: RNN(3, 5)(torch.randn(2, 4, 4)), "in_features=3"),
-        (lambda: RNN(3, 5)(torch.randn(0, 4, 3)), "at least one step, however"),
-        (lambda: RNN(3, 5)(torch.randn(2, 4, 3), torch.zeros(4, 5)), r"states must have shape \(1, 4, 5\), however"),
-        (lambda: RNN(3, 5, beings=2)(torch.randn(6, 3)), r"\(length, \[batch,\] beings or 1, input_size\), however"),
+        (lambda: RNN(3, 5)(torch.randn(0, 4, 3)), "at least one step, got"),
+        (lambda: RNN(3, 5)(torch.randn(2, 4, 3), torch.zeros(4, 5)), r"states must have shape \(1, 4, 5\), got"),
+        (lambda: RNN(3, 5, beings=2)(torch.randn(6, 3)), r"\(length, \[batch,\] beings or 1, input_size\), got"),
         (
             lambda: RNNCell(3, 5)(torch.randn(4, 3), torch.zeros(3, 5)),
-            r"must have shape \(4, 5\), however: \(3, 5\)",
+            r"must have shape \(4, 5\), got \(3, 5\)",
         ),
-        (lambda: RNN(3, 5)(nn.utils.rnn.pack_sequence([torch.randn(4, 3)])), "however: PackedSequence"),
+        (lambda: RNN(3, 5)(nn.utils.rnn.pack_sequence([torch.randn(4, 3)])), "got PackedSequence"),
     ],
 )
 def test_mistakes_are_named(build, message):
@@ -239,7 +239,7 @@ def test_hooks_on_the_hidden_map_run_at_every_step():
 def test_more_mistakes():
     with pytest.raises(TypeError, match="A map must be a layer class"):
         RNN(3, 5, hidden_map=nn.Linear(5, 5))
-    with pytest.raises(TypeError, match="function of a tensor, however: <class"):
+    with pytest.raises(TypeError, match="function of a tensor, got <class"):
         RNN(3, 5, nonlinearity=nn.GELU)
-    with pytest.raises(ValueError, match=r"states must have shape \(1, 4, 5\), however: tuple"):
+    with pytest.raises(ValueError, match=r"states must have shape \(1, 4, 5\), got tuple"):
         RNN(3, 5)(torch.randn(2, 4, 3), (torch.zeros(1, 4, 5), torch.zeros(1, 4, 5)))

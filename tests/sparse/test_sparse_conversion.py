@@ -81,7 +81,7 @@ def test_connections_given_for_each_being() -> None:
     assert both.apart and torch.equal(both.to_dense() != 0, masks[[0, 0]])
     masks[0, 0, 0] = True
     for wrong, beings, message in (
-        (masks, 2, "must have as many connections, however: "),
+        (masks, 2, "must have as many connections, got "),
         (pairs, 3, "must have 3 of them"),
         (pairs, None, "must have None of them"),
     ):

@@ -207,7 +207,7 @@ WRONG = [
     (lambda: Blocks(size=(1, 2, 3)), "size must be one number or"),
     (lambda: NM(3, 2), "n must be at most m"),
     (lambda: NM(0, 2), "n must be a positive integer"),
-    (lambda: SparseLinear(6, 4, connectivity=NM(2, 4)), "in_features must be a multiple of m=4, however: 6"),
+    (lambda: SparseLinear(6, 4, connectivity=NM(2, 4)), "in_features must be a multiple of m=4, got 6"),
 ]
 
 
@@ -311,7 +311,7 @@ def test_small_worlds_are_small_worlds_and_random_wirings_are_not(n: int, m: int
 
 def test_metrics_refuse_what_they_cannot_take() -> None:
     population = SparseLinear(20, 20, beings=2, shared=False)
-    with pytest.raises(ValueError, match="takes one wiring, however: 2"):
+    with pytest.raises(ValueError, match="takes one wiring, got 2"):
         small_world_of(population)
     with pytest.raises(ValueError, match="paths must be a positive integer"):
         small_world_of(SparseLinear(20, 20), paths=0)

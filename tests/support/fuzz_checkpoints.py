@@ -155,7 +155,7 @@ def main(folder, start, stop):
                 found = linnet.load(path, into=net, optimizer=optimizer)
                 stored = parts(path.read_bytes())
             except ValueError as error:
-                if "\n" in str(error) or "however" not in str(error) or len(str(error)) > 5000:
+                if "\n" in str(error) or "got" not in str(error) or len(str(error)) > 5000:
                     raise SystemExit(f"{seed} {kind.__name__}: an unclear refusal: {str(error)[:2000]}") from error
                 if own and any(not same(value, before[key]) for key, value in net.state_dict().items()):
                     raise SystemExit(f"{seed} {kind.__name__}: refused, but the model changed") from error

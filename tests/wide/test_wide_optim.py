@@ -223,7 +223,7 @@ def test_closure_groups_and_parameters_without_gradient():
     "options, message",
     [
         ({"lr": -1.0}, r"lr must lie in \[0, inf\)"),
-        ({"lr": torch.ones(3)}, r"lr must be a number or have shape \(5,\), however: \(3,\)"),
+        ({"lr": torch.ones(3)}, r"lr must be a number or have shape \(5,\), got \(3,\)"),
         ({"beta1": 1.0}, r"beta1 must lie in \[0, 1\)"),
         ({"lr": math.nan}, "lr must lie"),
         ({"max_norm": -1.0}, "max_norm must lie"),
@@ -236,7 +236,7 @@ def test_wrong_hyper_parameters_are_refused(options, message):
 
 
 def test_a_parameter_without_the_axis_of_beings_is_refused():
-    with pytest.raises(ValueError, match=r"axis of beings=5 in front, however: \(3, 4\)"):
+    with pytest.raises(ValueError, match=r"axis of beings=5 in front, got \(3, 4\)"):
         WideSGD(nn.Linear(4, 3).parameters(), BEINGS)
     with pytest.raises(TypeError, match="quarantine must be True or False"):
         WideSGD(population()[0].parameters(), BEINGS, quarantine=1)

@@ -314,7 +314,7 @@ class _Builder:
         for name in SIZES:
             size = values.get(name)
             if size is not None and (not isinstance(size, int) or isinstance(size, bool) or not 0 < size <= self.limit):
-                raise ValueError(f"its {name} must be an integer up to {self.limit}, however: {size!r}")
+                raise ValueError(f"its {name} must be an integer up to {self.limit}, got {size!r}")
 
     def _value(self, value: Any) -> Any:
         if isinstance(value, (list, tuple)):

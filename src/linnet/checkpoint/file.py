@@ -25,6 +25,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from linnet._version import __version__
 from linnet.checkpoint.architecture import built, described
 from linnet.checkpoint.matching import (
     check_model,
@@ -135,7 +136,6 @@ def save(
         >>> found.step, found.extra, found.shapes
         (7, {'note': 'hello'}, {'weight': (2, 3), 'bias': (2,)})
     """
-    from linnet import __version__
 
     tree = {
         "model": model.state_dict(),
@@ -214,7 +214,7 @@ def load(
                 check_generators(generators)
         if into is None:
             if optimizer is not None:
-                raise ValueError("An optimizer is one of the parameters of a model, however: it is given without into")
+                raise ValueError("An optimizer is one of the parameters of a model, got it is given without into")
             into = _rebuilt(description, model, path)
         check_model(model, into, path)
         if optimizer is not None:
@@ -233,7 +233,7 @@ def _rebuilt(description: dict[str, Any], state: dict[str, Any], path: str | os.
     architecture = description.get("architecture")
     if architecture is None:
         raise ValueError(
-            f"Without into= a file must describe its model, however: {os.fspath(path)!r} holds a "
+            f"Without into= a file must describe its model, got {os.fspath(path)!r} holds a "
             f"{description['model_class']} that has parts of its own (make the model and load into it)"
         )
 
@@ -413,7 +413,7 @@ def blaming(path: str | os.PathLike[str]) -> Iterator[None]:
 
 def bad_file(path: str | os.PathLike[str], fact: str) -> ValueError:
     """The error to raise."""
-    return ValueError(f"{os.fspath(path)!r} must be a whole linnet checkpoint, however: {fact}")
+    return ValueError(f"{os.fspath(path)!r} must be a whole linnet checkpoint, got {fact}")
 
 
 def _as_info(

@@ -40,7 +40,7 @@ def check_model(saved: dict[str, Any], model: nn.Module, path: str | os.PathLike
             different.append(f"{key} (of another kind)")
         elif isinstance(ours, Tensor) and not nn.parameter.is_lazy(ours):
             if ours.is_meta:
-                raise ValueError(f"The model must have real tensors, however: {key} is on the meta device")
+                raise ValueError(f"The model must have real tensors, got {key} is on the meta device")
             if theirs.shape != ours.shape and not _loads_itself(model, key):
                 different.append(f"{key} ({tuple(theirs.shape)} in the file, {tuple(ours.shape)} in the model)")
             elif theirs.dtype != ours.dtype:
@@ -48,7 +48,7 @@ def check_model(saved: dict[str, Any], model: nn.Module, path: str | os.PathLike
     if different:
         faults.append(f"different: {_listed(different)}")
     if faults:
-        raise ValueError(f"The model must fit the checkpoint {os.fspath(path)!r}, however: {'; '.join(faults)}")
+        raise ValueError(f"The model must fit the checkpoint {os.fspath(path)!r}, got {'; '.join(faults)}")
 
 
 _STRICT = (
@@ -73,7 +73,7 @@ def check_optimizer(
     description: dict[str, Any], optimizer: torch.optim.Optimizer, model: nn.Module, path: str | os.PathLike[str]
 ) -> None:
     """A ValueError unless the file holds the state of such an optimizer, for parameters of these shapes."""
-    rule = f"The optimizer must fit the checkpoint {os.fspath(path)!r}, however: "
+    rule = f"The optimizer must fit the checkpoint {os.fspath(path)!r}, got "
     if description["optimizer"] is None:
         raise ValueError(f"{rule}the file holds none")
     if description["optimizer_class"] != class_name(optimizer):
@@ -114,7 +114,7 @@ def undone_on_error(
             optimizer.state, optimizer.param_groups = kept
         if isinstance(error, (AttributeError, LookupError, RuntimeError, TypeError, ValueError)):
             reason = " ".join(str(error).split())
-            raise ValueError(f"The checkpoint {os.fspath(path)!r} must load, however: {reason}") from error
+            raise ValueError(f"The checkpoint {os.fspath(path)!r} must load, got {reason}") from error
         raise
 
 

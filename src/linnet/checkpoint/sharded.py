@@ -119,7 +119,7 @@ def save_sharded(
         digest = store.digest({f"model.{name}" for name, _ in model.named_parameters(remove_duplicate=False)})
     if len(set(gathered(digest))) > 1:
         raise ValueError(
-            "What is no DTensor must be the same on all processes, however: their parameters differ "
+            "What is no DTensor must be the same on all processes, got their parameters differ "
             "(a population that is parted by being needs shards=)"
         )
     own = gathered(new_name(KIND))[0]
@@ -194,18 +194,18 @@ def load_sharded(
         description = found.extra
         _check_files(description, place, path)
     if len(set(gathered(found.sha256))) > 1:
-        raise ValueError(f"All processes must see one checkpoint, however: {os.fspath(path)!r} differs between them")
+        raise ValueError(f"All processes must see one checkpoint, got {os.fspath(path)!r} differs between them")
     with agreeing():
         reader = HuggingFaceStorageReader(str(place))
         entries = _entries(description, reader, path)
         if shards is not None and description["beings"] != shards.beings:
             held = "none that is parted" if description["beings"] is None else f"one of {description['beings']}"
-            raise ValueError(f"The checkpoint must hold a population of {shards.beings} beings, however: {held}")
+            raise ValueError(f"The checkpoint must hold a population of {shards.beings} beings, got {held}")
         generators = description["rng"]
         if rng and generators is not None:
             if len(generators) != world():
                 raise ValueError(
-                    f"The generators must be those of {world()} processes, however: {len(generators)} were saved "
+                    f"The generators must be those of {world()} processes, got {len(generators)} were saved "
                     "(rng=False leaves them as they are)"
                 )
             with blaming(path):

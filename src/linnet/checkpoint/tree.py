@@ -47,7 +47,7 @@ def pack(value: Any, name: str, store: Callable[[Tensor, str], str]) -> Any:
         return {"$counter" if type(value) is Counter else "$dict": pairs}
     raise TypeError(
         "A checkpoint must be made of dicts, lists, tuples, strings, numbers, None and tensors, "
-        f"however: {name} is a {type(value).__name__}"
+        f"got {name} is a {type(value).__name__}"
     )
 
 
@@ -55,9 +55,9 @@ def check_storable(tensor: Tensor, name: str) -> None:
     """A TypeError unless safetensors can hold it."""
     if type(tensor) is not Tensor or tensor.is_meta or tensor.layout != torch.strided or tensor.is_quantized:
         what = "on the meta device" if tensor.is_meta else f"a {type(tensor).__name__}, layout {tensor.layout}"
-        raise TypeError(f"A checkpoint must be made of plain dense tensors, however: {name} is {what}")
+        raise TypeError(f"A checkpoint must be made of plain dense tensors, got {name} is {what}")
     if tensor.dtype == torch.complex128:
-        raise TypeError(f"safetensors has no torch.complex128, however: {name}")
+        raise TypeError(f"safetensors has no torch.complex128, got {name}")
 
 
 class Box:

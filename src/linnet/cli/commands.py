@@ -13,7 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from linnet import __version__
+from linnet._version import __version__
 from linnet.cli.errors import user_input
 from linnet.cli.evolve.evolution import EvolveSettings
 from linnet.cli.task.learner import TaskSettings
@@ -193,7 +193,7 @@ def train(
         settings = Settings(**given) if before is None else dataclasses.replace(resumed_settings(before), **given)
         folder = out or Path("runs") / f"{Path(settings.data).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
         if nproc > 1 and settings.decouple != "none":
-            raise ValueError(f"--nproc shares batches of whole networks, however: --decouple {settings.decouple}")
+            raise ValueError(f"--nproc shares batches of whole networks, got --decouple {settings.decouple}")
         run = prepare(settings, folder, resume=resume)
     try:
         if nproc > 1:
@@ -327,7 +327,7 @@ def evolve(
         shards = processes(settings)
         if nproc > 1:
             if shards is not None:
-                raise ValueError("--nproc starts the processes, however: torchrun has started them already")
+                raise ValueError("--nproc starts the processes, got torchrun has started them already")
             check_shards(settings.beings, settings.block, nproc)
         evolution = found(settings, folder, resume=resume, shards=shards)
     try:
@@ -436,7 +436,7 @@ def task(
 def _to_resume(resume: bool, out: Path | None) -> Path | None:
     """The folder of the run to go on with; None if it is a new one."""
     if resume and out is None:
-        raise ValueError("--resume must say which run: --out FOLDER, however: none given")
+        raise ValueError("--resume must say which run: --out FOLDER, got none given")
     return out if resume else None
 
 

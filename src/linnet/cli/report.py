@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from linnet import __version__
+from linnet._version import __version__
 from linnet.checkpoint import replacing
 
 __all__ = ["command_of", "folded", "heading", "paragraph", "picture", "settings_of", "table", "versions", "write_page"]

@@ -24,7 +24,7 @@ def check_new(out: str | os.PathLike[str]) -> None:
     """
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or any(not path.name.endswith(".tmp") for path in folder.iterdir())):
-        raise ValueError(f"The output folder must be new or empty (or --resume given), however: {out} is not")
+        raise ValueError(f"The output folder must be new or empty (or --resume given), got {out} is not")
 
 
 def clear_left_overs(folder: Path) -> None:
@@ -39,7 +39,7 @@ def writable(out: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ValueError(f"The output folder must be writable, however: {out} ({error.strerror})") from error
+        raise ValueError(f"The output folder must be writable, got {out} ({error.strerror})") from error
 
 
 def write_record(folder: Path, settings: Any, data_sha256: str | None) -> None:
@@ -66,11 +66,9 @@ def read_record(folder: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text())
     except OSError as error:
-        raise ValueError(f"There must be a run to resume, however: {path} ({error.strerror})") from error
+        raise ValueError(f"There must be a run to resume, got {path} ({error.strerror})") from error
     except ValueError as error:
-        raise ValueError(
-            f"The record of a run must be whole, however: {path} holds no run to resume ({error})"
-        ) from error
+        raise ValueError(f"The record of a run must be whole, got {path} holds no run to resume ({error})") from error
     if not isinstance(record, dict) or not {"settings", "data_sha256"} <= record.keys():
-        raise ValueError(f"The record of a run must be whole, however: {path} is not")
+        raise ValueError(f"The record of a run must be whole, got {path} is not")
     return record

@@ -118,6 +118,6 @@ def start(nproc: int, module: str, *arguments: str) -> None:
         try:
             elastic_launch(config, sys.executable)("-m", module, *arguments)
         except ChildFailedError as error:
-            raise RuntimeError(f"The {nproc} processes of a run must end, however: {error.format_msg()}") from error
+            raise RuntimeError(f"The {nproc} processes of a run must end, got {error.format_msg()}") from error
         except SignalException as error:
             raise KeyboardInterrupt from error

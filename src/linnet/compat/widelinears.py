@@ -89,7 +89,7 @@ class WideLinear(linnet.wide.wide_linear.WideLinear):
     def _empty(cls, in_features: int, out_features: int, bias: bool, **options: Any) -> Self:
         placed = {name: options.pop(name) for name in ("device", "dtype") if name in options}
         if not bias:
-            raise ValueError("widelinears' layer has a bias, however: bias=False (linnet.WideLinear takes it)")
+            raise ValueError("widelinears' layer has a bias, got bias=False (linnet.WideLinear takes it)")
         return cls(options.pop("beings"), in_features, out_features, **options).to(**placed)
 
     def extra_repr(self) -> str:

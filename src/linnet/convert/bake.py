@@ -48,13 +48,13 @@ def bake(model: nn.Module) -> nn.Module:
         place = f"{name!r} is" if name else "it is"
         if isinstance(module, LinearMap) and module.beings is not None:
             raise ValueError(
-                f"bake needs single maps, however: {place} a population of {module.beings} "
+                f"bake needs single maps, got {place} a population of {module.beings} "
                 "(to_linears() gives its nn.Linears, get_single(i) one of them)"
             )
         source = module._source[0] if isinstance(module, Being) else module
         if isinstance(source, SparseLinear) and (entries := source.in_features * source.out_features) > LARGEST_DENSE:
             raise ValueError(
-                f"bake makes dense matrices of at most {LARGEST_DENSE:,} entries, however: {place} a sparse layer of "
+                f"bake makes dense matrices of at most {LARGEST_DENSE:,} entries, got {place} a sparse layer of "
                 f"{source.in_features} x {source.out_features}, {entries:,} (bake the parts of the model around it and "
                 "keep the layer; to_onnx exports it by its connections, to_csr() gives its matrix)"
             )

@@ -79,22 +79,20 @@ def constrain(
         True
     """
     if not (isinstance(cls, type) and issubclass(cls, LinearMap)):
-        raise TypeError(f"cls must be a LinearMap class, however: {cls!r}")
+        raise TypeError(f"cls must be a LinearMap class, got {cls!r}")
     tensor = module._parameters.get(tensor_name, module._buffers.get(tensor_name))
     if parametrize.is_parametrized(module, tensor_name):
-        raise ValueError(f"A tensor can be constrained once, however: {tensor_name} is parametrized already")
+        raise ValueError(f"A tensor can be constrained once, got {tensor_name} is parametrized already")
     if tensor is None:
         known = ", ".join(dict(module.named_parameters(recurse=False))) or "none"
-        raise ValueError(f"tensor_name must be one of the module's own tensors ({known}), however: {tensor_name!r}")
+        raise ValueError(f"tensor_name must be one of the module's own tensors ({known}), got {tensor_name!r}")
     (count,) = check_positive(blocks=blocks)
     if taken := {"bias", "beings", "device", "dtype"} & set(options):
-        raise TypeError(
-            f"The tensor decides on beings (blocks=), device and dtype, however: {', '.join(sorted(taken))}"
-        )
+        raise TypeError(f"The tensor decides on beings (blocks=), device and dtype, got {', '.join(sorted(taken))}")
     if tensor.dim() < 2 or tensor.numel() == 0 or tensor.shape[0] % count:
         raise ValueError(
             f"The tensor must have at least 2 axes, the first divisible by blocks={count}, "
-            f"however: {tensor_name} has shape {tuple(tensor.shape)}"
+            f"got {tensor_name} has shape {tuple(tensor.shape)}"
         )
     matrices = tensor.detach().reshape(count, tensor.shape[0] // count, -1)  # (blocks, out, in)
     _, out_features, in_features = matrices.shape
@@ -105,9 +103,9 @@ def constrain(
         )
     layer.requires_grad_(tensor.requires_grad).train(module.training)
     if layer.noisy and not layer._pays_dense():
-        raise ValueError(f"A tensor holds one matrix, however: {layer} draws one for every sample")
+        raise ValueError(f"A tensor holds one matrix, got {layer} draws one for every sample")
     if layer.weight.layout != torch.strided:
-        raise ValueError(f"A tensor of another module must be dense, however: {cls.__name__} has a sparse weight")
+        raise ValueError(f"A tensor of another module must be dense, got {cls.__name__} has a sparse weight")
     return parametrize.register_parametrization(module, tensor_name, Constrained(layer, tensor.shape))
 
 

@@ -57,7 +57,7 @@ class LazyMap(LazyModuleMixin, nn.Module):
         known = inspect.signature(kind.__init__).parameters
         self.kind, self.out_features, self.biased, self.options = kind, out_features, bias, dict(options or {})
         if unknown := [name for name in self.options if name not in known]:
-            raise TypeError(f"The options must be those of {kind.__name__}, however: {', '.join(unknown)}")
+            raise TypeError(f"The options must be those of {kind.__name__}, got {', '.join(unknown)}")
         self.weight = UninitializedParameter(device=device, dtype=dtype)  # type: ignore[call-arg]
 
     def _infer_parameters(self: Any, module: nn.Module, args: Any, kwargs: Any = None) -> None:
@@ -82,7 +82,7 @@ class LazyMap(LazyModuleMixin, nn.Module):
         if (saved := state_dict.get(prefix + "weight")) is None or not is_lazy(saved):
             raise ValueError(
                 "A lazy layer must see an input before it loads a state, "
-                f"however: {prefix.removesuffix('.') or 'the model'} has seen none (run one batch first)"
+                f"got {prefix.removesuffix('.') or 'the model'} has seen none (run one batch first)"
             )
 
     def extra_repr(self) -> str:

@@ -30,7 +30,7 @@ def with_maps_replaced(model: nn.Module, convert: Callable[[str, nn.Module], nn.
     new: dict[nn.Module, nn.Module] = {}
     for name, module in parts:
         if isinstance(module, LazyMap):
-            raise ValueError(f"A model must know its sizes, however: {name or 'it'} is lazy (run one batch first)")
+            raise ValueError(f"A model must know its sizes, got {name or 'it'} is lazy (run one batch first)")
         if isinstance(module, LinearMap | Being) and module not in inside:
             new[module] = convert(name, module)
     # What stands in the memo is not copied: the old matrices never exist twice.

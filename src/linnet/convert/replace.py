@@ -99,12 +99,12 @@ def replace(
     """
     cls = find_layer(layer) if isinstance(layer, str) else layer
     if not (isinstance(cls, type) and issubclass(cls, LinearMap)):
-        raise TypeError(f"layer must be a LinearMap class or a name of the catalogue, however: {layer!r}")
+        raise TypeError(f"layer must be a LinearMap class or a name of the catalogue, got {layer!r}")
     matches = linear_layers(model, where, convolutions)
     if not matches:
         convolved = not convolutions and linear_layers(model, where, True)
         hint = " (1×1 convolutions match with convolutions=True)" if convolved else ""
-        raise ValueError(f"where must match at least one nn.Linear of the model, however: {where!r} matches none{hint}")
+        raise ValueError(f"where must match at least one nn.Linear of the model, got {where!r} matches none{hint}")
     return swap(model, matches, lambda name, old: (cls, options, from_weights))
 
 
@@ -133,7 +133,7 @@ def swap(
                 maps[old], moved = _converted(cls, old, from_weights, options)
             else:
                 if choices[first] != choices[old]:
-                    raise ValueError(f"it must become what {matches[first]} becomes, however: they share one weight")
+                    raise ValueError(f"it must become what {matches[first]} becomes, got they share one weight")
                 maps[old], moved = _tied(maps[first], old, from_weights), swaps[first].moved
         except (ValueError, TypeError) as error:
             raise type(error)(f"{name} ({old}) cannot become {cls.__name__}: {error}") from error
@@ -190,7 +190,7 @@ def linear_layers(model: nn.Module, where: Where, convolutions: bool = False) ->
             found[module] = name
     if model in found:
         raise ValueError(
-            "replace changes the layers inside a model, however: the model is itself the layer (use from_linear)"
+            "replace changes the layers inside a model, got the model is itself the layer (use from_linear)"
         )
     return found
 
@@ -210,12 +210,12 @@ def ties(model: nn.Module, matches: dict[nn.Module, str]) -> dict[tuple[nn.Modul
         if any(module not in matches for module, _, _ in places) or len({key for _, key, _ in places}) > 1:
             own = next(f"{name}.{key}" for module, key, name in places if module in matches)
             raise ValueError(
-                f"A layer to be replaced must own its tensors alone or share them with others to be replaced, however: "
+                f"A layer to be replaced must own its tensors alone or share them with others to be replaced, got "
                 f"{names} are one tensor (leave it out by where=, or untie it first: "
                 f"{own} = nn.Parameter({own}.detach().clone()))"
             )
         if any(isinstance(module, LazyModuleMixin) for module, _, _ in places):
-            raise ValueError(f"Layers that share a tensor must know its size, however: {names} are lazy")
+            raise ValueError(f"Layers that share a tensor must know its size, got {names} are lazy")
         first, *others = sorted(places, key=lambda place: order[place[0]])
         found |= {(module, key): first[0] for module, key, _ in others}
     return found
@@ -227,7 +227,7 @@ def refuse_widened(model: nn.Module) -> None:
         inside = module.modules() if isinstance(module, Wide) else ()
         if any(isinstance(part, nn.Linear | LinearMap | Constrained) for part in inside):
             raise ValueError(
-                "The layers of a widened module have the tensors of all beings and cannot be converted, however: "
+                "The layers of a widened module have the tensors of all beings and cannot be converted, got "
                 f"{name or 'the model'} is one (convert the member before widen, or its beings, "
                 "which unstack gives, before stack)"
             )
@@ -239,13 +239,13 @@ def _refuse_lost(old: Any) -> None:
     kind: Any = nn.Linear if linear else next(cls for cls in (nn.Conv1d, nn.Conv2d, nn.Conv3d) if isinstance(old, cls))
     own = type(old).forward is not kind.forward
     if nn.utils.parametrize.is_parametrized(old):
-        raise ValueError("its tensors must be its own, however: they are parametrized (remove_parametrizations first)")
+        raise ValueError("its tensors must be its own, got they are parametrized (remove_parametrizations first)")
     if own or (not linear and type(old)._conv_forward is not kind._conv_forward):
         formula = "x Wᵀ + b" if linear else "a convolution"
-        raise ValueError(f"it must compute {formula}, however: {type(old).__name__} has a forward of its own")
+        raise ValueError(f"it must compute {formula}, got {type(old).__name__} has a forward of its own")
     lazy = isinstance(old, LazyModuleMixin)  # its own hooks tell it its size
     if hooked(old) if not lazy else len(old._forward_pre_hooks) > 1 or old._forward_hooks or old._backward_hooks:
-        raise ValueError("it must have no hooks, however: it has some, which would be lost")
+        raise ValueError("it must have no hooks, got it has some, which would be lost")
 
 
 def _converted(
@@ -255,12 +255,12 @@ def _converted(
     if isinstance(old, Linear):
         old = old.to_linear()
     if not (isinstance(old, nn.Linear) or is_pointwise(old)):
-        raise TypeError(f"it must be an nn.Linear, however: {type(old).__name__}")
+        raise TypeError(f"it must be an nn.Linear, got {type(old).__name__}")
     _refuse_lost(old)
     factory: dict[str, Any] = {"device": old.weight.device, "dtype": old.weight.dtype}
     if isinstance(old, LazyModuleMixin):
         if not isinstance(old, nn.Linear):
-            raise ValueError("its size must be known, however: it is lazy (run one batch first)")
+            raise ValueError("its size must be known, got it is lazy (run one batch first)")
         lazy = LazyMap(cls, old.out_features, old.bias is not None, options=options, **factory)
         lazy.weight = old.weight  # type: ignore[assignment]
         return lazy.train(old.training), None
@@ -275,7 +275,7 @@ def _converted(
 def _tied(first: LinearMap, old: Any, from_weights: bool) -> LinearMap:
     """A map with the tensors of ``first``, in the place of a layer with a bias of its own."""
     if isinstance(first, SparseLinear) and first.rule is not None:
-        raise ValueError("connections that move must be those of one layer, however: it shares its weight")
+        raise ValueError("connections that move must be those of one layer, got it shares its weight")
     new = copy.deepcopy(first, {id(tensor): tensor for tensor in (*first.parameters(), *first.buffers())})
     if old.bias is None:
         new.bias = None

@@ -66,7 +66,7 @@ def sparsify(
     _refuse_idle(left_out, everything.values(), "exclude")
     matches = {old: name for old, name in everything.items() if not any(fnmatchcase(name, p) for p in left_out)}
     if not matches:
-        raise ValueError("sparsify needs a model with an nn.Linear that is not excluded, however: there is none")
+        raise ValueError("sparsify needs a model with an nn.Linear that is not excluded, got there is none")
     shapes = {name: _shape(name, old) for old, name in matches.items()}
     budget = _budget(shapes, sparsity, distribution)
     shrinking = {old: name for old, name in matches.items() if budget[name] < shapes[name][0] * shapes[name][1]}
@@ -79,7 +79,7 @@ def sparsify(
     if shared := ties(model, shrinking):
         names = " and ".join(f"{shrinking[old]}.{tensor}" for old, tensor in shared)
         raise ValueError(
-            "A layer of the budget must own its tensors alone, however: "
+            "A layer of the budget must own its tensors alone, got "
             f"{names} stand in others too (exclude these layers and replace them by SparseLinear)"
         )
     return swap(model, shrinking, sparse)
@@ -87,7 +87,7 @@ def sparsify(
 
 def _shape(name: str, layer: Any) -> tuple[int, int]:
     if isinstance(layer, nn.modules.lazy.LazyModuleMixin):
-        raise ValueError(f"The size of each layer must be known, however: {name} is lazy and has not seen an input yet")
+        raise ValueError(f"The size of each layer must be known, got {name} is lazy and has not seen an input yet")
     return layer.out_features, layer.in_features
 
 
@@ -98,11 +98,11 @@ def _budget(
     if isinstance(distribution, str):
         if distribution not in DISTRIBUTIONS:
             raise ValueError(
-                f"distribution must be one of {', '.join(DISTRIBUTIONS)}, or a mapping, however: {distribution!r}"
+                f"distribution must be one of {', '.join(DISTRIBUTIONS)}, or a mapping, got {distribution!r}"
             )
         return DISTRIBUTIONS[distribution](shapes, sparsity)
     if not isinstance(distribution, Mapping):
-        raise TypeError(f"distribution must be a name or a mapping of patterns, however: {distribution!r}")
+        raise TypeError(f"distribution must be a name or a mapping of patterns, got {distribution!r}")
     _refuse_idle(distribution, shapes, "distribution")
     own = {name: next((s for p, s in distribution.items() if fnmatchcase(name, p)), sparsity) for name in shapes}
     return {name: count(own[name], *shape) for name, shape in shapes.items()}
@@ -112,4 +112,4 @@ def _refuse_idle(patterns: Iterable[str], names: Iterable[str], what: str) -> No
     known = list(names)
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in known):
-            raise ValueError(f"Each pattern of {what} must fit a layer, however: {pattern!r} fits none of {known}")
+            raise ValueError(f"Each pattern of {what} must fit a layer, got {pattern!r} fits none of {known}")

@@ -96,10 +96,10 @@ def indices(index: int | Sequence[int] | Tensor, beings: int) -> Tensor:
     """Indices of beings as a LongTensor in 0..beings-1; a ValueError for one that is out of range."""
     found = torch.as_tensor(index).cpu().reshape(-1)
     if found.numel() and (found.is_floating_point() or found.is_complex() or found.dtype == torch.bool):
-        raise ValueError(f"Indices of beings must be integers, however: {found.tolist()}")
+        raise ValueError(f"Indices of beings must be integers, got {found.tolist()}")
     found = found.long()
     if bool(((found < -beings) | (found >= beings)).any()):
-        raise ValueError(f"Indices of beings must lie in 0..{beings - 1}, however: {found.tolist()}")
+        raise ValueError(f"Indices of beings must lie in 0..{beings - 1}, got {found.tolist()}")
     return found % beings
 
 
@@ -115,7 +115,7 @@ def copy_beings(
     if src.shape != dst.shape or dst.unique().numel() != dst.numel():
         raise ValueError(
             "clone_being needs as many sources as destinations, and each destination once, "
-            f"however: {src.tolist()} -> {dst.tolist()}"
+            f"got {src.tolist()} -> {dst.tolist()}"
         )
     with torch.no_grad():
         for tensor in rows:

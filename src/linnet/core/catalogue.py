@@ -37,13 +37,13 @@ def find_layer(name: str) -> type[LinearMap]:
     if ":" not in name:
         nearest = difflib.get_close_matches(name, REGISTRY, n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(nearest)}?" if nearest else f"known are {', '.join(REGISTRY)}"
-        raise ValueError(f"A layer must be in the catalogue or a package.module:Class, however: {name!r} ({hint})")
+        raise ValueError(f"A layer must be in the catalogue or a package.module:Class, got {name!r} ({hint})")
     module_name, _, class_name = name.partition(":")
     try:
         cls = getattr(importlib.import_module(module_name), class_name)
     except Exception as error:  # whatever a module of somebody else's may raise
         why = f"{type(error).__name__}: {error}"
-        raise ValueError(f"A layer must be importable as package.module:Class, however: {name!r} ({why})") from error
+        raise ValueError(f"A layer must be importable as package.module:Class, got {name!r} ({why})") from error
     if not (isinstance(cls, type) and issubclass(cls, LinearMap)) or inspect.isabstract(cls):
-        raise ValueError(f"A layer must be a LinearMap class that is not abstract, however: {name!r} is {cls!r}")
+        raise ValueError(f"A layer must be a LinearMap class that is not abstract, got {name!r} is {cls!r}")
     return cls

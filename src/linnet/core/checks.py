@@ -15,11 +15,11 @@ def check_input(input: Tensor, in_features: int, beings: int | None) -> None:
     shape = tuple(input.shape)
     if beings is None:
         if input.dim() < 1 or shape[-1] != in_features:
-            raise ValueError(f"The input must have shape (*, in_features={in_features}), however: {shape}")
+            raise ValueError(f"The input must have shape (*, in_features={in_features}), got {shape}")
     elif input.dim() < 1 or shape[-1] != in_features or (input.dim() > 1 and shape[-2] != 1 and shape[-2] != beings):
         raise ValueError(
             f"The input of a population must have shape (in_features={in_features},) or "
-            f"(*, beings={beings} or 1, in_features={in_features}), however: {shape} "
+            f"(*, beings={beings} or 1, in_features={in_features}), got {shape} "
             "(to give one batch to all beings: x[:, None], or linnet.Spread() in front)"
         )
 
@@ -33,7 +33,7 @@ def check_positive(**sizes: Any) -> list[int]:
         except TypeError:
             size = 0
         if isinstance(value, bool) or size < 1:
-            raise ValueError(f"{name} must be a positive integer, however: {value!r}")
+            raise ValueError(f"{name} must be a positive integer, got {value!r}")
         checked.append(size)
     return checked
 
@@ -47,7 +47,7 @@ def check_number(low: float, **named: Any) -> None:
     """Refuse what is not a finite number >= low."""
     for name, value in named.items():
         if not is_number(value) or not (low <= value < math.inf):
-            raise ValueError(f"{name} must be a finite number >= {low:g}, however: {value!r}")
+            raise ValueError(f"{name} must be a finite number >= {low:g}, got {value!r}")
 
 
 def hooked(layer: nn.Module) -> bool:

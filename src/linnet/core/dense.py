@@ -19,7 +19,7 @@ def dense(weight: Tensor) -> Tensor:
     if weight.numel() > LARGEST_DENSE:
         raise ValueError(
             f"A sparse matrix must have at most {LARGEST_DENSE:,} entries to be made dense, "
-            f"however: {tuple(weight.shape)} has {weight.numel():,}"
+            f"got {tuple(weight.shape)} has {weight.numel():,}"
         )
     return weight.to_dense()
 

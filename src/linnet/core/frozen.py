@@ -54,7 +54,7 @@ class _Once(torch.autograd.Function):
         if higher:
             if ctx.versions != [tensor._version for tensor in ctx.raw]:
                 raise RuntimeError(
-                    "A parameter must stay as it is between forward and backward, however: it was modified in place"
+                    "A parameter must stay as it is between forward and backward, got it was modified in place"
                 )
             weight, aliases = _graph(ctx.build, ctx.raw)
         if not weight.requires_grad:

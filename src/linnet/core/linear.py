@@ -31,6 +31,7 @@ class Linear(LinearMap):
         torch.Size([128, 4, 30])
     """
 
+    family = "free"
     promise = "none"
     decays = ("weight",)
 

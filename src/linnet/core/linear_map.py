@@ -57,6 +57,8 @@ class LinearMap(nn.Module, ABC):
         ValueError: a size is not a positive integer, or the structure is square and the sizes differ.
     """
 
+    family: ClassVar[str] = ""
+    """The page of docs/maps that describes the class, and its group in ``linnet layers``; empty for your own."""
     promise: ClassVar[str] = "none"
     """What the matrix keeps, as a formula in A."""
     square: ClassVar[bool] = False
@@ -103,12 +105,12 @@ class LinearMap(nn.Module, ABC):
         if self.square and self.in_features != self.out_features:
             raise ValueError(
                 f"{type(self).__name__} is square, in_features must equal out_features, "
-                f"however: {self.in_features} and {self.out_features}"
+                f"got {self.in_features} and {self.out_features}"
             )
         if not isinstance(bias, bool):
-            raise TypeError(f"bias must be True or False, however: {bias!r}")
+            raise TypeError(f"bias must be True or False, got {bias!r}")
         if dtype is not None and not dtype.is_floating_point:
-            raise ValueError(f"dtype must be a real floating-point type, however: {dtype}")
+            raise ValueError(f"dtype must be a real floating-point type, got {dtype}")
         if bias:
             self.bias = nn.Parameter(torch.empty(*self.leading, self.out_features, device=device, dtype=dtype))
         else:
@@ -205,7 +207,7 @@ class LinearMap(nn.Module, ABC):
         # autocast leaves float64 alone, as it does in nn.Linear
         autocast = device != "meta" and torch.is_autocast_enabled(device) and dtype != torch.float64
         if not autocast and input.dtype != dtype:
-            raise TypeError(f"The input must have the dtype of the parameters, {dtype}, however: {input.dtype}")
+            raise TypeError(f"The input must have the dtype of the parameters, {dtype}, got {input.dtype}")
         if not autocast and dtype in (torch.float32, torch.float64):
             return self._rows(input, product, raw, self.bias)
         wide = torch.promote_types(dtype, torch.float32)
@@ -241,7 +243,7 @@ class LinearMap(nn.Module, ABC):
             listed = seeds if isinstance(seeds, Iterable) else [seeds]
             seed_list = [operator.index(seed) for seed in listed]
         if len(seed_list) != (self.beings or 1):
-            raise ValueError(f"seeds must hold one int for each being ({self.beings}), however: {len(seed_list)}")
+            raise ValueError(f"seeds must hold one int for each being ({self.beings}), got {len(seed_list)}")
         if any(tensor.is_meta for tensor in (*self.raw_tensors().values(), self.bias) if tensor is not None):
             return
         for i, seed in enumerate(seed_list):
@@ -270,7 +272,7 @@ class LinearMap(nn.Module, ABC):
         """
         target = self._checked(weight)
         if not torch.isfinite(target).all():
-            raise ValueError("weight must be finite, however: it contains NaN or infinity")
+            raise ValueError("weight must be finite, got it contains NaN or infinity")
         with torch.no_grad():
             raw = self.raw_tensors()
             for name, value in self._assign(target).items():
@@ -302,9 +304,7 @@ class LinearMap(nn.Module, ABC):
     def eigvals(self) -> Tensor:
         """Eigenvalues of ``weight`` (and of A), ([beings,] n), complex; square maps only."""
         if self.in_features != self.out_features:
-            raise ValueError(
-                f"Only a square matrix has eigenvalues, however: {self.in_features} -> {self.out_features}"
-            )
+            raise ValueError(f"Only a square matrix has eigenvalues, got {self.in_features} -> {self.out_features}")
         return torch.linalg.eigvals(at_least_float32(dense(self.weight)))
 
     def svdvals(self) -> Tensor:
@@ -330,7 +330,7 @@ class LinearMap(nn.Module, ABC):
             for m in members
         }
         if len(kinds) != 1:
-            raise ValueError(f"from_linears needs maps of one kind, however: {sorted(kinds) or 'none given'}")
+            raise ValueError(f"from_linears needs maps of one kind, got {sorted(kinds) or 'none given'}")
         population = cls._like(members, len(members), options)
         biases: list[Tensor] = [m.bias for m in members if m.bias is not None]
         population._take(torch.stack([m.weight.detach() for m in members]), torch.stack(biases) if biases else None)
@@ -368,7 +368,7 @@ class LinearMap(nn.Module, ABC):
         """This layer -> an independent nn.Linear of the same function; torch's random state is left as it was."""
         if self.beings is not None:
             raise ValueError(
-                f"to_linear() needs one map, however: a population of {self.beings} (to_linears() gives all, "
+                f"to_linear() needs one map, got a population of {self.beings} (to_linears() gives all, "
                 "get_single(i).to_linear() gives one)"
             )
         return plain_linear(dense(self.weight), self.bias)
@@ -448,7 +448,7 @@ class LinearMap(nn.Module, ABC):
 
     def _population(self) -> int:
         if self.beings is None:
-            raise ValueError(f"This needs a population (beings=n), however: {self}")
+            raise ValueError(f"This needs a population (beings=n), got {self}")
         return self.beings
 
     @property
@@ -462,8 +462,8 @@ class LinearMap(nn.Module, ABC):
     def _checked(self, weight: Tensor) -> Tensor:
         """``weight`` as a detached dense float64 tensor of the right shape on the layer's device."""
         if not isinstance(weight, Tensor):
-            raise TypeError(f"weight must be a tensor, however: {type(weight).__name__}")
+            raise TypeError(f"weight must be a tensor, got {type(weight).__name__}")
         shape = (*self.leading, self.out_features, self.in_features)
         if tuple(weight.shape) != shape:
-            raise ValueError(f"weight must have shape {shape}, however: {tuple(weight.shape)}")
+            raise ValueError(f"weight must have shape {shape}, got {tuple(weight.shape)}")
         return dense(weight.detach()).to(self._anchor.device, torch.float64)

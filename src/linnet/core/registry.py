@@ -24,7 +24,7 @@ def register(cls: type) -> None:
     known = REGISTRY.get(name)
     if known and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
         raise TypeError(
-            f"Names in the catalogue must be unique, however: {name!r} is "
+            f"Names in the catalogue must be unique, got {name!r} is "
             f"{known.__module__}.{known.__qualname__} (class {cls.__name__}(LinearMap, catalogue=False) stays out)"
         )
     REGISTRY[name] = cls

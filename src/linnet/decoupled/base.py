@@ -31,11 +31,11 @@ class Decoupled(nn.Module, ABC):
         super().__init__()
         _never_compiled(type(self))
         if not isinstance(network, nn.Module):
-            raise TypeError(f"network must be an nn.Module, however: {type(network).__name__}")
+            raise TypeError(f"network must be an nn.Module, got {type(network).__name__}")
         for module in network.modules():
             if isinstance(module, Decoupled):
                 raise ValueError(
-                    f"network must not contain a {type(module).__name__}, however: it does (cuts cannot be cut again)"
+                    f"network must not contain a {type(module).__name__}, got it does (cuts cannot be cut again)"
                 )
         if optim is not None:
             check_optimizer(optim, network)
@@ -69,9 +69,9 @@ class Decoupled(nn.Module, ABC):
             ValueError: no source takes a context.
         """
         if not isinstance(context, Tensor):
-            raise TypeError(f"The context must be a tensor, however: {type(context).__name__}")
+            raise TypeError(f"The context must be a tensor, got {type(context).__name__}")
         if not self.conditioned:
-            raise ValueError("A context needs a source that takes one (Synthetic(context=...)), however: none does")
+            raise ValueError("A context needs a source that takes one (Synthetic(context=...)), got none does")
         before, self._context = self._context, context
         try:
             yield
@@ -105,11 +105,11 @@ def _never_compiled(kind: type[Decoupled]) -> None:
 def check_optimizer(optim: Optimizer, network: nn.Module) -> None:
     """Refuse an optimizer that leaves out a trainable parameter of the network."""
     if not isinstance(optim, Optimizer):
-        raise TypeError(f"optim must be a torch.optim.Optimizer, however: {type(optim).__name__}")
+        raise TypeError(f"optim must be a torch.optim.Optimizer, got {type(optim).__name__}")
     held = {id(parameter) for group in optim.param_groups for parameter in group["params"]}
     named = network.named_parameters()
     if missing := [name for name, parameter in named if parameter.requires_grad and id(parameter) not in held]:
         raise ValueError(
-            f"optim must hold every trainable parameter of the network, however: {', '.join(missing)} are not in it "
+            f"optim must hold every trainable parameter of the network, got {', '.join(missing)} are not in it "
             "(optim=None if several optimizers share the network)"
         )

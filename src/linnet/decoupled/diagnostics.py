@@ -48,7 +48,7 @@ def plot_diagnostics(
     """
     cuts = list(dict.fromkeys(name.partition("/")[2] for point in history for name in point))
     if not cuts:
-        raise ValueError("There must be something to draw, however: no synthesizer has learned yet")
+        raise ValueError("There must be something to draw, got no synthesizer has learned yet")
     if axes is None:
         from matplotlib.figure import Figure
 

@@ -157,13 +157,13 @@ class DNI(Decoupled):
         """λ of all :class:`Synthetic` sources: the share of the gradient from above; it may be set between steps."""
         mixes = {source.mix for source in self._synthetic()}
         if len(mixes) != 1:
-            raise ValueError(f"Synthetic sources must have one mix to read, however: {sorted(mixes)}")
+            raise ValueError(f"Synthetic sources must have one mix to read, got {sorted(mixes)}")
         return mixes.pop()
 
     @mix.setter
     def mix(self, value: float) -> None:
         if self.immediate is not None and value > 0:
-            raise ValueError(f"Immediate updates cannot wait for the gradient from above, however: mix = {value}")
+            raise ValueError(f"Immediate updates cannot wait for the gradient from above, got mix = {value}")
         for source in self._synthetic():
             source.mix = value
 
@@ -199,7 +199,7 @@ class DNI(Decoupled):
         with visiting(self.network, self.at, visit) as reached:
             output = self.network(*args, **kwargs)
         if not reached:
-            raise ValueError(f"A forward must reach a cut, however: none of {list(self.at)} was called")
+            raise ValueError(f"A forward must reach a cut, got none of {list(self.at)} was called")
         run.close(tensors(output))
         return output
 
@@ -217,7 +217,7 @@ class DNI(Decoupled):
         with torch.no_grad(), untouched(self.network) as call, visiting(self.network, self.at, visit) as reached:
             call(args, kwargs)
         if missed := [name for name in self.at if name not in reached]:
-            raise ValueError(f"The example must reach every cut, however: {missed} were not called")
+            raise ValueError(f"The example must reach every cut, got {missed} were not called")
 
     # ------------------------------------------------------------------ cuts and their sources
 
@@ -246,21 +246,21 @@ class DNI(Decoupled):
 
     def _immediate(self, optim: Optimizer | None, update: str, make: OptimizerFactory | None) -> Immediate | None:
         if update not in ("deferred", "immediate"):
-            raise ValueError(f"update must be 'deferred' or 'immediate', however: {update!r}")
+            raise ValueError(f"update must be 'deferred' or 'immediate', got {update!r}")
         if update == "deferred":
             if make is not None:
-                raise ValueError("stage_optim steps in immediate updates, however: update='deferred'")
+                raise ValueError("stage_optim steps in immediate updates, got update='deferred'")
             return None
         if optim is None:
-            raise ValueError("Immediate updates need the optimizer of the loop, however: optim is None")
+            raise ValueError("Immediate updates need the optimizer of the loop, got optim is None")
         if self.scaler is not None:
-            raise ValueError("Immediate updates step before the loss is scaled, however: a GradScaler is given")
+            raise ValueError("Immediate updates step before the loss is scaled, got a GradScaler is given")
         for source in self._prototypes.values():
             if source.late or source.true_targets:
                 mix = f" with mix = {source.mix}" if isinstance(source, Synthetic) and source.late else ""
                 targets = " with true targets" if source.true_targets else ""
                 raise ValueError(
-                    "Immediate updates need a gradient that is known in forward, however: "
+                    "Immediate updates need a gradient that is known in forward, got "
                     f"{type(source).__name__}{mix}{targets} waits for backward"
                 )
         return Immediate(optim, make, self.network)
@@ -291,5 +291,5 @@ def _prototypes(network: nn.Module, gradient: Source | Mapping[int | str, Source
         given[None] = gradient
     for source in given.values():
         if not isinstance(source, Source):
-            raise TypeError(f"gradient must be a gradient source such as Synthetic(), however: {type(source).__name__}")
+            raise TypeError(f"gradient must be a gradient source such as Synthetic(), got {type(source).__name__}")
     return given

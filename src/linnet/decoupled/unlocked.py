@@ -168,22 +168,22 @@ class Unlocked(Decoupled):
         if not is_chain(network):
             raise ValueError(
                 "A fully unlocked network must be an nn.Sequential, whose stages can run apart, "
-                f"however: {type(network).__name__}"
+                f"got {type(network).__name__}"
             )
         if not 0 < probability <= 1:
-            raise ValueError(f"probability must lie in (0, 1], however: {probability!r}")
+            raise ValueError(f"probability must lie in (0, 1], got {probability!r}")
         prototype = Synthetic() if gradient is None else gradient
         if not isinstance(prototype, Source):
-            raise TypeError(f"gradient must be a gradient source, however: {type(prototype).__name__}")
+            raise TypeError(f"gradient must be a gradient source, got {type(prototype).__name__}")
         if prototype.late or prototype.true_targets:
             raise ValueError(
-                f"A stage that waits for nothing needs a gradient in forward, however: {type(prototype).__name__} waits"
+                f"A stage that waits for nothing needs a gradient in forward, got {type(prototype).__name__} waits"
             )
         self.probability = probability
         names = cuts_by_default(network) if at is None else cuts_by_name(network, at)
         ends = [name for name, _ in links(network) if name in names]
         if missing := [name for name in names if name not in ends]:
-            raise ValueError(f"A stage must end with a module that is no container, however: {missing}")
+            raise ValueError(f"A stage must end with a module that is no container, got {missing}")
         self.at = tuple(ends)
         self.inputs = nn.ModuleDict()
         for name in ends:
@@ -204,7 +204,7 @@ class Unlocked(Decoupled):
 
     def _training_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         if kwargs or len(args) != 1 or not isinstance(args[0], Tensor):
-            raise ValueError(f"A fully unlocked network takes one tensor, however: {len(args)} and {sorted(kwargs)}")
+            raise ValueError(f"A fully unlocked network takes one tensor, got {len(args)} and {sorted(kwargs)}")
         x, stages = args[0], self._stages()
         keys = [self._key(name) for name in self.at]
         if any(not cast(SyntheticInput, model).sized for model in self.inputs.values()):

@@ -43,4 +43,4 @@ def agreeing() -> Iterator[None]:
         raise failure
     for number, text in enumerate(said):
         if text is not None:
-            raise ValueError(f"All processes must save or load a checkpoint, however: process {number} says: {text}")
+            raise ValueError(f"All processes must save or load a checkpoint, got process {number} says: {text}")

@@ -33,7 +33,7 @@ class FlatVector:
         self.population, self.beings = population, beings_of(population)
         self._genes = [parameter for parameter in genes_of(population) if parameter.requires_grad]
         if not self._genes:
-            raise ValueError(f"A flat vector needs parameters that learn, however: {population}")
+            raise ValueError(f"A flat vector needs parameters that learn, got {population}")
         self._sizes = [math.prod(parameter.shape[1:]) for parameter in self._genes]
 
     @property
@@ -54,7 +54,7 @@ class FlatVector:
         """
         if vectors.dim() != 2 or vectors.shape[1] != self.size or len(vectors) > self.beings:
             raise ValueError(
-                f"vectors must have shape (at most {self.beings}, {self.size}), however: {tuple(vectors.shape)}"
+                f"vectors must have shape (at most {self.beings}, {self.size}), got {tuple(vectors.shape)}"
             )
         with torch.no_grad():
             for parameter, part in zip(self._genes, vectors.split(self._sizes, 1), strict=True):

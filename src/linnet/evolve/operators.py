@@ -35,7 +35,7 @@ def ranking(fitness: Tensor) -> Tensor:
         [1, 3, 0, 2]
     """
     if fitness.dim() != 1 or not len(fitness):
-        raise ValueError(f"fitness must have shape (beings,), however: {tuple(fitness.shape)}")
+        raise ValueError(f"fitness must have shape (beings,), got {tuple(fitness.shape)}")
     known = ~fitness.isnan()
     order = torch.argsort(torch.where(known, fitness, -torch.inf), descending=True, stable=True)
     return order[torch.argsort((~known[order]).int(), stable=True)]
@@ -53,7 +53,7 @@ class Selection(ABC):
 
     def __post_init__(self) -> None:
         if self.elites < 0:
-            raise ValueError(f"elites must not be negative, however: {self.elites}")
+            raise ValueError(f"elites must not be negative, got {self.elites}")
 
     def __call__(self, fitness: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The parents of the next generation.
@@ -64,7 +64,7 @@ class Selection(ABC):
         """
         order = ranking(fitness)
         if self.elites > len(order):
-            raise ValueError(f"elites must be at most the number of beings, {len(order)}, however: {self.elites}")
+            raise ValueError(f"elites must be at most the number of beings, {len(order)}, got {self.elites}")
         places = self._places(len(order), fitness.device, generator)[: len(order) - self.elites]
         return torch.cat([order[: self.elites], order[places]])
 
@@ -95,7 +95,7 @@ class Truncation(Selection):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.share <= 1:
-            raise ValueError(f"share must lie in (0, 1], however: {self.share}")
+            raise ValueError(f"share must lie in (0, 1], got {self.share}")
 
     def _places(self, beings: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
         best = max(1, round(self.share * beings))
@@ -123,7 +123,7 @@ class Tournament(Selection):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.size < 1:
-            raise ValueError(f"size must be at least 1, however: {self.size}")
+            raise ValueError(f"size must be at least 1, got {self.size}")
 
     def _places(self, beings: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
         return torch.randint(beings, (beings, self.size), generator=generator, device=device).amin(1)
@@ -194,7 +194,7 @@ class Blend(Crossover):
 
     def __post_init__(self) -> None:
         if not self.alpha >= 0:
-            raise ValueError(f"alpha must be at least 0, however: {self.alpha}")
+            raise ValueError(f"alpha must be at least 0, got {self.alpha}")
 
     def __call__(self, first: Tensor, second: Tensor, generator: torch.Generator | None) -> Tensor:
         u = torch.rand(first.shape, generator=generator, device=first.device, dtype=first.dtype)
@@ -269,9 +269,9 @@ class SparseGaussian(Mutation):
 
 def _check_share(name: str, value: float) -> None:
     if not 0 <= value <= 1:
-        raise ValueError(f"{name} must lie in [0, 1], however: {value}")
+        raise ValueError(f"{name} must lie in [0, 1], got {value}")
 
 
 def _check_size(name: str, value: float) -> None:
     if not 0 <= value < torch.inf:
-        raise ValueError(f"{name} must be a finite number, at least 0, however: {value}")
+        raise ValueError(f"{name} must be a finite number, at least 0, got {value}")

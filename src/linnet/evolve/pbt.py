@@ -52,14 +52,14 @@ class PopulationBasedTraining:
         seed: int = 0,
     ) -> None:
         if not isinstance(optimizer, WideOptimizer):
-            raise TypeError(f"optimizer must have hyper-parameters by being, however: {type(optimizer).__name__}")
+            raise TypeError(f"optimizer must have hyper-parameters by being, got {type(optimizer).__name__}")
         if not 0 < share <= 0.5:
-            raise ValueError(f"share must lie in (0, 1/2], however: {share}")
+            raise ValueError(f"share must lie in (0, 1/2], got {share}")
         if not factors or not all(0 < factor < torch.inf for factor in factors):
-            raise ValueError(f"factors must be finite positive numbers, however: {tuple(factors)}")
+            raise ValueError(f"factors must be finite positive numbers, got {tuple(factors)}")
         for name in hyper:
             if name not in optimizer.intervals:
-                raise ValueError(f"hyper must be among {', '.join(optimizer.intervals)}, however: {name!r}")
+                raise ValueError(f"hyper must be among {', '.join(optimizer.intervals)}, got {name!r}")
         self.population, self.optimizer = population, optimizer
         self.hyper, self.share, self.factors = tuple(hyper), share, tuple(factors)
         self.seed, self.steps = seed, 0
@@ -76,7 +76,7 @@ class PopulationBasedTraining:
         """
         beings = self.optimizer.beings
         if fitness.shape != (beings,):
-            raise ValueError(f"fitness must have shape ({beings},), however: {tuple(fitness.shape)}")
+            raise ValueError(f"fitness must have shape ({beings},), got {tuple(fitness.shape)}")
         order, generator = ranking(fitness.detach().cpu()), generator_of(self.seed, self.steps)
         count = int(self.share * beings)
         parents = torch.arange(beings)

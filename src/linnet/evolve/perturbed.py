@@ -48,13 +48,13 @@ class Perturbed(nn.Module, ABC):
         self.beings = check_positive(beings=beings)[0]
         for name, value in (("beings", self.beings), ("first", first)):
             if value % 2 or value < 0:
-                raise ValueError(f"Beings come in pairs, {name} must be even, however: {value}")
+                raise ValueError(f"Beings come in pairs, {name} must be even, got {value}")
         self.center = module
         self.first, self.in_dims, self.out_dims = first, checked_dims(in_dims), out_dims
         self.seed, self.generation, self.sigma = 0, 0, 0.0
         self.places = {name: i for i, (name, p) in enumerate(module.named_parameters()) if p.requires_grad}
         if not self.places:
-            raise ValueError(f"A network to perturb must have parameters that learn, however: {module}")
+            raise ValueError(f"A network to perturb must have parameters that learn, got {module}")
 
     def perturb(self, seed: int, generation: int, sigma: float) -> None:
         """Being t is θ + σ ε_t from now on, with the noise of this seed and generation."""
@@ -73,9 +73,9 @@ class Perturbed(nn.Module, ABC):
             fitness: (n,) of *all* beings of the population, also where this is a part of it, already shaped.
         """
         if fitness.dim() != 1 or len(fitness) % 2:
-            raise ValueError(f"fitness must have shape (beings,), an even number, however: {tuple(fitness.shape)}")
+            raise ValueError(f"fitness must have shape (beings,), an even number, got {tuple(fitness.shape)}")
         if self.sigma == 0:
-            raise ValueError("An estimate needs perturbed beings, however: sigma is 0 (call perturb first)")
+            raise ValueError("An estimate needs perturbed beings, got sigma is 0 (call perturb first)")
         differences = fitness[0::2] - fitness[1::2]  # (pairs,): Σ_t f_t ε_t = Σ_j (f_2j − f_2j+1) ε_j
         with torch.no_grad():
             for name in self.places:
@@ -248,7 +248,7 @@ class LowRank(Perturbed):
         self.rank = check_positive(rank=rank)[0]
         self.chunk_size = None if chunk_size is None else check_positive(chunk_size=chunk_size)[0]
         if self.chunk_size is not None and self.chunk_size % 2:
-            raise ValueError(f"Beings come in pairs, chunk_size must be even, however: {chunk_size}")
+            raise ValueError(f"Beings come in pairs, chunk_size must be even, got {chunk_size}")
         self.strategy = {"": "auto"}
         self.proven: set[Any] = set()
         self.looped: set[Any] | None = None
@@ -266,7 +266,7 @@ class LowRank(Perturbed):
             if not any(leaf.weight is p for p in tied)
         }
         if not self._thin:
-            raise ValueError(f"A low-rank population needs linear layers that learn, however: {module}")
+            raise ValueError(f"A low-rank population needs linear layers that learn, got {module}")
         self._kept: dict[Any, Any] = {}
         if may_draw(module):
             self.register_buffer(STREAMS, Noise.states(first + torch.arange(beings)))
@@ -281,16 +281,16 @@ class LowRank(Perturbed):
     def part(self, start: int, stop: int) -> Callable[..., Any]:
         rows = slice(*checked_range(start, stop, self.beings))
         if start % 2 or stop % 2:
-            raise ValueError(f"Beings come in pairs, a part must have both of each, however: {start} to {stop}")
+            raise ValueError(f"Beings come in pairs, a part must have both of each, got {start} to {stop}")
         for part in self.center.modules():
             if isinstance(part, nn.modules.batchnorm._NormBase) and part.training and part.track_running_stats:
-                raise ValueError(f"All beings share the buffers, which none may change, however: {part} is training")
+                raise ValueError(f"All beings share the buffers, which none may change, got {part} is training")
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             out = evaluate(self, self.center, args, kwargs, rows)
             if any(isinstance(y, Tensor) and y.is_meta for y in tree_flatten(out)[0]):
                 raise ValueError(
-                    "A weight of low rank is never formed, its layer alone can use it, however: the forward of "
+                    "A weight of low rank is never formed, its layer alone can use it, got the forward of "
                     f"{type(self.center).__name__} reads one"
                 )
             return out

@@ -59,19 +59,19 @@ def reproduce(
     beings = local if shards is None else shards.beings
     if shards is not None and (local != shards.local or crossover is not None):
         what = f"it has {local}" if local != shards.local else "a crossover is given"
-        raise ValueError(f"A process must hold its {shards.local} beings, which have one parent each, however: {what}")
+        raise ValueError(f"A process must hold its {shards.local} beings, which have one parent each, got {what}")
     chosen = {"parents": indices(parents, beings)}
     if (mates is None) != (crossover is None):
-        raise ValueError("mates and crossover must be given together, however: only one of them is")
+        raise ValueError("mates and crossover must be given together, got only one of them is")
     if mates is not None:
         chosen["mates"] = indices(mates, beings)
         for part in parts:
             for module in part.modules():
                 if getattr(module, "apart", False):
-                    raise ValueError(f"A crossover needs beings of one wiring, however: {module} has one for each")
+                    raise ValueError(f"A crossover needs beings of one wiring, got {module} has one for each")
     for name, index in chosen.items():
         if len(index) != beings:
-            raise ValueError(f"{name} must hold one index for each being ({beings}), however: {len(index)}")
+            raise ValueError(f"{name} must hold one index for each being ({beings}), got {len(index)}")
     genes = genes_of(population)
     with torch.no_grad():
         mixed: dict[nn.Parameter, Tensor] = {}
@@ -125,7 +125,7 @@ def mutate(
     """
     beings = beings_of(population)
     if not 0 <= keep <= first + beings:
-        raise ValueError(f"keep must lie in 0..{first + beings}, however: {keep}")
+        raise ValueError(f"keep must lie in 0..{first + beings}, got {keep}")
     keep = min(max(0, keep - first), beings)
     with torch.no_grad():
         for place, parameter in enumerate(genes_of(population)):

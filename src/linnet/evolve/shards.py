@@ -21,7 +21,7 @@ def check_shards(beings: int, block: int, world: int) -> None:
     """A ValueError unless every one of ``world`` processes would hold as many whole blocks of beings."""
     if beings % (world * block):
         raise ValueError(
-            f"The beings must be whole blocks in every process, a multiple of {world} · {block}, however: {beings}"
+            f"The beings must be whole blocks in every process, a multiple of {world} · {block}, got {beings}"
         )
 
 
@@ -38,7 +38,7 @@ class Shards:
 
     def __init__(self, beings: int, block: int = 1) -> None:
         if not dist.is_initialized():
-            raise ValueError("Shards need torch.distributed, however: init_process_group has not been called")
+            raise ValueError("Shards need torch.distributed, got init_process_group has not been called")
         self.beings, self.block = check_positive(beings=beings, block=block)
         self.world, self.rank = dist.get_world_size(), dist.get_rank()
         check_shards(beings, block, self.world)

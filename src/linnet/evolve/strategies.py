@@ -66,7 +66,7 @@ def standardized(fitness: Tensor) -> Tensor:
 
 def _floating(fitness: Tensor) -> Tensor:
     if not isinstance(fitness, Tensor):
-        raise TypeError(f"fitness must be a tensor, however: {type(fitness).__name__}")
+        raise TypeError(f"fitness must be a tensor, got {type(fitness).__name__}")
     return fitness if fitness.is_floating_point() else fitness.to(torch.get_default_dtype())
 
 
@@ -160,7 +160,7 @@ class GeneticAlgorithm(Strategy):
 
     def tell(self, fitness: Tensor) -> None:
         if fitness.shape != (self.beings,):
-            raise ValueError(f"fitness must have shape ({self.beings},), however: {tuple(fitness.shape)}")
+            raise ValueError(f"fitness must have shape ({self.beings},), got {tuple(fitness.shape)}")
         self._best = None
         fitness = fitness.detach().cpu()
         elites = self.selection.elites
@@ -253,9 +253,9 @@ class OpenAIES(Strategy):
     ) -> None:
         super().__init__(seed)
         if not isinstance(population, Perturbed):
-            raise TypeError(f"population must be FullRank or LowRank, however: {type(population).__name__}")
+            raise TypeError(f"population must be FullRank or LowRank, got {type(population).__name__}")
         if not 0 < sigma < torch.inf:
-            raise ValueError(f"sigma must be a finite positive number, however: {sigma}")
+            raise ValueError(f"sigma must be a finite positive number, got {sigma}")
         self.population, self.sigma, self.shaping = population, sigma, shaping
         self.optimizer = optimizer(population.center.parameters())
         self._perturbed: int | None = None

@@ -59,7 +59,7 @@ def log(model: nn.Module, writer: Writer, step: int, *, fitness: Tensor | None =
         (['penalty', 'violation/0'], True)
     """
     if not callable(getattr(writer, "add_scalar", None)):
-        raise TypeError(f"writer must have add_scalar(tag, value, step), however: {writer!r}")
+        raise TypeError(f"writer must have add_scalar(tag, value, step), got {writer!r}")
     scalars: dict[str, float] = {}
     histograms: dict[str, Tensor] = {}
     if any(callable(getattr(module, "penalty", None)) for module in model.modules()):
@@ -82,7 +82,7 @@ def log(model: nn.Module, writer: Writer, step: int, *, fitness: Tensor | None =
             scalars |= {f"{prefix}{tag}": float(value) for tag, value in module.diagnostics().items()}
     if fitness is not None:
         if fitness.dim() != 1 or not len(fitness):
-            raise ValueError(f"fitness must have shape (beings,), however: {tuple(fitness.shape)}")
+            raise ValueError(f"fitness must have shape (beings,), got {tuple(fitness.shape)}")
         found = {"best": fitness.max(), "mean": fitness.mean(), "worst": fitness.min()}
         scalars |= {f"fitness/{which}": float(value) for which, value in found.items()}
         histograms["fitness"] = fitness

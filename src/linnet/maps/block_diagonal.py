@@ -45,6 +45,7 @@ class BlockDiagonalLinear(Invertible):
         2012 (maps in groups).
     """
 
+    family = "few-parameters"
     promise = "a_ij = 0 outside of the diagonal blocks"
     fast = True
     decays = ("entries",)

@@ -48,6 +48,7 @@ class BoundedNormLinear(LinearMap):
         R. A. Horn, C. R. Johnson, Matrix analysis, 2012, section 5.6 (induced norms).
     """
 
+    family = "singular-values"
     promise = "sigma_min <= ‖A‖_p <= sigma_max"
 
     def __init__(
@@ -66,7 +67,7 @@ class BoundedNormLinear(LinearMap):
         super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
         self.sigma_min, self.sigma_max = check_interval(sigma_min, sigma_max)
         if p not in (1, 2, math.inf, "fro"):
-            raise ValueError(f"p must be 1, 2, inf or 'fro', however: {p!r}")
+            raise ValueError(f"p must be 1, 2, inf or 'fro', got {p!r}")
         self.p = p
         shape = (*self.leading, self.out_features, self.in_features)
         self.direction = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))

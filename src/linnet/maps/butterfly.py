@@ -125,6 +125,7 @@ class ButterflyLinear(LinearMap):
         butterfly sparse matrix factorizations, 2021, arXiv 2110.01235.
     """
 
+    family = "few-parameters"
     promise = "Aᵀ is a product of log₂ n butterfly factors"
     fast = True
     decays = ("twiddle",)
@@ -147,7 +148,7 @@ class ButterflyLinear(LinearMap):
         if complex and (self.in_features % 2 or self.out_features % 2):
             raise ValueError(
                 "Complex features are pairs, in_features and out_features must be even, "
-                f"however: {self.in_features} and {self.out_features}"
+                f"got {self.in_features} and {self.out_features}"
             )
         self.complex, self.tied_weight = complex, tied_weight
         self.increasing_stride, self.ortho_init = increasing_stride, ortho_init

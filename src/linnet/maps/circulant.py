@@ -94,6 +94,7 @@ class CirculantLinear(Invertible):
         with circulant projections, 2015, arXiv 1502.03436.
     """
 
+    family = "few-parameters"
     promise = "a_ij = c_{(j−i) mod n}"
     fast = True
     square = True

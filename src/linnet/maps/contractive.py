@@ -49,6 +49,7 @@ class ContractiveLinear(LinearMap):
         parameterization, 2018, arXiv 1803.09327.
     """
 
+    family = "singular-values"
     promise = "‖A‖₂ <= bound"
 
     def __init__(
@@ -65,7 +66,7 @@ class ContractiveLinear(LinearMap):
         super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
         self.bound = float(bound)
         if not 0 < self.bound < math.inf:
-            raise ValueError(f"bound must be a positive number, however: {bound!r}")
+            raise ValueError(f"bound must be a positive number, got {bound!r}")
         r = min(self.in_features, self.out_features)
         self.u_vectors = nn.Parameter(torch.empty(*self.leading, r, self.in_features, device=device, dtype=dtype))
         self.v_vectors = nn.Parameter(torch.empty(*self.leading, r, self.out_features, device=device, dtype=dtype))

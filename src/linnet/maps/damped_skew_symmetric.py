@@ -46,6 +46,7 @@ class DampedSkewSymmetricLinear(LinearMap):
         B. Chang, M. Chen, E. Haber, E. H. Chi, AntisymmetricRNN, 2019, arXiv 1902.09689.
     """
 
+    family = "stable"
     promise = "A = S ± γI, S = −Sᵀ, γ in [sigma_min, sigma_max]"
     square = True
     decays = ("upper",)
@@ -66,7 +67,7 @@ class DampedSkewSymmetricLinear(LinearMap):
         super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
         self.sigma_min, self.sigma_max = check_interval(sigma_min, sigma_max, strict=True)
         if sign not in (-1, 1):
-            raise ValueError(f"sign must be -1 or 1, however: {sign!r}")
+            raise ValueError(f"sign must be -1 or 1, got {sign!r}")
         self.sign = sign
         n = self.in_features
         self.upper = nn.Parameter(torch.empty(*self.leading, n * (n - 1) // 2, device=device, dtype=dtype))

@@ -76,6 +76,7 @@ class DiagonallyDominantLinear(LinearMap):
         J. M. Varah, A lower bound for the smallest singular value of a matrix, 1975.
     """
 
+    family = "nonnegative"
     promise = "|a_ii| >= Σ_{j≠i} |a_ij| + gap"
     square = True
 
@@ -92,7 +93,7 @@ class DiagonallyDominantLinear(LinearMap):
     ) -> None:
         super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
         if isinstance(gap, bool) or not (gap > 0 and math.isfinite(gap)):
-            raise ValueError(f"gap must be a finite number > 0, however: {gap!r}")
+            raise ValueError(f"gap must be a finite number > 0, got {gap!r}")
         self.gap = gap
         n = self.in_features
         self.entries = nn.Parameter(torch.empty(*self.leading, n, n, device=device, dtype=dtype))

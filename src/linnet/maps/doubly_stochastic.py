@@ -135,6 +135,7 @@ class DoublyStochasticLinear(LinearMap):
         manifold-constrained hyper-connections, 2025, arXiv 2512.24880 (a use).
     """
 
+    family = "stochastic"
     promise = "A >= 0, rows and columns sum to 1"
     square = True
 
@@ -153,7 +154,7 @@ class DoublyStochasticLinear(LinearMap):
         super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
         self.iterations = check_positive(iterations=iterations)[0]
         if not (0 <= tolerance < math.inf):
-            raise ValueError(f"tolerance must be a finite number >= 0, however: {tolerance!r}")
+            raise ValueError(f"tolerance must be a finite number >= 0, got {tolerance!r}")
         self.tolerance = tolerance
         n = self.in_features
         self.logits = nn.Parameter(torch.empty(*self.leading, n, n, device=device, dtype=dtype))

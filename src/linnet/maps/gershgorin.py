@@ -58,6 +58,7 @@ class GershgorinLinear(LinearMap):
         analysis and stability of deep neural dynamics, 2020, arXiv 2011.13492.
     """
 
+    family = "stable"
     promise = "|λ − c| <= r, the disc over [sigma_min, sigma_max]; real: A = Aᵀ"
     square = True
 
@@ -77,7 +78,7 @@ class GershgorinLinear(LinearMap):
         super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
         self.sigma_min, self.sigma_max = check_interval(sigma_min, sigma_max, lowest=-math.inf, strict=True)
         if not isinstance(real, bool):
-            raise TypeError(f"real must be True or False, however: {real!r}")
+            raise TypeError(f"real must be True or False, got {real!r}")
         self.real = real
         self._center, self._radius = (sigma_min + sigma_max) / 2, (sigma_max - sigma_min) / 2
         n = self.in_features

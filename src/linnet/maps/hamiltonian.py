@@ -40,6 +40,7 @@ class HamiltonianLinear(LinearMap):
         K. R. Meyer, D. C. Offin, Introduction to Hamiltonian dynamical systems and the N-body problem, 2017.
     """
 
+    family = "symplectic"
     promise = "(JA)ᵀ = JA"
     square = True
     decays = ("block", "upper", "lower")

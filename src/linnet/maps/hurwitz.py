@@ -70,6 +70,7 @@ class HurwitzLinear(Based):
         systems, 2017, arXiv 1611.00595.
     """
 
+    family = "stable"
     promise = "Re λ(A) <= −alpha"
 
     def __init__(
@@ -86,7 +87,7 @@ class HurwitzLinear(Based):
     ) -> None:
         super().__init__(in_features, out_features, bias, max_cond=max_cond, beings=beings, device=device, dtype=dtype)
         if not 0 <= alpha < math.inf:
-            raise ValueError(f"alpha must be a finite number >= 0, however: {alpha}")
+            raise ValueError(f"alpha must be a finite number >= 0, got {alpha}")
         self.alpha = alpha
         n = self.in_features
         self.skew = nn.Parameter(torch.empty(*self.leading, n * (n - 1) // 2, device=device, dtype=dtype))

@@ -33,6 +33,7 @@ class IdentityLinear(LinearMap):
         J. Drgoňa et al., Spectral analysis and stability of deep neural dynamics, 2020, arXiv 2011.13492.
     """
 
+    family = "free"
     promise = "A = I"
 
     def __init__(

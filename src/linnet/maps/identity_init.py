@@ -34,6 +34,7 @@ class IdentityInitLinear(LinearMap):
         2015, arXiv 1504.00941.
     """
 
+    family = "free"
     promise = "none"
     decays = ("entries",)
 

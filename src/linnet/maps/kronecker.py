@@ -48,6 +48,7 @@ class KroneckerLinear(Invertible):
         C. F. Van Loan, N. Pitsianis, Approximation with Kronecker products, 1993.
     """
 
+    family = "few-parameters"
     promise = "A = A₁ ⊗ A₂"
     fast = True
     decays = ("first", "second")
@@ -74,12 +75,12 @@ class KroneckerLinear(Invertible):
     def _check(self, factors: Any) -> list[int]:
         pair = tuple(factors) if isinstance(factors, (tuple, list)) else ()
         if len(pair) != 2:
-            raise ValueError(f"factors must be a pair (in, out), however: {factors!r}")
+            raise ValueError(f"factors must be a pair (in, out), got {factors!r}")
         sizes = check_positive(**{"factors[0]": pair[0], "factors[1]": pair[1]})
         if self.in_features % sizes[0] or self.out_features % sizes[1]:
             raise ValueError(
                 f"factors must divide in_features={self.in_features} and out_features={self.out_features}, "
-                f"however: {factors!r}"
+                f"got {factors!r}"
             )
         return sizes
 
@@ -113,7 +114,7 @@ class KroneckerLinear(Invertible):
         if self.first.shape[-1] != self.first.shape[-2]:
             raise ValueError(
                 "An inverse and a determinant need a square A₁, without which A₁ ⊗ A₂ is singular, "
-                f"however: {self.first.shape[-1]} -> {self.first.shape[-2]}"
+                f"got {self.first.shape[-1]} -> {self.first.shape[-2]}"
             )
         return raw
 

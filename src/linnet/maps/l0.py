@@ -86,6 +86,7 @@ class L0Linear(LinearMap):
         arXiv 1712.01312.
     """
 
+    family = "sparse"
     promise = "none"
     noisy = True
     hard = False
@@ -111,14 +112,14 @@ class L0Linear(LinearMap):
         super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
         check_number(0, weight_decay=weight_decay, droprate_init=droprate_init, temperature=temperature, lamda=lamda)
         if not 0 < droprate_init < 1:
-            raise ValueError(f"droprate_init must lie between 0 and 1, however: {droprate_init!r}")
+            raise ValueError(f"droprate_init must lie between 0 and 1, got {droprate_init!r}")
         if not temperature > 0:
-            raise ValueError(f"temperature must be > 0, however: {temperature!r}")
+            raise ValueError(f"temperature must be > 0, got {temperature!r}")
         n, m = self.in_features, self.out_features
         gates = {"input": (n,), "output": (m,), "weight": (m, n)}
         for name, value, known in (("group", group, tuple(gates)), ("noise", noise, ("batch", "sample", "held"))):
             if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, however: {value!r}")
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
         self.weight_decay, self.droprate_init = weight_decay, droprate_init
         self.temperature, self.lamda, self.group, self.noise = temperature, lamda, group, noise
         factory: dict[str, Any] = {"device": device, "dtype": dtype}

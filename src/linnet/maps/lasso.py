@@ -47,6 +47,7 @@ class LassoLinear(LinearMap):
         with stochastic gradient descent, 2010.
     """
 
+    family = "sparse"
     promise = "none"
     hard = False
     decays = ("entries",)
@@ -119,6 +120,7 @@ class LassoLinearRELU(LinearMap):
         L. Bottou, Large-scale machine learning with stochastic gradient descent, 2010.
     """
 
+    family = "sparse"
     promise = "none"
     hard = False
     decays = ("u", "v")

@@ -35,6 +35,7 @@ class LeftStochasticLinear(LinearMap):
         J. Drgoňa et al., Spectral analysis and stability of deep neural dynamics, 2020, arXiv 2011.13492.
     """
 
+    family = "stochastic"
     promise = "A >= 0, columns sum to 1"
 
     def __init__(

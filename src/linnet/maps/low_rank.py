@@ -41,6 +41,7 @@ class LowRankLinear(LinearMap):
         C. Eckart, G. Young, The approximation of one matrix by another of lower rank, 1936.
     """
 
+    family = "rank"
     promise = "rank(A) <= rank"
     fast = True
     decays = ("down", "up")
@@ -61,7 +62,7 @@ class LowRankLinear(LinearMap):
         self.rank = rank
         r = max(1, smaller // 4) if rank is None else check_positive(rank=rank)[0]
         if r > smaller:
-            raise ValueError(f"rank must be at most min(in_features, out_features)={smaller}, however: {r}")
+            raise ValueError(f"rank must be at most min(in_features, out_features)={smaller}, got {r}")
         self.down = nn.Parameter(torch.empty(*self.leading, r, self.in_features, device=device, dtype=dtype))
         self.up = nn.Parameter(torch.empty(*self.leading, self.out_features, r, device=device, dtype=dtype))
         self.reset_parameters()

@@ -45,6 +45,7 @@ class MonarchLinear(LinearMap):
         arXiv 2204.00595.
     """
 
+    family = "few-parameters"
     promise = "Aᵀ = P L Pᵀ R, L and R block-diagonal"
     fast = True
     decays = ("first", "second")

@@ -37,6 +37,7 @@ class NonNegativeLinear(LinearMap):
         better option pricing, 2000 (the softplus).
     """
 
+    family = "nonnegative"
     promise = "A >= 0"
 
     def __init__(

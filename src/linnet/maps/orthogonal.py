@@ -55,6 +55,7 @@ class OrthogonalLinear(Invertible):
         1980.
     """
 
+    family = "orthogonal"
     promise = "AᵀA = I"
     square = True
 
@@ -74,7 +75,7 @@ class OrthogonalLinear(Invertible):
         self.reflectors = reflectors
         k = n if reflectors is None else check_positive(reflectors=reflectors)[0]
         if k > n:
-            raise ValueError(f"reflectors must be at most in_features={n}, however: {k}")
+            raise ValueError(f"reflectors must be at most in_features={n}, got {k}")
         self.vectors = nn.Parameter(torch.empty(*self.leading, k, n, device=device, dtype=dtype))
         self.register_buffer("signs", torch.empty(*self.leading, n, device=device, dtype=dtype))
         self.reset_parameters()

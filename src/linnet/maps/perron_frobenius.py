@@ -46,6 +46,7 @@ class PerronFrobeniusLinear(LinearMap):
         2020, arXiv 2004.10883.
     """
 
+    family = "stochastic"
     promise = "A >= 0, row sums in [sigma_min, sigma_max]"
 
     def __init__(

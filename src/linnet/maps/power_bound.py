@@ -44,6 +44,7 @@ class PowerBoundLinear(_Disc):
         I. Gelfand, Normierte Ringe, 1941 (the estimate).
     """
 
+    family = "stable"
     promise = "ρ(A) <= max_p"
 
     def __init__(
@@ -61,7 +62,7 @@ class PowerBoundLinear(_Disc):
     ) -> None:
         super().__init__(in_features, out_features, bias, max_cond=max_cond, beings=beings, device=device, dtype=dtype)
         if not 0 < max_p < math.inf:
-            raise ValueError(f"max_p must be a finite number > 0, however: {max_p}")
+            raise ValueError(f"max_p must be a finite number > 0, got {max_p}")
         self.max_p = self._radius = max_p
         self.pwr_iters = check_positive(pwr_iters=pwr_iters)[0]
         self.core = nn.Parameter(torch.empty_like(self.vectors))

@@ -70,6 +70,7 @@ class PSDLinear(LinearMap):
         definite matrix approximation with condition number constraint, 2014.
     """
 
+    family = "symmetric"
     promise = "A = Aᵀ, λ >= epsilon, λ_max/λ_min <= condition"
     square = True
     decays = ("factor",)
@@ -88,9 +89,9 @@ class PSDLinear(LinearMap):
     ) -> None:
         super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
         if not 0 <= epsilon < math.inf:
-            raise ValueError(f"epsilon must be a finite number >= 0, however: {epsilon}")
+            raise ValueError(f"epsilon must be a finite number >= 0, got {epsilon}")
         if condition is not None and not 1 < condition < math.inf:
-            raise ValueError(f"condition must be None or a finite number > 1, however: {condition}")
+            raise ValueError(f"condition must be None or a finite number > 1, got {condition}")
         self.epsilon, self.condition = epsilon, condition
         n = self.in_features
         self.factor = nn.Parameter(torch.empty(*self.leading, n, n, device=device, dtype=dtype))

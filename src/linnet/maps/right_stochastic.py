@@ -36,6 +36,7 @@ class RightStochasticLinear(LinearMap):
         J. Drgoňa et al., Spectral analysis and stability of deep neural dynamics, 2020, arXiv 2011.13492.
     """
 
+    family = "stochastic"
     promise = "A >= 0, rows sum to 1"
 
     def __init__(

@@ -84,6 +84,7 @@ class SchurDecompositionLinear(LinearMap):
         2013 (the real Schur form).
     """
 
+    family = "stable"
     promise = "ρ(A) <= bound"
     square = True
     penalized = True
@@ -104,7 +105,7 @@ class SchurDecompositionLinear(LinearMap):
         super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
         check_number(0, l2=l2)
         if not 0 < bound < math.inf:
-            raise ValueError(f"bound must be a finite number > 0, however: {bound}")
+            raise ValueError(f"bound must be a finite number > 0, got {bound}")
         self.l2, self.bound, self.max_cond = l2, bound, max_cond
         self._radius = bound * (1 - tightened(max_cond))
         n, blocks = self.in_features, -(-self.in_features // 2)

@@ -41,6 +41,7 @@ class SchurStableLinear(_Disc):
         N. Gillis, M. Karow, P. Sharma, Approximating the nearest stable discrete-time system, 2019, arXiv 1802.08033.
     """
 
+    family = "stable"
     promise = "ρ(A) <= bound"
 
     def __init__(
@@ -57,7 +58,7 @@ class SchurStableLinear(_Disc):
     ) -> None:
         super().__init__(in_features, out_features, bias, max_cond=max_cond, beings=beings, device=device, dtype=dtype)
         if not 0 < bound < 1:
-            raise ValueError(f"bound must lie in (0, 1), however: {bound}")
+            raise ValueError(f"bound must lie in (0, 1), got {bound}")
         self.bound = self._radius = bound
         self.core = nn.Parameter(torch.empty_like(self.vectors))
         self.reset_parameters()

@@ -37,6 +37,7 @@ class SkewSymmetricLinear(LinearMap):
         E. Haber, L. Ruthotto, Stable architectures for deep neural networks, 2017, arXiv 1705.03341.
     """
 
+    family = "symmetric"
     promise = "A = −Aᵀ"
     square = True
     decays = ("upper",)

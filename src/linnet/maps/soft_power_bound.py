@@ -45,6 +45,7 @@ class SoftPowerBoundLinear(LinearMap):
         I. Gelfand, Normierte Ringe, 1941 (the estimate).
     """
 
+    family = "stable"
     promise = "ρ(A) <= max_p, softly"
     decays = ("entries",)
     square = True
@@ -64,7 +65,7 @@ class SoftPowerBoundLinear(LinearMap):
     ) -> None:
         super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
         if not 0 < max_p < math.inf:
-            raise ValueError(f"max_p must be a finite number > 0, however: {max_p}")
+            raise ValueError(f"max_p must be a finite number > 0, got {max_p}")
         self.max_p, self.pwr_iters = max_p, check_positive(pwr_iters=pwr_iters)[0]
         n = self.in_features
         self.entries = nn.Parameter(torch.empty(*self.leading, n, n, device=device, dtype=dtype))

@@ -37,6 +37,7 @@ class SplitLinear(LinearMap):
         J. Drgoňa et al., Spectral analysis and stability of deep neural dynamics, 2020, arXiv 2011.13492.
     """
 
+    family = "nonnegative"
     promise = "none"
 
     def __init__(

@@ -45,6 +45,7 @@ class StableSplitLinear(LinearMap):
         J. Drgoňa et al., Spectral analysis and stability of deep neural dynamics, 2020, arXiv 2011.13492.
     """
 
+    family = "stable"
     promise = "A = B − C, B, C >= 0, Σⱼ|aᵢⱼ| <= sigma_max, so ρ(A) <= sigma_max"
 
     def __init__(

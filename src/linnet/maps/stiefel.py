@@ -42,6 +42,7 @@ class StiefelLinear(LinearMap):
         and applications, 1989 (the polar factor).
     """
 
+    family = "orthogonal"
     promise = "AᵀA = I, or A Aᵀ = I if A is wide"
 
     def __init__(

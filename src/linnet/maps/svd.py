@@ -53,6 +53,7 @@ class SVDLinear(DiagonalCore):
         parameterization, 2018, arXiv 1803.09327.
     """
 
+    family = "singular-values"
     promise = "sigma_min <= singular values of A <= sigma_max"
 
     def __init__(

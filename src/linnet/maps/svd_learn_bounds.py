@@ -49,6 +49,7 @@ class SVDLinearLearnBounds(DiagonalCore):
         parameterization, 2018, arXiv 1803.09327.
     """
 
+    family = "singular-values"
     promise = "sigma_min <= lo <= singular values of A <= hi <= sigma_max"
 
     def __init__(

@@ -37,6 +37,7 @@ class SymmetricLinear(LinearMap):
         N. J. Higham, Matrix nearness problems and applications, 1989 (the nearest symmetric matrix).
     """
 
+    family = "symmetric"
     promise = "A = Aᵀ"
     square = True
     decays = ("upper",)

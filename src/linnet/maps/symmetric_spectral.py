@@ -51,6 +51,7 @@ class SymmetricSpectralLinear(DiagonalCore):
         parameterization, 2018, arXiv 1803.09327.
     """
 
+    family = "singular-values"
     promise = "A = Aᵀ, sigma_min <= eigenvalues of A <= sigma_max"
     square = True
 

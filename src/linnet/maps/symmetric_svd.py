@@ -47,6 +47,7 @@ class SymmetricSVDLinear(DiagonalCore):
         parameterization, 2018, arXiv 1803.09327.
     """
 
+    family = "singular-values"
     promise = "A = Aᵀ, sigma_min <= singular values of A <= sigma_max"
     square = True
 

@@ -59,6 +59,7 @@ class SymplecticLinear(LinearMap):
         P. Jin, Z. Lin, B. Xiao, Optimal unit triangular factorization of symplectic matrices, 2022, arXiv 2108.00223.
     """
 
+    family = "symplectic"
     promise = "AᵀJA = J"
     square = True
 

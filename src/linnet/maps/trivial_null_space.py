@@ -44,6 +44,7 @@ class TrivialNullSpaceLinear(LinearMap):
         S. M. Richards, F. Berkenkamp, A. Krause, The Lyapunov neural network, 2018, arXiv 1808.00924, equation 2.
     """
 
+    family = "rank"
     promise = "singular values of A >= epsilon, so x A = 0 only for x = 0"
 
     def __init__(
@@ -61,14 +62,14 @@ class TrivialNullSpaceLinear(LinearMap):
         super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
         n, m = self.in_features, self.out_features
         if m < n:
-            raise ValueError(f"out_features must be at least in_features, else some x A = 0, however: {n} -> {m}")
+            raise ValueError(f"out_features must be at least in_features, else some x A = 0, got {n} -> {m}")
         self.epsilon = float(epsilon)
         if not 0 < self.epsilon < math.inf:
-            raise ValueError(f"epsilon must be a positive number, however: {epsilon!r}")
+            raise ValueError(f"epsilon must be a positive number, got {epsilon!r}")
         self.rank = rank
         r = n if rank is None else check_positive(rank=rank)[0]
         if r > n:
-            raise ValueError(f"rank must be at most in_features={n}, however: {r}")
+            raise ValueError(f"rank must be at most in_features={n}, got {r}")
         self.root = nn.Parameter(torch.empty(*self.leading, r, n, device=device, dtype=dtype))
         self.rest = nn.Parameter(torch.empty(*self.leading, m - n, n, device=device, dtype=dtype))
         self.reset_parameters()

@@ -70,12 +70,12 @@ class MLP(nn.Sequential):
         check_positive(input_size=input_size, hidden_size=hidden_size, output_size=output_size, depth=depth)
         kind = find_layer(layer) if isinstance(layer, str) else layer
         if isinstance(activation, nn.Module):
-            raise TypeError(f"activation must be a class or factory, such as nn.ReLU, however: the module {activation}")
+            raise TypeError(f"activation must be a class or factory, such as nn.ReLU, got the module {activation}")
         square = getattr(getattr(kind, "func", kind), "square", False)  # functools.partial keeps the class in func
         if square and depth < 3:
             name = getattr(kind, "__name__", kind)
             raise ValueError(
-                f"A square layer goes from hidden to hidden, depth must be at least 3, however: {name} with {depth=}"
+                f"A square layer goes from hidden to hidden, depth must be at least 3, got {name} with {depth=}"
             )
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         population: dict[str, Any] = {} if beings is None else {"beings": beings}
@@ -133,7 +133,7 @@ class Residual(nn.Module):
         added, kept = self.module(input), input if self.shortcut is None else self.shortcut(input)
         if added.shape != kept.shape:
             raise ValueError(
-                "The two ways of a Residual must give one shape, however: "
+                "The two ways of a Residual must give one shape, got "
                 f"{tuple(kept.shape)} past the module and {tuple(added.shape)} through it"
             )
         return kept + added
@@ -161,9 +161,9 @@ class Parallel(nn.ModuleList):
 
     def __init__(self, *modules: nn.Module, merge: str = "cat") -> None:
         if not modules:
-            raise ValueError("Parallel must have at least one module, however: none")
+            raise ValueError("Parallel must have at least one module, got none")
         if merge not in ("cat", "sum", "mean"):
-            raise ValueError(f"merge must be 'cat', 'sum' or 'mean', however: {merge!r}")
+            raise ValueError(f"merge must be 'cat', 'sum' or 'mean', got {merge!r}")
         super().__init__([_module("each of the modules", module) for module in modules])
         self.merge = merge
 
@@ -173,7 +173,7 @@ class Parallel(nn.ModuleList):
         compared = {shape[:-1] for shape in shapes} if self.merge == "cat" else set(shapes)
         if len(compared) > 1:
             rule = "shapes that differ in the last size only" if self.merge == "cat" else "one shape"
-            raise ValueError(f"The modules of Parallel with merge={self.merge!r} must give {rule}, however: {shapes}")
+            raise ValueError(f"The modules of Parallel with merge={self.merge!r} must give {rule}, got {shapes}")
         if self.merge == "cat":
             return torch.cat(outputs, -1)
         total = functools.reduce(operator.add, outputs)
@@ -300,5 +300,5 @@ def fixed(module: nn.Module) -> None:
 
 def _module(name: str, module: object) -> nn.Module:
     if not isinstance(module, nn.Module):
-        raise TypeError(f"{name} must be a module, however: {module!r}")
+        raise TypeError(f"{name} must be a module, got {module!r}")
     return module

@@ -40,18 +40,18 @@ class Pointwise(nn.Module):
     def __init__(self, layer: LinearMap, dims: int = 2) -> None:
         super().__init__()
         if not isinstance(layer, LinearMap):
-            raise TypeError(f"layer must be a linear map, however: {type(layer).__name__}")
+            raise TypeError(f"layer must be a linear map, got {type(layer).__name__}")
         if layer.beings is not None:
-            raise ValueError(f"layer must be a single map, however: it is a population of {layer.beings}")
+            raise ValueError(f"layer must be a single map, got it is a population of {layer.beings}")
         if dims not in CONVOLUTIONS:
-            raise ValueError(f"dims must be 1, 2 or 3, however: {dims!r}")
+            raise ValueError(f"dims must be 1, 2 or 3, got {dims!r}")
         self.layer, self.dims = layer, dims
 
     def forward(self, input: Tensor) -> Tensor:
         if input.dim() not in (self.dims + 1, self.dims + 2):
             raise ValueError(
                 f"The input must have a channel axis, {self.dims} axes of places and at most one of a batch, "
-                f"however: {tuple(input.shape)}"
+                f"got {tuple(input.shape)}"
             )
         channels = -self.dims - 1
         output = self.layer(input.movedim(channels, -1)).movedim(-1, channels)

@@ -89,7 +89,7 @@ class RNNCell(nn.Module):
         if state is None:
             state = torch.zeros_like(x)
         elif state.shape != x.shape:
-            raise ValueError(f"The state must have shape {tuple(x.shape)}, however: {tuple(state.shape)}")
+            raise ValueError(f"The state must have shape {tuple(x.shape)}, got {tuple(state.shape)}")
         return self._phi(x + self.hidden_map(state))
 
     def sequence(self, input: Tensor, state: Tensor) -> Tensor:
@@ -194,7 +194,7 @@ class RNN(nn.Module):
         super().__init__()
         (self.num_layers,) = check_positive(num_layers=num_layers)
         if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout <= 1:
-            raise ValueError(f"dropout must be a probability, however: {dropout!r}")
+            raise ValueError(f"dropout must be a probability, got {dropout!r}")
         self.batch_first, self.dropout = batch_first, dropout
         self.cells = nn.ModuleList(
             RNNCell(
@@ -219,17 +219,17 @@ class RNN(nn.Module):
         if not isinstance(input, Tensor) or input.dim() not in (single, single + 1):
             given = tuple(input.shape) if isinstance(input, Tensor) else type(input).__name__
             axes = "input_size" if self.beings is None else "beings or 1, input_size"
-            raise ValueError(f"The input must have shape (length, [batch,] {axes}), however: {given}")
+            raise ValueError(f"The input must have shape (length, [batch,] {axes}), got {given}")
         batched = input.dim() > single
         x = input if batched else input.unsqueeze(1)
         x = x.transpose(0, 1) if batched and self.batch_first else x  # (length, batch, [beings,] input)
         if x.shape[0] == 0:
-            raise ValueError(f"A sequence must have at least one step, however: {tuple(input.shape)}")
+            raise ValueError(f"A sequence must have at least one step, got {tuple(input.shape)}")
         population = [] if self.beings is None else [self.beings]
         shape: tuple[int, ...] = (self.num_layers, *([x.shape[1]] if batched else []), *population, self.hidden_size)
         if states is not None and (not isinstance(states, Tensor) or states.shape != shape):
             given = tuple(states.shape) if isinstance(states, Tensor) else type(states).__name__
-            raise ValueError(f"The states must have shape {shape}, however: {given}")
+            raise ValueError(f"The states must have shape {shape}, got {given}")
         start = x.new_zeros(shape) if states is None else states
         last: list[Tensor] = []
         for i, (cell, h) in enumerate(zip(self.cells, start if batched else start.unsqueeze(1), strict=True)):
@@ -250,13 +250,13 @@ class RNN(nn.Module):
 
 def _kind(kind: Kind) -> Callable[..., nn.Module]:
     if isinstance(kind, nn.Module) or not (isinstance(kind, str) or callable(kind)):
-        raise TypeError(f"A map must be a layer class, a factory or a name of the catalogue, however: {kind!r}")
+        raise TypeError(f"A map must be a layer class, a factory or a name of the catalogue, got {kind!r}")
     return find_layer(kind) if isinstance(kind, str) else kind
 
 
 def _checked(nonlinearity: Nonlinearity) -> Nonlinearity:
     if isinstance(nonlinearity, str) and nonlinearity not in NONLINEARITIES:
-        raise ValueError(f"nonlinearity must be {', '.join(NONLINEARITIES)} or a callable, however: {nonlinearity!r}")
+        raise ValueError(f"nonlinearity must be {', '.join(NONLINEARITIES)} or a callable, got {nonlinearity!r}")
     if isinstance(nonlinearity, type) or not (isinstance(nonlinearity, str) or callable(nonlinearity)):
-        raise TypeError(f"nonlinearity must be a name or a function of a tensor, however: {nonlinearity!r}")
+        raise TypeError(f"nonlinearity must be a name or a function of a tensor, got {nonlinearity!r}")
     return nonlinearity

@@ -111,17 +111,17 @@ class KWinners(nn.Module):
             ("boost_decay", boost_decay, 0, 1),
         ):
             if not is_number(value) or not low <= value <= high or math.isinf(value):
-                raise ValueError(f"{name} must be a finite number in [{low}, {high}], however: {value!r}")
+                raise ValueError(f"{name} must be a finite number in [{low}, {high}], got {value!r}")
         if not is_number(act_sparsity) or not 0 <= act_sparsity < 1:
-            raise ValueError(f"act_sparsity must lie in [0, 1), however: {act_sparsity!r}")
+            raise ValueError(f"act_sparsity must lie in [0, 1), got {act_sparsity!r}")
         if not is_number(alpha) or not 0 < alpha <= 1:
-            raise ValueError(f"alpha is a rate and must lie in (0, 1], however: {alpha!r}")
+            raise ValueError(f"alpha is a rate and must lie in (0, 1], got {alpha!r}")
         if scope not in ("local", "global"):
-            raise ValueError(f"scope must be 'local' or 'global', however: {scope!r}")
+            raise ValueError(f"scope must be 'local' or 'global', got {scope!r}")
         if isinstance(dim, bool) or not isinstance(dim, int):
-            raise TypeError(f"dim must be an integer, however: {dim!r}")
+            raise TypeError(f"dim must be an integer, got {dim!r}")
         if beings is not None and (dim != -1 or scope != "local"):
-            raise ValueError(f"The units of a population lie along the last axis, however: {dim=}, {scope=}")
+            raise ValueError(f"The units of a population lie along the last axis, got {dim=}, {scope=}")
         self.act_sparsity, self.alpha, self.beta = act_sparsity, alpha, beta
         self.inference_factor, self.boost_decay, self.dim, self.scope = inference_factor, boost_decay, dim, scope
         self.beings = None if beings is None else check_positive(beings=beings)[0]
@@ -147,7 +147,7 @@ class KWinners(nn.Module):
         """k of n units: ⌊(1 − act_sparsity) n⌋, in eval mode times the factor."""
         k = self._k(n)
         if k < 1:
-            raise ValueError(f"A unit must win, however: act_sparsity={self.act_sparsity} of {n} leaves none")
+            raise ValueError(f"A unit must win, got act_sparsity={self.act_sparsity} of {n} leaves none")
         return k if self.training else max(1, min(n, math.floor(round(k * self.inference_factor, 6))))
 
     def _k(self, n: int) -> int:
@@ -191,22 +191,22 @@ class KWinners(nn.Module):
 
     def _units_last(self, input: Tensor) -> Tensor:
         if not input.is_floating_point():
-            raise TypeError(f"The input must be floating-point, however: {input.dtype}")
+            raise TypeError(f"The input must be floating-point, got {input.dtype}")
         shape = tuple(input.shape)
         if not -input.dim() <= self.dim < input.dim():
-            raise ValueError(f"The input must have an axis {self.dim}, however: its shape is {shape}")
+            raise ValueError(f"The input must have an axis {self.dim}, got its shape is {shape}")
         if self.num_features is None:
             self.size_for(shape[self.dim])
         if shape[self.dim] != self.num_features:
             raise ValueError(
-                f"The input must have num_features={self.num_features} units at axis {self.dim}, however: {shape}"
+                f"The input must have num_features={self.num_features} units at axis {self.dim}, got {shape}"
             )
         if self.beings is None:
             return input if self.dim == -1 else input.movedim(self.dim, -1)
         if input.dim() > 1 and shape[-2] not in (1, self.beings):
             raise ValueError(
                 f"The input of a population must have shape (num_features={self.num_features},) or (*, beings="
-                f"{self.beings} or 1, num_features={self.num_features}), however: {shape}"
+                f"{self.beings} or 1, num_features={self.num_features}), got {shape}"
             )
         return input.expand(*shape[:-2], self.beings, self.num_features)
 
@@ -247,7 +247,7 @@ class KWinners(nn.Module):
 
     def _population(self) -> int:
         if self.beings is None:
-            raise ValueError(f"This needs a population (beings=n), however: {self}")
+            raise ValueError(f"This needs a population (beings=n), got {self}")
         return self.beings
 
     def extra_repr(self) -> str:
@@ -303,6 +303,6 @@ class ActivationSparsity(KWinners):
     def __init__(self, alpha: float = 0.1, beta: float = 1.5, act_sparsity: float = 0.65) -> None:
         if type(alpha) is int and alpha > 1:
             raise ValueError(
-                f"alpha is a rate and must lie in (0, 1], however: {alpha} (KWinners({alpha}) has {alpha} units)"
+                f"alpha is a rate and must lie in (0, 1], got {alpha} (KWinners({alpha}) has {alpha} units)"
             )
         super().__init__(None, act_sparsity, alpha=alpha, beta=beta)  # type: ignore[arg-type]

@@ -65,7 +65,7 @@ def _total(sizes: Mapping[str, int], sparsity: float) -> int:
     total = count(sparsity, sum(sizes.values()), 1)
     if total < len(sizes):
         raise ValueError(
-            f"Each layer must have a connection, however: sparsity={sparsity} leaves {total} for {len(sizes)} layers"
+            f"Each layer must have a connection, got sparsity={sparsity} leaves {total} for {len(sizes)} layers"
         )
     return total
 

@@ -126,7 +126,7 @@ class Wired(LinearMap, ABC):
             except ValueError as error:
                 raise ValueError(
                     "Connections that the user gave and to_empty destroyed must be restored with load_state_dict, "
-                    f"reset_parameters cannot draw them, however: {error}"
+                    f"reset_parameters cannot draw them, got {error}"
                 ) from error
         self._turn = 0
         if self.rule is not None and not self.values.is_meta:
@@ -154,7 +154,7 @@ class Wired(LinearMap, ABC):
     def _placed(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         crow, col = compressed(self._wiring(*self._size, self.nnz, generator), *self._size)
         if col.shape != self.col.shape[-1:]:
-            raise ValueError(f"{self._wiring!r} must place nnz={self.nnz} connections, however: {tuple(col.shape)}")
+            raise ValueError(f"{self._wiring!r} must place nnz={self.nnz} connections, got {tuple(col.shape)}")
         return crow, col
 
     def _own_count(self) -> int | None:
@@ -186,11 +186,11 @@ class Wired(LinearMap, ABC):
     def check_rule(self, rule: Rule | None) -> None:
         """Raise unless the connections of this layer can move by the rule."""
         if rule is not None and not isinstance(rule, Rule):
-            raise TypeError(f"A rule must be one such as RigL(), however: {rule!r}")
+            raise TypeError(f"A rule must be one such as RigL(), got {rule!r}")
         if rule is not None:
             rule.due(1)  # one that must have an end, and has none, says so
         if rule is not None and self.beings is not None and not self.apart:
-            raise ValueError(f"Connections may move only where each being has its own (shared=False), however: {self}")
+            raise ValueError(f"Connections may move only where each being has its own (shared=False), got {self}")
 
     @property
     def steps(self) -> int:
@@ -262,9 +262,9 @@ class Wired(LinearMap, ABC):
         if shapes != expected or (
             "col" in shapes and "values" in shapes and shapes["col"][-1:] != shapes["values"][-1:]
         ):
-            raise ValueError(f"A state must have as many connections as the layer, {expected}, however: {shapes}")
+            raise ValueError(f"A state must have as many connections as the layer, {expected}, got {shapes}")
         if ("crow" in loaded) != ("col" in loaded):
-            raise ValueError(f"crow and col must be loaded together, however: {sorted(loaded)}")
+            raise ValueError(f"crow and col must be loaded together, got {sorted(loaded)}")
         if "crow" in loaded and not any(tensor.is_meta for tensor in loaded.values()):
             check_structure(loaded["crow"], loaded["col"], self.in_features)
 

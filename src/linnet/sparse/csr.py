@@ -30,11 +30,11 @@ def compress(indices: Tensor, out_features: int, in_features: int) -> tuple[Tens
     """
     nnz = indices.shape[1]
     if not nnz:
-        raise ValueError("A sparse layer must have a connection, however: none is given")
+        raise ValueError("A sparse layer must have a connection, got none is given")
     for name, axis, size in zip(("output", "input"), indices, (out_features, in_features), strict=True):
         low, high = int(axis.min()), int(axis.max())
         if low < 0 or high >= size:
-            raise ValueError(f"{name} indices must lie in 0..{size - 1}, however: {low if low < 0 else high}")
+            raise ValueError(f"{name} indices must lie in 0..{size - 1}, got {low if low < 0 else high}")
     cells = indices[0] * in_features + indices[1]
     if not bool((cells.diff() > 0).all()):
         cells = cells.sort().values
@@ -42,7 +42,7 @@ def compress(indices: Tensor, out_features: int, in_features: int) -> tuple[Tens
         if twice.numel():
             row, col = divmod(int(twice[0]), in_features)
             raise ValueError(
-                f"Each connection must be given once, however: {twice.numel()} are given again, the first of them "
+                f"Each connection must be given once, got {twice.numel()} are given again, the first of them "
                 f"(output {row}, input {col})"
             )
     ends = torch.bincount(cells // in_features, minlength=out_features).cumsum(0)
@@ -87,14 +87,14 @@ def check_structure(crow: Tensor, col: Tensor, columns: int) -> None:
         ValueError: with the rule that is broken.
     """
     if crow.dtype != col.dtype or col.dtype not in (torch.int32, torch.int64):
-        raise ValueError(f"crow and col must be both int32 or both int64, however: {crow.dtype} and {col.dtype}")
+        raise ValueError(f"crow and col must be both int32 or both int64, got {crow.dtype} and {col.dtype}")
     crow, nnz = crow.long(), col.shape[-1]  # differences of int32 could overflow
     if bool((crow[..., 0] != 0).any() | (crow[..., -1] != nnz).any() | (crow.diff() < 0).any()):
-        raise ValueError(f"crow must rise from 0 to nnz={nnz}, however: it goes from {crow.min()} to {crow.max()}")
+        raise ValueError(f"crow must rise from 0 to nnz={nnz}, got it goes from {crow.min()} to {crow.max()}")
     if bool(((col < 0) | (col >= columns)).any()):
-        raise ValueError(f"col must lie in 0..{columns - 1}, however: {int(col.min())}..{int(col.max())}")
+        raise ValueError(f"col must lie in 0..{columns - 1}, got {int(col.min())}..{int(col.max())}")
     if bool(((rows_of(crow, nnz) * columns + col).diff() <= 0).any()):
-        raise ValueError("col must rise within each row, however: it does not")
+        raise ValueError("col must rise within each row, got it does not")
 
 
 # ---------------------------------------------------------------------- entries of a given matrix
@@ -112,7 +112,7 @@ def nonzeros(weight: Tensor) -> tuple[Tensor, Tensor]:
         return cells, flat[..., cells]
     coo = weight.to_sparse_coo().coalesce()
     if coo.sparse_dim() != coo.dim():
-        raise ValueError(f"A sparse weight must be sparse in all axes, however: in {coo.sparse_dim()} of {coo.dim()}")
+        raise ValueError(f"A sparse weight must be sparse in all axes, got in {coo.sparse_dim()} of {coo.dim()}")
     *maps, row, col = coo.indices()
     cells, place = (row * columns + col).unique(return_inverse=True)
     entries = coo.values().new_zeros(*leading, cells.shape[0])

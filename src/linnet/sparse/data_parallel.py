@@ -27,7 +27,7 @@ def share_wiring(model: nn.Module, process_group: Any = None) -> None:
         RuntimeError: ``torch.distributed`` is not initialised.
     """
     if not (dist.is_available() and dist.is_initialized()):
-        raise RuntimeError("share_wiring needs torch.distributed to be initialised (init_process_group), however: not")
+        raise RuntimeError("share_wiring needs torch.distributed to be initialised (init_process_group), got not")
     left_out = set(getattr(model, "_ddp_params_and_buffers_to_ignore", ()))
     for name, layer in model.named_modules():
         if isinstance(layer, SparseLinear):

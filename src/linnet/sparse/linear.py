@@ -94,6 +94,7 @@ class SparseLinear(Wired):
         win, 2022, arXiv 2010.03533 (initial values by the actual fan-in).
     """
 
+    family = "sparse"
     promise = "A = 0 outside nnz connections"
     decays = ("values",)
 
@@ -124,10 +125,10 @@ class SparseLinear(Wired):
         self.max_size, self.shared = _whole(max_size), shared
         rule = self._rule_from(dynamic)
         if not isinstance(small_world, bool):
-            raise TypeError(f"small_world must be True or False, however: {small_world!r}")
+            raise TypeError(f"small_world must be True or False, got {small_world!r}")
         if small_world and connectivity is not None:
             raise ValueError(
-                f"Either connectivity or small_world may be given, however: both, connectivity={connectivity!r:.60}"
+                f"Either connectivity or small_world may be given, got both, connectivity={connectivity!r:.60}"
             )
         self._drawn = connectivity is None or (callable(connectivity) and not isinstance(connectivity, type))
         self._wiring: Wiring = Uniform()
@@ -159,18 +160,18 @@ class SparseLinear(Wired):
             except ValueError as error:
                 raise ValueError(f"The schedule of dynamic=True is every=deltaT, until=Tend, alpha: {error}") from error
         if given != SCHEDULE:
-            raise ValueError(f"deltaT, Tend and alpha belong to dynamic=True, however: {given} with dynamic={dynamic}")
+            raise ValueError(f"deltaT, Tend and alpha belong to dynamic=True, got {given} with dynamic={dynamic}")
         if dynamic is not False and not isinstance(dynamic, Rule):
-            raise TypeError(f"dynamic must be True, False or a rule such as RigL(), however: {dynamic!r}")
+            raise TypeError(f"dynamic must be True, False or a rule such as RigL(), got {dynamic!r}")
         return dynamic or None
 
     def _set_apart(self, rule: Rule | None, each: bool) -> bool:
         """Whether each being shall have a wiring of its own."""
         if self.shared is not None and self.beings is None:
-            raise ValueError(f"shared is for populations (beings=n), however: shared={self.shared} for one map")
+            raise ValueError(f"shared is for populations (beings=n), got shared={self.shared} for one map")
         if self.shared and (rule is not None or each):
             why = "each being's connections are given" if each else f"dynamic={rule}"
-            raise ValueError(f"Beings may share a wiring only if it stays and is one for all, however: {why}")
+            raise ValueError(f"Beings may share a wiring only if it stays and is one for all, got {why}")
         return self.beings is not None and (rule is not None or each if self.shared is None else not self.shared)
 
     def _seeds(self, generator: torch.Generator) -> int | list[int]:
@@ -246,7 +247,7 @@ class SparseLinear(Wired):
     def assign(self, weight: Tensor) -> Tensor:
         parts = list(self._parts(self._checked(weight)))
         if not all(bool(torch.isfinite(entries).all()) for _, _, entries in parts):
-            raise ValueError("weight must be finite, however: it contains NaN or infinity")
+            raise ValueError("weight must be finite, got it contains NaN or infinity")
         moved = []
         with torch.no_grad():
             self._take_places(parts)
@@ -372,7 +373,7 @@ class SparseLinear(Wired):
 
 def _whole(max_size: Any) -> int:
     if isinstance(max_size, bool) or not isinstance(max_size, int | float) or not 1 <= max_size < 2**63:
-        raise ValueError(f"max_size must be a number of entries, at least 1, however: {max_size!r}")
+        raise ValueError(f"max_size must be a number of entries, at least 1, got {max_size!r}")
     return int(max_size)
 
 

@@ -88,7 +88,7 @@ def small_world(
         graphs, 2004; M. D. Humphries, K. Gurney, Network 'small-world-ness', 2008.
     """
     if layer.indices.dim() == 3:
-        raise ValueError(f"small_world takes one wiring, however: {len(layer.indices)} of a population")
+        raise ValueError(f"small_world takes one wiring, got {len(layer.indices)} of a population")
     check_positive(paths=paths, sources=sources, graphs=graphs)
     row, col = layer.indices.cpu()
     size = (layer.out_features, layer.in_features)

@@ -165,11 +165,11 @@ def plot_growth(snapshots: Snapshots, shape: tuple[int, int] | None = None, *, c
     import matplotlib.pyplot as plt
 
     if not snapshots.images:
-        raise ValueError("plot_growth needs a snapshot, however: there is none")
+        raise ValueError("plot_growth needs a snapshot, got there is none")
     size = snapshots.images[0].numel()
     height, width = shape or (1, size)
     if height * width != size:
-        raise ValueError(f"shape must have as many pixels as there are inputs, {size}, however: {shape}")
+        raise ValueError(f"shape must have as many pixels as there are inputs, {size}, got {shape}")
     count = min(columns, len(snapshots.images))
     chosen = [round(i * (len(snapshots.images) - 1) / max(1, count - 1)) for i in range(count)]
     top = max(float(snapshots.images[i].max()) for i in chosen)
@@ -195,8 +195,8 @@ def _one(tensor: Tensor, being: int | None, axes: int) -> Tensor:
     """The part of a tensor that belongs to one being, if each has its own."""
     if tensor.dim() == axes:
         if being is not None:
-            raise ValueError(f"being is for a population with a wiring for each, however: {being=} of one wiring")
+            raise ValueError(f"being is for a population with a wiring for each, got {being=} of one wiring")
         return tensor
     if being is None or not 0 <= being < len(tensor):
-        raise ValueError(f"being must lie in 0..{len(tensor) - 1}, however: {being}")
+        raise ValueError(f"being must lie in 0..{len(tensor) - 1}, got {being}")
     return tensor[being]

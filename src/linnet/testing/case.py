@@ -213,7 +213,7 @@ def refused(
     except errors as error:
         return str(error)
     names = errors.__name__ if isinstance(errors, type) else " or ".join(error.__name__ for error in errors)
-    raise ContractError(f"{what} must raise {names}, however: it was accepted")
+    raise ContractError(f"{what} must raise {names}, got it was accepted")
 
 
 def train(case: Case, layer: LinearMap, steps: int = 2, lr: float = 0.1) -> LinearMap:

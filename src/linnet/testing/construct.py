@@ -40,9 +40,9 @@ def check_constructor(case: Case) -> None:
     shape = (*case.leading, m)
     expect(layer.bias is not None and tuple(layer.bias.shape) == shape, f"bias must have shape {shape}")
     shape = (*case.leading, m, n)
-    expect(tuple(layer.weight.shape) == shape, f"weight must have shape {shape}, however: {tuple(layer.weight.shape)}")
+    expect(tuple(layer.weight.shape) == shape, f"weight must have shape {shape}, got {tuple(layer.weight.shape)}")
     for name, tensor in layer.named_parameters():
-        expect(tensor.dim() > 0, f"no Parameter may be 0-dim (FSDP refuses it), however: {name}")
+        expect(tensor.dim() > 0, f"no Parameter may be 0-dim (FSDP refuses it), got {name}")
     known = [*layer.parameters(), *layer.buffers()]
     for name, raw in layer.raw_tensors().items():
         expect(any(raw is tensor for tensor in known), f"raw tensor {name} must be a Parameter or a buffer")
@@ -51,7 +51,7 @@ def check_constructor(case: Case) -> None:
     parts += [] if case.beings is None else [f"beings={case.beings}"]
     parts += [f"{name}=" for name, value in options.items() if repr(value) != repr(_default(cls, name))]
     for part in parts:
-        expect(part in repr(layer), f"repr must contain {part}, however: {layer!r}")
+        expect(part in repr(layer), f"repr must contain {part}, got {layer!r}")
 
 
 def _default(cls: type[LinearMap], name: str) -> Any:

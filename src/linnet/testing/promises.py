@@ -185,7 +185,7 @@ def _refuse_matrices(call: Callable[[Any], Any], case: Case) -> None:
     lead, n, m = case.leading, case.in_features, case.out_features
     for shape in ((*lead, m + 1, n), (*lead, m, n + 1), (m,), (*lead, 1, m, n), (2, m, n)):
         message = refused(f"a matrix of shape {shape}", ValueError, call, case.randn(*shape))
-        expect(str(shape) in message, f"the error must name the shape {shape}, however: {message}")
+        expect(str(shape) in message, f"the error must name the shape {shape}, got {message}")
     refused("what is no tensor", TypeError, call, [[1.0]])
 
 
@@ -202,7 +202,7 @@ def check_penalty(case: Case) -> None:
         expect(penalty.dtype == dtype, f"penalty() has dtype {penalty.dtype}")
         expect(penalty.device.type == torch.device(case.device).type, f"penalty() lies on {penalty.device}")
         if case.cls.hard and not case.cls.penalized:
-            expect(penalty == 0, f"the penalty of a hard promise must be 0, however: {penalty.item()}")
+            expect(penalty == 0, f"the penalty of a hard promise must be 0, got {penalty.item()}")
         if case.cls.penalized:
             expect(penalty.requires_grad, "a map that is penalized must have a penalty that depends on its parameters")
         if penalty.requires_grad:

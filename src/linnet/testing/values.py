@@ -86,7 +86,7 @@ def check_input_shapes(case: Case) -> None:
             continue
         message = refused(f"an input of shape {shape}", ValueError, layer, case.randn(*shape))
         for part in (str(shape), str(n)):
-            expect(part in message, f"the error for shape {shape} must name {part}, however: {message}")
+            expect(part in message, f"the error for shape {shape} must name {part}, got {message}")
 
 
 @check

@@ -29,14 +29,14 @@ def checked_dims(in_dims: Any) -> Dims:
     """``in_dims`` as it is, or a TypeError."""
     for dim in in_dims if isinstance(in_dims, tuple) else (in_dims,):
         if dim is not None and (isinstance(dim, bool) or not isinstance(dim, int)):
-            raise TypeError(f"in_dims must be an int, None, or a tuple of them, however: {in_dims!r}")
+            raise TypeError(f"in_dims must be an int, None, or a tuple of them, got {in_dims!r}")
     return in_dims
 
 
 def checked_range(start: int, stop: int, beings: int) -> tuple[int, int]:
     """``start`` and ``stop`` of a part as they are, or a ValueError."""
     if not 0 <= start < stop <= beings:
-        raise ValueError(f"A part must be some beings of 0..{beings - 1}, however: {start} to {stop}")
+        raise ValueError(f"A part must be some beings of 0..{beings - 1}, got {start} to {stop}")
     return start, stop
 
 
@@ -51,7 +51,7 @@ def moved(
     if len(dims) != len(args) or any(isinstance(x, Tensor) for x in tree_flatten(kwargs)[0]):
         raise ValueError(
             f"in_dims={dims} has one entry for each positional argument, and no tensor may come by name, "
-            f"however: {len(args)} positional and {sorted(kwargs)} by name"
+            f"got {len(args)} positional and {sorted(kwargs)} by name"
         )
     each = zip(dims, args, strict=True)
     return tuple(tree_map(partial(_in_front, dim=dim, beings=beings), x) for dim, x in each), kwargs
@@ -65,7 +65,7 @@ def _in_front(x: Any, dim: int | None, beings: int) -> Any:
     if not -x.dim() <= dim < x.dim() or x.shape[dim] not in (1, beings):
         raise ValueError(
             f"An input of the population must have the axis of beings={beings} (or 1 for one given to all) "
-            f"at dim {dim}, however: {tuple(x.shape)} (in_dims= says where, x.unsqueeze({dim}) gives x to all)"
+            f"at dim {dim}, got {tuple(x.shape)} (in_dims= says where, x.unsqueeze({dim}) gives x to all)"
         )
     x = x.movedim(dim, 0)
     return x if len(x) == beings else x.expand(beings, *x.shape[1:])
@@ -81,7 +81,7 @@ def _at(y: Any, dim: int) -> Any:
         return y
     if not -y.dim() <= dim < y.dim():
         raise ValueError(
-            f"An output of the population must have an axis {dim} for the beings, however: each being "
+            f"An output of the population must have an axis {dim} for the beings, got each being "
             f"gives {tuple(y.shape[1:])} (out_dims= says where the beings come)"
         )
     return y.movedim(0, dim)
@@ -117,8 +117,7 @@ def _result(value: Any) -> Any:
     plain = Tensor | bool | int | float | complex | str | torch.dtype | torch.device
     if value is not None and not isinstance(value, plain):
         raise TypeError(
-            "A member must return tensors and plain values, in tuples, lists and dicts, "
-            f"however: a {type(value).__name__}"
+            f"A member must return tensors and plain values, in tuples, lists and dicts, got a {type(value).__name__}"
         )
     return value
 
@@ -128,7 +127,7 @@ def joined(outs: list[Any], join: Callable[[list[Tensor]], Tensor]) -> Any:
     flat = [tree_flatten(results(out)) for out in outs]
     spec = flat[0][1]
     if any(other != spec for _, other in flat):
-        raise ValueError(f"All beings must return the same structure, however: {sorted({str(s) for _, s in flat})}")
+        raise ValueError(f"All beings must return the same structure, got {sorted({str(s) for _, s in flat})}")
     columns = zip(*(values for values, _ in flat), strict=True)
     return tree_unflatten([_one(list(column), join) for column in columns], spec)
 
@@ -137,7 +136,5 @@ def _one(column: list[Any], join: Callable[[list[Tensor]], Tensor]) -> Any:
     if isinstance(column[0], Tensor):
         return join(column)
     if any(value != column[0] for value in column):
-        raise ValueError(
-            f"What is no tensor must be the same for all beings, however: a forward returned {column!r:.80}"
-        )
+        raise ValueError(f"What is no tensor must be the same for all beings, got a forward returned {column!r:.80}")
     return column[0]

@@ -101,7 +101,7 @@ def checked_strategy(strategy: Any, member: nn.Module) -> dict[str, str]:
     if any(kind not in STRATEGIES or name not in names for name, kind in by_name.items()):
         raise ValueError(
             f"strategy must give one of {', '.join(STRATEGIES)} for the whole or for sub-modules by name, "
-            f"however: {strategy!r}"
+            f"got {strategy!r}"
         )
     return by_name
 

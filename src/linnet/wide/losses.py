@@ -31,11 +31,11 @@ def per_being(loss: Callable[[Tensor, Tensor], Tensor], *, shared_target: bool =
 
     def losses(outputs: Tensor, target: Tensor) -> Tensor:
         if outputs.dim() < 2:
-            raise ValueError(f"outputs must have shape (batch, beings, *), however: {tuple(outputs.shape)}")
+            raise ValueError(f"outputs must have shape (batch, beings, *), got {tuple(outputs.shape)}")
         if not shared_target and target.shape[:2] != outputs.shape[:2]:
             raise ValueError(
                 "a target that is not shared must have the (batch, beings) of the outputs, "
-                f"{tuple(outputs.shape[:2])}, however: {tuple(target.shape)}"
+                f"{tuple(outputs.shape[:2])}, got {tuple(target.shape)}"
             )
         return torch.vmap(loss, in_dims=(1, None if shared_target else 1))(outputs, target)
 

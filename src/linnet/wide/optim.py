@@ -45,9 +45,7 @@ def clip_beings_(parameters: Iterable[nn.Parameter], max_norm: Hyper) -> Tensor:
     """
     learned = [p for p in parameters if p.grad is not None]
     if len({len(p) for p in learned}) > 1:
-        raise ValueError(
-            f"All parameters must have the same number of beings, however: {[tuple(p.shape) for p in learned]}"
-        )
+        raise ValueError(f"All parameters must have the same number of beings, got {[tuple(p.shape) for p in learned]}")
     if not learned:
         return torch.zeros(0)
     with torch.no_grad():
@@ -95,7 +93,7 @@ class WideOptimizer(torch.optim.Optimizer, ABC):
     def __init__(self, params: Any, beings: int, *, max_norm: Hyper, quarantine: bool, **hyper: Any) -> None:
         self.beings = check_positive(beings=beings)[0]
         if not isinstance(quarantine, bool):
-            raise TypeError(f"quarantine must be True or False, however: {quarantine!r}")
+            raise TypeError(f"quarantine must be True or False, got {quarantine!r}")
         super().__init__(params, {**hyper, "max_norm": max_norm, "quarantine": quarantine, "alive": True})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -105,8 +103,7 @@ class WideOptimizer(torch.optim.Optimizer, ABC):
             for p in group["params"]:
                 if p.dim() < 1 or len(p) != self.beings:
                     raise ValueError(
-                        f"Every parameter must have the axis of beings={self.beings} in front, "
-                        f"however: {tuple(p.shape)}"
+                        f"Every parameter must have the axis of beings={self.beings} in front, got {tuple(p.shape)}"
                     )
             for name, (low, high) in {**self.intervals, "max_norm": (0.0, math.inf)}.items():
                 group[name] = self._rows(name, group[name], low, high, group["params"][0].device)
@@ -118,9 +115,9 @@ class WideOptimizer(torch.optim.Optimizer, ABC):
     def _rows(self, name: str, value: Hyper, low: float, high: float, device: torch.device) -> Tensor:
         rows = torch.as_tensor(value, dtype=torch.float64).detach()
         if rows.shape not in ((), (self.beings,)):
-            raise ValueError(f"{name} must be a number or have shape ({self.beings},), however: {tuple(rows.shape)}")
+            raise ValueError(f"{name} must be a number or have shape ({self.beings},), got {tuple(rows.shape)}")
         if not bool(((rows >= low) & ((rows < high) | (rows == high) & (high == math.inf))).all()):
-            raise ValueError(f"{name} must lie in [{low:g}, {high:g}), however: {rows.tolist()}")
+            raise ValueError(f"{name} must lie in [{low:g}, {high:g}), got {rows.tolist()}")
         return rows.expand(self.beings).clone().to(device)
 
     @property
@@ -144,7 +141,7 @@ class WideOptimizer(torch.optim.Optimizer, ABC):
         if not learned:
             return loss
         if any(p.grad.is_sparse for _, p in learned):
-            raise ValueError("The gradients of a population must be dense, however: one is sparse")
+            raise ValueError("The gradients of a population must be dense, got one is sparse")
         norms = None
         if any(group["quarantine"] or not _is_infinite(group["max_norm"]) for group in self.param_groups):
             norms = _norms([p.grad for _, p in learned])

@@ -48,7 +48,7 @@ def parts_of(population: nn.Module) -> list[nn.Module]:
     visit(population)
     sizes = {_beings(part) for part in found}
     if len(sizes) != 1:
-        raise ValueError(f"A population must have one number of beings, however: {sorted(sizes) or 'no part has any'}")
+        raise ValueError(f"A population must have one number of beings, got {sorted(sizes) or 'no part has any'}")
     return list(found)
 
 

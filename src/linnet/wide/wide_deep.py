@@ -190,7 +190,7 @@ class WideDeep(nn.Module):
         )
         for name, function in (("non_linear", non_linear), ("final_nl", final_nl)):
             if function is not None and (isinstance(function, type) or not callable(function)):
-                raise TypeError(f"{name} must be a function or a module, such as nn.ReLU(), however: {function!r}")
+                raise TypeError(f"{name} must be a function or a module, such as nn.ReLU(), got {function!r}")
         hidden = F.relu if non_linear is None else non_linear
         final = torch.sigmoid if final_nl is None else final_nl
         functions = [hidden] * (self.depth - 1) + [final]
@@ -218,7 +218,7 @@ class WideDeep(nn.Module):
                 layer.reset_parameters()  # type: ignore[operator]
             return
         if len(seeds) != self.beings:
-            raise ValueError(f"seeds must hold one int for each being ({self.beings}), however: {len(seeds)}")
+            raise ValueError(f"seeds must hold one int for each being ({self.beings}), got {len(seeds)}")
         if self.stages()[0][0].weight.is_meta:
             return
         for i, seed in enumerate(seeds):
@@ -265,7 +265,7 @@ class WideDeep(nn.Module):
         if len(parts) != 2 * self.depth or given != wanted or any(part.bias is None for part in parts[::2]):
             raise ValueError(
                 f"A being must be {self.depth} nn.Linear with a bias, of weights {wanted}, each with its activation "
-                f"behind it, however: {module}"
+                f"behind it, got {module}"
             )
         functions = [activation.function for activation in self.activations]
         for function, part in zip(functions, parts[1::2], strict=True):

@@ -59,7 +59,7 @@ class WideLinear(Linear):
     @classmethod
     def _empty(cls, in_features: int, out_features: int, bias: bool, **options: Any) -> Self:
         if options.get("beings") is None:
-            raise ValueError(f"{cls.__name__} is a population, its number of beings must be given, however: none is")
+            raise ValueError(f"{cls.__name__} is a population, its number of beings must be given, got none is")
         return cls(options.pop("beings"), in_features, out_features, bias, **options)
 
     def options(self) -> dict[str, Any]:

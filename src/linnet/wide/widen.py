@@ -247,14 +247,14 @@ def widen(
     }
     if isinstance(module, nn.Module):
         if seeds is not None:
-            raise ValueError("seeds are for a factory, such as lambda: Net(), however: a module is copied as it is")
+            raise ValueError("seeds are for a factory, such as lambda: Net(), got a module is copied as it is")
         _refuse(module)
         member = renewed(module, lambda _, tensor: tensor.expand(count, *tensor.shape))
         return _populated(member, count, None, options)
     if not callable(module):
-        raise TypeError(f"widen needs a module or a function that builds one, however: {module!r}")
+        raise TypeError(f"widen needs a module or a function that builds one, got {module!r}")
     if seeds is not None and len(seeds) != count:
-        raise ValueError(f"seeds must hold one int for each being ({count}), however: {len(seeds)}")
+        raise ValueError(f"seeds must hold one int for each being ({count}), got {len(seeds)}")
     return stack(_drawn(module, count, seeds), seeds=seeds, **options)
 
 
@@ -302,14 +302,12 @@ def stack(
     """
     members = list(modules)
     if not members or not all(isinstance(member, nn.Module) for member in members):
-        raise ValueError(f"stack needs at least one module, and nothing else, however: {members!r:.200}")
+        raise ValueError(f"stack needs at least one module, and nothing else, got {members!r:.200}")
     first = _described(members[0])
     _refuse(members[0])
     for i, member in enumerate(members[1:], 1):
         if (other := _described(member)) != first:
-            raise ValueError(
-                f"All members must have one structure, however: member {i} has {_difference(first, other)}"
-            )
+            raise ValueError(f"All members must have one structure, got member {i} has {_difference(first, other)}")
     every = [tensors_of(member) for member in members]
     member = renewed(members[0], lambda name, _: torch.stack([tensors[name].detach() for tensors in every]))
     options: dict[str, Any] = {
@@ -332,11 +330,11 @@ def _populated(member: nn.Module, beings: int, seeds: Sequence[int] | None, opti
 def _refuse(module: nn.Module) -> None:
     for name, part in module.named_modules():
         if getattr(part, "beings", None) is not None:
-            raise ValueError(f"Only modules without beings can be widened, however: {name or 'it'} is {part}")
+            raise ValueError(f"Only modules without beings can be widened, got {name or 'it'} is {part}")
         if getattr(part, "rule", None) is not None:
             raise ValueError(
                 "Connections that move belong to one layer of all beings, SparseLinear(..., beings=n, dynamic=...), "
-                f"however: {name or 'it'} is {part}"
+                f"got {name or 'it'} is {part}"
             )
 
 
@@ -368,4 +366,4 @@ def _told(value: Any) -> str | None:
 def _difference(wanted: Mapping[str, Any], given: Mapping[str, Any]) -> str:
     names = [name for name in {**wanted, **given} if wanted.get(name) != given.get(name)]
     first = names[0]
-    return f"{first or 'itself'} {wanted.get(first, 'nothing')}, however: {given.get(first, 'nothing')}"
+    return f"{first or 'itself'} {wanted.get(first, 'nothing')}, got {given.get(first, 'nothing')}"

@@ -54,16 +54,16 @@ def read_table(path: Path, target: str | None = None) -> Table:
     try:
         found = _read_npz(path) if path.suffix.lower() == ".npz" else _read_csv(path, target)
     except OSError as error:
-        raise ValueError(f"The data file must be readable, however: {path} ({error.strerror or error})") from error
+        raise ValueError(f"The data file must be readable, got {path} ({error.strerror or error})") from error
     inputs, targets, *test = found
     if len(inputs) < ROWS:
-        raise ValueError(f"There must be at least {ROWS} rows to train with, however: {path} has {len(inputs)}")
+        raise ValueError(f"There must be at least {ROWS} rows to train with, got {path} has {len(inputs)}")
     everything = targets if test[1] is None else np.concatenate([targets, test[1]])
     labels, numbers = np.unique(everything, return_inverse=True)
     if len(labels) < 2:
-        raise ValueError(f"There must be at least two classes, however: {path} has {labels[0]!s} alone")
+        raise ValueError(f"There must be at least two classes, got {path} has {labels[0]!s} alone")
     if len(labels) == len(everything):
-        raise ValueError(f"Targets must be classes that come again, however: all {len(labels)} of {path} differ")
+        raise ValueError(f"Targets must be classes that come again, got all {len(labels)} of {path} differ")
     numbers = numbers.reshape(-1)  # numpy 2.0 had the shape of its argument
     return Table(
         inputs,
@@ -80,19 +80,19 @@ def _read_npz(path: Path) -> tuple[Any, Any, Any, Any]:
             inputs, targets = (_named(path, archive, names) for names in (INPUTS, TARGETS))
             if inputs is None or targets is None:
                 raise ValueError(
-                    f"A .npz file must hold inputs ({', '.join(INPUTS)}) and targets ({', '.join(TARGETS)}), however: "
+                    f"A .npz file must hold inputs ({', '.join(INPUTS)}) and targets ({', '.join(TARGETS)}), got "
                     f"{path} holds {', '.join(archive.namelist()) or 'nothing'}"
                 )
             test = [_named(path, archive, names) for names in (TEST_INPUTS, TEST_TARGETS)]
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted or packed oddly
-        raise ValueError(f"A .npz file must be a whole archive, however: {path} is not ({error})") from error
+        raise ValueError(f"A .npz file must be a whole archive, got {path} is not ({error})") from error
     if (test[0] is None) != (test[1] is None):
-        raise ValueError(f"Test inputs and targets must come together, however: {path} has one of them")
+        raise ValueError(f"Test inputs and targets must come together, got {path} has one of them")
     if test[0] is None:
         return *_checked(path, inputs, targets), None, None
     train, kept = _checked(path, inputs, targets), _checked(path, *test)
     if (train[1].dtype.kind == "U") != (kept[1].dtype.kind == "U"):
-        raise ValueError(f"Targets and test targets must be of one kind, however: strings and integers in {path}")
+        raise ValueError(f"Targets and test targets must be of one kind, got strings and integers in {path}")
     return *train, *kept
 
 
@@ -100,37 +100,35 @@ def _named(path: Path, archive: zipfile.ZipFile, names: tuple[str, ...]) -> Any:
     """The array that has one of these names; None if there is none."""
     there = [name for name in names if f"{name}.npy" in archive.namelist()]
     if len(there) > 1:
-        raise ValueError(f"There must be one array of them, however: {path} has {' and '.join(there)}")
+        raise ValueError(f"There must be one array of them, got {path} has {' and '.join(there)}")
     if not there:
         return None
     try:
         with archive.open(f"{there[0]}.npy") as file:
             array = np.lib.format.read_array(file, allow_pickle=False)
     except ValueError as error:  # numpy's own message recommends to allow pickle
-        raise ValueError(f"Arrays must hold numbers or strings, however: {there[0]} in {path} does not") from error
+        raise ValueError(f"Arrays must hold numbers or strings, got {there[0]} in {path} does not") from error
     if array.ndim == 0:
-        raise ValueError(f"An array must have rows, however: {there[0]} in {path} has none")
+        raise ValueError(f"An array must have rows, got {there[0]} in {path} has none")
     return array
 
 
 def _checked(path: Path, inputs: Any, targets: Any) -> tuple[Any, Any]:
     if len(inputs) != len(targets):
-        raise ValueError(
-            f"There must be one target for each row, however: {len(targets)} for {len(inputs)} rows in {path}"
-        )
+        raise ValueError(f"There must be one target for each row, got {len(targets)} for {len(inputs)} rows in {path}")
     if inputs.size == 0:
-        raise ValueError(f"There must be features, however: inputs of shape {inputs.shape} in {path}")
+        raise ValueError(f"There must be features, got inputs of shape {inputs.shape} in {path}")
     if inputs.dtype.kind not in "biuf":
-        raise ValueError(f"Features must be numbers, however: {path} has inputs of type {inputs.dtype}")
+        raise ValueError(f"Features must be numbers, got {path} has inputs of type {inputs.dtype}")
     if not np.isfinite(inputs).all():
-        raise ValueError(f"Features must be finite, however: {path} has NaN or infinity")
+        raise ValueError(f"Features must be finite, got {path} has NaN or infinity")
     if targets.size != len(targets):
-        raise ValueError(f"There must be one target for each row, however: targets of shape {targets.shape} in {path}")
+        raise ValueError(f"There must be one target for each row, got targets of shape {targets.shape} in {path}")
     targets = targets.reshape(-1)
     if targets.dtype.kind == "f" and np.isfinite(targets).all() and (targets == np.floor(targets)).all():
         targets = targets.astype(np.int64)
     if targets.dtype.kind not in "biuU":
-        raise ValueError(f"Targets must be integers or strings, however: {path} has others ({targets.dtype})")
+        raise ValueError(f"Targets must be integers or strings, got {path} has others ({targets.dtype})")
     if targets.dtype.kind != "U":
         targets = targets.astype(np.int64)
     return inputs.astype(np.uint8) if inputs.dtype.kind == "b" else inputs, targets
@@ -145,9 +143,9 @@ def _read_csv(path: Path, target: str | None) -> tuple[Any, Any, None, None]:
             reader = csv.reader(file, delimiter=separator, strict=True)
             lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row]
     except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"A .csv file must be a table in UTF-8, however: {path} is not ({error})") from error
+        raise ValueError(f"A .csv file must be a table in UTF-8, got {path} is not ({error})") from error
     if not lines:
-        raise ValueError(f"There must be rows, however: {path} is empty")
+        raise ValueError(f"There must be rows, got {path} is empty")
     header = lines[0][1]
     if target is None and all(cell == "" or _is_number(cell) for cell in header[:-1]):
         names = [str(i + 1) for i in range(len(header))]  # there is no header
@@ -156,32 +154,30 @@ def _read_csv(path: Path, target: str | None) -> tuple[Any, Any, None, None]:
         lines = lines[1:]
     if target is not None and names.count(target) != 1:
         raise ValueError(
-            f"The target must be one column, however: {target!r} is {names.count(target)} of {path}: {', '.join(names)}"
+            f"The target must be one column, got {target!r} is {names.count(target)} of {path}: {', '.join(names)}"
         )
     if len(names) < 2:
-        raise ValueError(f"There must be features beside the target, however: {path} has one column")
+        raise ValueError(f"There must be features beside the target, got {path} has one column")
     if "" in names:  # the row numbers that pandas writes would tell the class of a sorted table
-        raise ValueError(f"Every column must have a name, however: column {names.index('') + 1} of {path} has none")
+        raise ValueError(f"Every column must have a name, got column {names.index('') + 1} of {path} has none")
     place = len(names) - 1 if target is None else names.index(target)
     features = names[:place] + names[place + 1 :]
     rows, targets = [], []
     for number, cells in lines:
         if len(cells) != len(names):
-            raise ValueError(f"Rows must be of one length, however: {len(cells)}, not {len(names)}, {path}:{number}")
+            raise ValueError(f"Rows must be of one length, got {len(cells)}, not {len(names)}, {path}:{number}")
         if not cells[place]:
-            raise ValueError(f"Every row must have a target, however: it is missing in {path}:{number}")
+            raise ValueError(f"Every row must have a target, got it is missing in {path}:{number}")
         targets.append(cells.pop(place))
         for name, cell in zip(features, cells, strict=True):
             if not (_is_number(cell) and math.isfinite(float(cell))):
-                raise ValueError(
-                    f"Features must be finite numbers, however: {cell!r} in column {name} of {path}:{number}"
-                )
+                raise ValueError(f"Features must be finite numbers, got {cell!r} in column {name} of {path}:{number}")
         rows.append([float(cell) for cell in cells])
     classes: Any = np.array(targets)
     if targets and all(_is_number(text) for text in targets):
         classes = np.array([float(text) for text in targets])
         if not (np.isfinite(classes).all() and (classes == np.floor(classes)).all() and abs(classes).max() < 2**53):
-            raise ValueError(f"Targets must be integers or strings, however: {path} has other numbers")
+            raise ValueError(f"Targets must be integers or strings, got {path} has other numbers")
         classes = classes.astype(np.int64)
     return np.array(rows), classes, None, None
 

@@ -65,21 +65,21 @@ class EvolveSettings:
         sizes = ("beings", "generations", "episodes", "hidden", "depth", "rank", "block", "threads")
         check_positive(**{name: getattr(self, name) for name in sizes})
         if self.strategy not in STRATEGIES:
-            raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, however: {self.strategy!r}")
+            raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, got {self.strategy!r}")
         if self.sigma is not None and not 0 < self.sigma < math.inf:
-            raise ValueError(f"sigma must be positive and finite, however: {self.sigma}")
+            raise ValueError(f"sigma must be positive and finite, got {self.sigma}")
         if not 0 < self.lr < math.inf:
-            raise ValueError(f"lr must be positive and finite, however: {self.lr}")
+            raise ValueError(f"lr must be positive and finite, got {self.lr}")
         if self.target is not None and not math.isfinite(self.target):
-            raise ValueError(f"target must be finite, however: {self.target}")
+            raise ValueError(f"target must be finite, got {self.target}")
         if not 0 <= self.seed < 2**31:
-            raise ValueError(f"seed must lie in 0..2**31 - 1, however: {self.seed}")
+            raise ValueError(f"seed must lie in 0..2**31 - 1, got {self.seed}")
         if not 0 <= self.elites < self.beings:
-            raise ValueError(f"elites must be fewer than the beings, {self.beings}, however: {self.elites}")
+            raise ValueError(f"elites must be fewer than the beings, {self.beings}, got {self.elites}")
         Truncation(self.share)
         if self.strategy != "ga" and (self.beings % 2 or self.block % 2):
             raise ValueError(
-                f"The beings of an evolution strategy come in pairs, beings and block must be even, however: "
+                f"The beings of an evolution strategy come in pairs, beings and block must be even, got "
                 f"{self.beings} and {self.block}"
             )
 
@@ -342,18 +342,18 @@ def found(
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ValueError(f"The output folder must be one that can be made, however: {error}") from error
+            raise ValueError(f"The output folder must be one that can be made, got {error}") from error
         return evolution
     different = differences(settings, resumed(out))
     if any(not text.startswith("generations ") for text in different):
-        raise ValueError(f"A run is resumed with its own settings, however: {'; '.join(different)} as in {out}")
+        raise ValueError(f"A run is resumed with its own settings, got {'; '.join(different)} as in {out}")
     if leads:
         clear_left_overs(folder)
     evolution = Evolution(settings, folder, shards)
     evolution.restore()
     if settings.generations < len(evolution.curve):
         raise ValueError(
-            f"generations must be at least those that are done, {len(evolution.curve)}, however: {settings.generations}"
+            f"generations must be at least those that are done, {len(evolution.curve)}, got {settings.generations}"
         )
     return evolution
 
@@ -368,6 +368,6 @@ def resumed(out: str | os.PathLike[str]) -> EvolveSettings:
     try:
         return EvolveSettings(**checkpoint.info(path).extra["settings"])
     except FileNotFoundError as error:
-        raise ValueError(f"A run to resume must have completed a generation, however: there is no {path}") from error
+        raise ValueError(f"A run to resume must have completed a generation, got there is no {path}") from error
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} must be the state of an evolution, however: {error}") from error
+        raise ValueError(f"{path} must be the state of an evolution, got {error}") from error

@@ -69,24 +69,24 @@ class TaskSettings:
             check_positive(synthesizer=self.synthesizer)
         for name, known in (("task", (*TASKS, "text")), ("decouple", GRADIENTS), ("cell", tuple(CELLS))):
             if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, however: {getattr(self, name)!r}")
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         for name in ("lr", "synthesizer_lr", "seconds"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name} must be positive and finite, however: {value}")
+                raise ValueError(f"{name} must be positive and finite, got {value}")
         for name in ("factor", "auxiliary"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be at least 0 and finite, however: {getattr(self, name)}")
+                raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
         if self.steps is not None:
             check_positive(steps=self.steps)
         if self.steps is not None and self.seconds is not None:
-            raise ValueError("A run ends after steps or after seconds, however: both are given")
+            raise ValueError("A run ends after steps or after seconds, got both are given")
         if self.auxiliary and self.decouple == "none":
-            raise ValueError("The auxiliary task foretells synthetic gradients, however: decouple is none")
+            raise ValueError("The auxiliary task foretells synthetic gradients, got decouple is none")
         if self.text is not None and self.task != "text":
-            raise ValueError(f"A text is for the task text, however: the task is {self.task}")
+            raise ValueError(f"A text is for the task text, got the task is {self.task}")
         if not 0 <= self.seed < 2**31:
-            raise ValueError(f"seed must lie in 0..2**31 - 1, however: {self.seed}")
+            raise ValueError(f"seed must lie in 0..2**31 - 1, got {self.seed}")
 
     def make(self) -> SequenceTask:
         """The task."""
@@ -275,14 +275,13 @@ def found(settings: TaskSettings, out: str | os.PathLike[str], *, resume: bool =
         before = resumed(folder)
         different = differences(settings, before)
         if any(text.split()[0] not in ("steps", "seconds", "seeds") for text in different):
-            raise ValueError(f"A run is resumed with its own settings, however: {'; '.join(different)} as in {out}")
+            raise ValueError(f"A run is resumed with its own settings, got {'; '.join(different)} as in {out}")
         if (settings.seconds is None) != (before.seconds is None) or settings.goal() < before.goal():
             raise ValueError(
-                f"A run that is resumed cannot become shorter, however: it had {_length(before)}, not "
-                f"{_length(settings)}"
+                f"A run that is resumed cannot become shorter, got it had {_length(before)}, not {_length(settings)}"
             )
         if read_record(folder)["data_sha256"] != task.fingerprint:
-            raise ValueError(f"A run is resumed on its own text, however: {settings.text} differs from that of {out}")
+            raise ValueError(f"A run is resumed on its own text, got {settings.text} differs from that of {out}")
         clear_left_overs(folder)
         for path in map(run.path, seeds_of(settings)):
             if path.exists():
@@ -303,7 +302,7 @@ def resumed(out: str | os.PathLike[str]) -> TaskSettings:
     try:
         return TaskSettings(**read_record(Path(out))["settings"])
     except TypeError as error:
-        raise ValueError(f"The record of a run must be whole, however: {out}/run.json is not ({error})") from error
+        raise ValueError(f"The record of a run must be whole, got {out}/run.json is not ({error})") from error
 
 
 def _length(settings: TaskSettings) -> str:

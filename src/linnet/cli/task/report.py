@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from linnet import __version__
+from linnet._version import __version__
 from linnet.checkpoint import replacing
 from linnet.cli import report as html
 from linnet.cli.task.learner import Learner, Point, Run, TaskSettings, Watch

@@ -191,7 +191,7 @@ class _Digits(SequenceTask):
     def __init__(self, digits: int = 5, length: int = 10) -> None:
         self.digits, self.length = check_positive(digits=digits, length=length)
         if self.length < 2:
-            raise ValueError(f"length must be at least 2, however: {length}")
+            raise ValueError(f"length must be at least 2, got {length}")
         self.inputs = digits + 1
 
     def draw(self, batch_size: int, level: int, generator: Generator) -> Batch:
@@ -268,7 +268,7 @@ class Text(SequenceTask):
         codes = torch.tensor([number[character] for character in text], dtype=torch.int64)
         self.train, self.val, self.test = (codes[a:b] for a, b in itertools.pairwise(ends))
         if len(self.train) <= length or len(self.val) < 2 or len(self.test) < 2:
-            raise ValueError(f"A text must have more than {length} characters to train, however: {len(text)} in all")
+            raise ValueError(f"A text must have more than {length} characters to train, got {len(text)} in all")
         self.inputs = self.outputs = self.told = len(self.characters)
         self.fingerprint = sha256(text.encode(errors="surrogatepass")).hexdigest()
 
@@ -282,7 +282,7 @@ class Text(SequenceTask):
         try:
             return cls(shipped_text() if path is None else path.read_text(encoding="utf-8"), length)
         except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"A text must be a file in UTF-8, however: {path} ({error})") from error
+            raise ValueError(f"A text must be a file in UTF-8, got {path} ({error})") from error
 
     def draw(self, batch_size: int, level: int, generator: Generator) -> Batch:
         starts = torch.randint(len(self.train) - self.length, (batch_size,), generator=generator)

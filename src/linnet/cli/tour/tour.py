@@ -31,13 +31,13 @@ def check_tour(out: Path, acts: Sequence[str] = ()) -> None:
     """
     unknown = [name for name in acts if name not in ACTS]
     if unknown:
-        raise ValueError(f"An act must be one of {', '.join(ACTS)}, however: {', '.join(unknown)}")
+        raise ValueError(f"An act must be one of {', '.join(ACTS)}, got {', '.join(unknown)}")
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
             pass
     except OSError as error:
-        raise ValueError(f"The output folder must be writable, however: {error}") from error
+        raise ValueError(f"The output folder must be writable, got {error}") from error
 
 
 def run_tour(out: Path, acts: Sequence[str] = (), console: Console | None = None) -> dict[str, Act]:

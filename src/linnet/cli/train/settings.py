@@ -75,14 +75,14 @@ def parse_layer(text: str) -> LayerSpec:
     for item in rest.split(",") if rest else []:
         key, equals, value = (part.strip() for part in item.partition("="))
         if not equals:
-            raise ValueError(f"Options must be written option=value, however: {item!r} in --layer {text}")
+            raise ValueError(f"Options must be written option=value, got {item!r} in --layer {text}")
         if key not in known:
-            raise ValueError(f"Options of {name} are {', '.join(sorted(known))}, however: {key!r}")
+            raise ValueError(f"Options of {name} are {', '.join(sorted(known))}, got {key!r}")
         if key in options:
-            raise ValueError(f"An option must be given once, however: {key!r} twice in --layer {text}")
+            raise ValueError(f"An option must be given once, got {key!r} twice in --layer {text}")
         options[key] = _parse_value(f"{name}: {key}", value, *known[key])
     if wide and options.setdefault("beings", WIDE_BEINGS) is None:
-        raise ValueError("wide: beings must be a positive integer, however: 'none'")
+        raise ValueError("wide: beings must be a positive integer, got 'none'")
     if "beings" in options and options["beings"] is not None:
         check_positive(beings=options["beings"])
     return LayerSpec(f"wide:beings={WIDE_BEINGS}" if text == "wide" else text, kind, options)
@@ -105,9 +105,7 @@ def layer_options(kind: type) -> dict[str, tuple[Any, Any]]:
             continue
         parameters = inspect.signature(constructor).parameters.values()
         if base is kind and [p.name for p in parameters][1:3] != ["in_features", "out_features"]:
-            raise ValueError(
-                f"A layer must be made as {kind.__name__}(in_features, out_features, ...), however: it is not"
-            )
+            raise ValueError(f"A layer must be made as {kind.__name__}(in_features, out_features, ...), got it is not")
         hints = _hints(constructor)
         for parameter in parameters:
             if parameter.name not in _NOT_OPTIONS and parameter.kind not in (
@@ -133,7 +131,7 @@ def _parse_value(what: str, text: str, hint: Any, default: Any) -> Any:
     kinds = list(typing.get_args(hint)) if union else [hint]
     if Any in kinds or object in kinds:
         if default in (None, inspect.Parameter.empty):
-            raise ValueError(f"{what} cannot be given as text, however: {text!r}")
+            raise ValueError(f"{what} cannot be given as text, got {text!r}")
         kinds = [type(default)]
     choices = [choice for kind in kinds if typing.get_origin(kind) is Literal for choice in typing.get_args(kind)]
     for choice in choices:
@@ -156,8 +154,8 @@ def _parse_value(what: str, text: str, hint: Any, default: Any) -> Any:
     names = {bool: "true or false", type(None): "none", int: "an integer", float: "a number"}
     expected = [names[kind] for kind in kinds if kind in names] + [str(choice) for choice in choices]
     if not expected:
-        raise ValueError(f"{what} cannot be given as text, however: {text!r}")
-    raise ValueError(f"{what} must be {' or '.join(expected)}, however: {text!r}")
+        raise ValueError(f"{what} cannot be given as text, got {text!r}")
+    raise ValueError(f"{what} must be {' or '.join(expected)}, got {text!r}")
 
 
 DECOUPLED = {
@@ -200,24 +198,24 @@ class Settings:
         check_positive(**{name: getattr(self, name) for name in sizes})
         if self.hidden > 2**20 or self.threads > 1024:
             raise ValueError(
-                f"hidden must be at most 2**20 and threads at most 1024, however: {self.hidden} and {self.threads}"
+                f"hidden must be at most 2**20 and threads at most 1024, got {self.hidden} and {self.threads}"
             )
         if isinstance(self.layers, str) or not all(isinstance(text, str) for text in self.layers):
-            raise ValueError(f"layers must be a tuple of strings, however: {self.layers!r}")
+            raise ValueError(f"layers must be a tuple of strings, got {self.layers!r}")
         if self.decouple not in DECOUPLED:
-            raise ValueError(f"decouple must be one of {', '.join(DECOUPLED)}, however: {self.decouple!r}")
+            raise ValueError(f"decouple must be one of {', '.join(DECOUPLED)}, got {self.decouple!r}")
         check_data(self.data, self.data_dir, self.target)
         if not (isinstance(self.seed, int) and 0 <= self.seed <= 2**32 - self.seeds):
-            raise ValueError(f"seed must lie in 0..2**32 - seeds, however: {self.seed}")
+            raise ValueError(f"seed must lie in 0..2**32 - seeds, got {self.seed}")
         if not (isinstance(self.lr, float | int) and math.isfinite(self.lr) and self.lr > 0):
-            raise ValueError(f"lr must be positive and finite, however: {self.lr}")
+            raise ValueError(f"lr must be positive and finite, got {self.lr}")
         specs = self.specs()
         if not specs:
-            raise ValueError("There must be at least one layer to train, however: none given")
+            raise ValueError("There must be at least one layer to train, got none given")
         object.__setattr__(self, "layers", tuple(spec.text for spec in specs))
         for text in self.layers:
             if self.layers.count(text) > 1:
-                raise ValueError(f"A layer must be given once, however: {text} twice")
+                raise ValueError(f"A layer must be given once, got {text} twice")
         self.torch_device()
 
     def specs(self) -> list[LayerSpec]:
@@ -233,7 +231,7 @@ class Settings:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if device.type not in ("cpu", "cuda") or (device.type == "cuda" and (device.index or 0) >= count):
             known = ["cpu"] + [f"cuda:{i}" for i in range(count)]
-            raise ValueError(f"The device must be one of {', '.join(known)} on this machine, however: {self.device!r}")
+            raise ValueError(f"The device must be one of {', '.join(known)} on this machine, got {self.device!r}")
         return device
 
 

@@ -111,13 +111,13 @@ def prepare(settings: Settings, out: str | os.PathLike[str], *, resume: bool = F
     for spec in specs:
         net = _build(settings, spec, data)
         if not list(net.parameters()):
-            raise ValueError(f"A network to train must have parameters, however: it has none with {spec.text}")
+            raise ValueError(f"A network to train must have parameters, got it has none with {spec.text}")
         trainable(net, run, spec)
     if resume:
         if different := differences(settings, resumed_settings(out)):
-            raise ValueError(f"A run is resumed with its own settings, however: {'; '.join(different)} as in {out}")
+            raise ValueError(f"A run is resumed with its own settings, got {'; '.join(different)} as in {out}")
         if read_record(run.out)["data_sha256"] != data.fingerprint:
-            raise ValueError(f"A run is resumed on its own data, however: {settings.data} differs from that of {out}")
+            raise ValueError(f"A run is resumed on its own data, got {settings.data} differs from that of {out}")
         clear_left_overs(run.out)
         clear_left_overs(run.out / "nets")
         for path in (run.path(spec, seed) for spec in specs for seed in seeds_of(settings)):
@@ -145,7 +145,7 @@ def resumed_settings(out: str | os.PathLike[str]) -> Settings:
     try:
         return Settings(**record["settings"] | {"layers": tuple(record["settings"]["layers"])})
     except (KeyError, TypeError) as error:
-        raise ValueError(f"The record of a run must be whole, however: {out}/run.json is not ({error})") from error
+        raise ValueError(f"The record of a run must be whole, got {out}/run.json is not ({error})") from error
 
 
 def fit(run: Run, spec: LayerSpec, seed: int, watch: Watch | None = None, replicas: Replicas = ALONE) -> Fit:

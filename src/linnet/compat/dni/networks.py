@@ -89,7 +89,7 @@ class RNN_DNI(DNI_Network):
     ) -> None:
         super().__init__(input_size, hidden_size, output_size)
         if kind not in RECURRENT:
-            raise ValueError(f"kind must be one of {', '.join(RECURRENT)}, however: {kind!r}")
+            raise ValueError(f"kind must be one of {', '.join(RECURRENT)}, got {kind!r}")
         self.batch_first = batch_first
         self.rnn = RECURRENT[kind](
             input_size, hidden_size, num_layers, bias=bias, batch_first=batch_first, dropout=dropout
@@ -254,7 +254,7 @@ class LinearSigmoidDNI(DNI_Network):
     ) -> None:
         super().__init__(input_size, hidden_size, output_size)
         if num_layers < 2:
-            raise ValueError(f"num_layers must be at least 2, however: {num_layers}")
+            raise ValueError(f"num_layers must be at least 2, got {num_layers}")
         between = [nn.Linear(hidden_size, hidden_size, bias) for _ in range(num_layers - 2)]
         self.net = nn.Sequential(
             nn.Linear(input_size, hidden_size, bias), *between, nn.Linear(hidden_size, output_size, bias), nn.Sigmoid()
@@ -310,7 +310,7 @@ class Conv2dDNI(DNI_Network):
         super().__init__(input_size, hidden_size or output_size, output_size)
         if stride != 1 or padding not in (0, "SAME"):
             raise ValueError(
-                f"A gradient has the size of its image, however: stride={stride!r} and padding={padding!r} change it"
+                f"A gradient has the size of its image, got stride={stride!r} and padding={padding!r} change it"
             )
         self.net = nn.Sequential()
         channels = input_size

@@ -91,13 +91,13 @@ class DNI(linnet.decoupled.DNI):
         format_fn: Callable[[Any], Any] | None = None,
     ) -> None:
         if grad_optim not in OPTIMIZERS:
-            raise ValueError(f"grad_optim must be one of {', '.join(OPTIMIZERS)}, however: {grad_optim!r}")
+            raise ValueError(f"grad_optim must be one of {', '.join(OPTIMIZERS)}, got {grad_optim!r}")
         if λ is None:
             λ = 0.5 if optim is None else 0.0
         if not (λ == -1 or 0 <= λ <= 1):
-            raise ValueError(f"λ must lie in [0, 1] or be -1, however: {λ!r}")
+            raise ValueError(f"λ must lie in [0, 1] or be -1, got {λ!r}")
         if not skip_last_layer:
-            raise ValueError("The last layer gets its true gradient, however: skip_last_layer=False")
+            raise ValueError("The last layer gets its true gradient, got skip_last_layer=False")
         make = functools.partial(OPTIMIZERS[grad_optim], lr=grad_lr)
         synthesizer = functools.partial(dni_network or Linear_DNI, **dni_params)
         width = 10 if hidden_size is None else hidden_size

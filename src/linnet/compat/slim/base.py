@@ -26,7 +26,7 @@ def placement(cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
     """``device`` and ``dtype`` of the keywords that a class has no use for, with a warning for what nobody knows."""
     for name in sorted(given.keys() - OPTIONS - {"device", "dtype"}):
         warnings.warn(
-            f"Options must be those of neuromancer.slim, device or dtype, however: {cls.__name__} got {name!r}, "
+            f"Options must be those of neuromancer.slim, device or dtype, got {cls.__name__} got {name!r}, "
             "which is ignored",
             stacklevel=4,
         )
@@ -93,9 +93,7 @@ class LinearBase(nn.Module, ABC):
             ValueError: A is not square.
         """
         if self.in_features != self.out_features:
-            raise ValueError(
-                f"Only a square matrix has eigenvalues, however: {self.in_features} -> {self.out_features}"
-            )
+            raise ValueError(f"Only a square matrix has eigenvalues, got {self.in_features} -> {self.out_features}")
         matrix = self.effective_W()
         matrix = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
         if not eigenvectors:
@@ -122,9 +120,7 @@ class SquareLinear(LinearBase, ABC):
         self, insize: int, outsize: int, bias: bool = False, provide_weights: bool = True, **kwargs: Any
     ) -> None:
         if insize != outsize:
-            raise ValueError(
-                f"{type(self).__name__} is square, insize must equal outsize, however: {insize} and {outsize}"
-            )
+            raise ValueError(f"{type(self).__name__} is square, insize must equal outsize, got {insize} and {outsize}")
         where = placement(type(self), kwargs)
         super().__init__(insize, outsize, bias=bias, provide_weights=provide_weights)
         self.to(**where)

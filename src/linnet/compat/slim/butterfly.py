@@ -15,9 +15,7 @@ __all__ = ["Butterfly"]
 def paired(linear: LinearMap, x: Tensor) -> Tensor:
     """The map on (*, in, 2), real and imaginary parts -> (*, out, 2)."""
     if x.dim() < 2 or x.shape[-1] != 2 or 2 * x.shape[-2] != linear.in_features:
-        raise ValueError(
-            f"The input must have shape (*, in_size={linear.in_features // 2}, 2), however: {tuple(x.shape)}"
-        )
+        raise ValueError(f"The input must have shape (*, in_size={linear.in_features // 2}, 2), got {tuple(x.shape)}")
     return linear(x.flatten(-2)).unflatten(-1, (-1, 2))
 
 

@@ -86,10 +86,10 @@ def Hprod(x: Tensor, u: Tensor, k: int) -> Tensor:
         True
     """
     if u.dim() != 1 or x.dim() < 1 or x.shape[-1] != len(u):
-        raise ValueError(f"x must be (*, n) and u (n,), however: {tuple(x.shape)} and {tuple(u.shape)}")
+        raise ValueError(f"x must be (*, n) and u (n,), got {tuple(x.shape)} and {tuple(u.shape)}")
     n = len(u)
     if not 1 <= k <= n:
-        raise ValueError(f"k must be in 1..{n}, however: {k}")
+        raise ValueError(f"k must be in 1..{n}, got {k}")
     kept, turned = x[..., : n - k], x[..., n - k :]
     reflected = linnet.householder_product(turned.reshape(-1, k), u[n - k :].unsqueeze(0))
     return torch.cat([kept, reflected.reshape(turned.shape)], -1)

@@ -147,14 +147,14 @@ class RNN(nn.Module):
         shape = tuple(sequence.shape)
         if len(shape) != 3 or shape[0] == 0 or shape[2] != self.input_size:
             raise ValueError(
-                f"The sequence must have shape (seq_len >= 1, batch, input_size={self.input_size}), however: {shape}"
+                f"The sequence must have shape (seq_len >= 1, batch, input_size={self.input_size}), got {shape}"
             )
         starts = list(self.init_states if init_states is None else init_states)
         admitted = {(n, self.hidden_size) for n in (1, shape[1])}
         if len(starts) != self.num_layers or any(tuple(start.shape) not in admitted for start in starts):
             raise ValueError(
                 f"There must be num_layers={self.num_layers} initial states, each (batch={shape[1]} or 1, "
-                f"hidden_size={self.hidden_size}), however: {[tuple(start.shape) for start in starts]}"
+                f"hidden_size={self.hidden_size}), got {[tuple(start.shape) for start in starts]}"
             )
         last = []
         for start, cell in zip(starts, self.rnn_cells, strict=True):

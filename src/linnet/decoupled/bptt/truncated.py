@@ -127,14 +127,14 @@ class TruncatedBPTT(Decoupled):
         super().__init__(network, None)
         (self.window,) = check_positive(window=window)
         if gradient is not None and not isinstance(gradient, Synthetic):
-            raise TypeError(f"gradient must be Synthetic(...) or None, however: {type(gradient).__name__}")
+            raise TypeError(f"gradient must be Synthetic(...) or None, got {type(gradient).__name__}")
         if gradient is not None and gradient.true_targets:
-            raise ValueError("The targets of states must be bootstrapped, however: Synthetic(targets='true') is given")
+            raise ValueError("The targets of states must be bootstrapped, got Synthetic(targets='true') is given")
         for name, value in (("factor", factor), ("auxiliary", auxiliary)):
             if isinstance(value, bool) or not isinstance(value, float | int) or not 0 <= value < math.inf:
-                raise ValueError(f"{name} must be at least 0 and finite, however: {value!r}")
+                raise ValueError(f"{name} must be at least 0 and finite, got {value!r}")
         if auxiliary and gradient is None:
-            raise ValueError("The auxiliary task foretells synthetic gradients, however: gradient is None")
+            raise ValueError("The auxiliary task foretells synthetic gradients, got gradient is None")
         self.factor, self.auxiliary, self.scaler = float(factor), float(auxiliary), scaler
         self._stepwise = isinstance(network, nn.RNNCellBase | RNNCell)
         self.batch_first = bool(getattr(network, "batch_first", False)) if batch_first is None else batch_first
@@ -184,11 +184,11 @@ class TruncatedBPTT(Decoupled):
 
     def forward(self, input: Tensor, state: Any = None, *, more: bool = False) -> tuple[Tensor, Any]:
         if not isinstance(input, Tensor):
-            raise TypeError(f"The input must be a tensor, however: {type(input).__name__}")
+            raise TypeError(f"The input must be a tensor, got {type(input).__name__}")
         known = self._stepwise or isinstance(self.network, nn.RNNBase | RNN)
         if input.dim() < (3 if known else 2) or 0 in input.shape[:2]:
             axes = "(batch, length, *)" if self.batch_first else "(length, batch, *)"
-            raise ValueError(f"The input must be {axes} with a step and a sample, however: {tuple(input.shape)}")
+            raise ValueError(f"The input must be {axes} with a step and a sample, got {tuple(input.shape)}")
         if not (self.training and torch.is_grad_enabled()):
             return self._run(input, state)
         return self._training_forward((input, state), {"more": more})
@@ -229,7 +229,7 @@ class TruncatedBPTT(Decoupled):
         for tensor in moving:
             if not (-tensor.dim() <= axis < tensor.dim() and tensor.shape[axis] == batch):
                 raise ValueError(
-                    f"The state must have the {batch} samples along its axis {axis} (state_axis=), however: "
+                    f"The state must have the {batch} samples along its axis {axis} (state_axis=), got "
                     f"{tuple(tensor.shape)}"
                 )
         return moving
@@ -238,7 +238,7 @@ class TruncatedBPTT(Decoupled):
         if not self._stepwise:
             found = self.network(input) if state is None else self.network(input, state)
             if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], Tensor)):
-                raise TypeError(f"The network must return (output, state), however: {type(found).__name__}")
+                raise TypeError(f"The network must return (output, state), got {type(found).__name__}")
             return found
         outputs = []
         for x in input.unbind(int(self.batch_first)):

@@ -107,7 +107,7 @@ class Boundaries:
         if here is None or here.target is not None:
             raise RuntimeError(
                 "One forward through windows must be followed by at most one backward, for a synthetic gradient stands "
-                "for the whole loss, however: a second one has reached a boundary (add the losses up)"
+                "for the whole loss, got a second one has reached a boundary (add the losses up)"
             )
         whole = [torch.zeros_like(t) if g is None else g for t, g in zip(here.like, arrived, strict=True)]
         here.target = flat(whole, self._axis) / self._scale
@@ -142,7 +142,7 @@ class Boundaries:
         except FloatingPointError:
             if not self._scaled:  # else the loss scale was too large, the optimizer will skip this step too
                 raise ValueError(
-                    "The gradient in a state must be finite, however: one between windows holds NaN or infinity "
+                    "The gradient in a state must be finite, got one between windows holds NaN or infinity "
                     "(with a GradScaler, give TruncatedBPTT scaler=)"
                 ) from None
 

@@ -27,26 +27,25 @@ def attach(state: Tensor, context: Tensor | None, size: int, axis: int) -> Tenso
     """
     if context is None:
         raise ValueError(
-            "A conditioned source needs the context of the batch, however: there is none "
+            "A conditioned source needs the context of the batch, got there is none "
             "(call the network in `with net.context(labels):`)"
         )
     context = context.detach()
     if context.is_floating_point():
         if context.dim() == 0 or context.shape[-1] != size:
-            raise ValueError(f"A context of floats must be (batch, *, {size}), however: {tuple(context.shape)}")
+            raise ValueError(f"A context of floats must be (batch, *, {size}), got {tuple(context.shape)}")
         features = context.to(state.dtype)
     else:
         if context.numel() and not (0 <= int(context.min()) and int(context.max()) < size):
             raise ValueError(
-                f"A context of labels must lie in 0..{size - 1}, however: {int(context.min())}..{int(context.max())}"
+                f"A context of labels must lie in 0..{size - 1}, got {int(context.min())}..{int(context.max())}"
             )
         features = F.one_hot(context.long(), size).to(state.dtype)
     places = state.movedim(axis, -1).shape[:-1]
     known = features.shape[:-1]
     if places[: len(known)] != known:
         raise ValueError(
-            f"A context must have the leading axes of the activations {tuple(state.shape)}, however: "
-            f"{tuple(context.shape)}"
+            f"A context must have the leading axes of the activations {tuple(state.shape)}, got {tuple(context.shape)}"
         )
     features = features.reshape(*known, *[1] * (len(places) - len(known)), size).expand(*places, size)
     return torch.cat([state, features.movedim(-1, axis)], axis)

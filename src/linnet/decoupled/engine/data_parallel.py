@@ -32,12 +32,12 @@ def share_sources(model: nn.Module, process_group: Any = None) -> None:
         ValueError: a source has not been built yet.
     """
     if not (dist.is_available() and dist.is_initialized()):
-        raise RuntimeError("share_sources needs torch.distributed to be initialised (init_process_group), however: not")
+        raise RuntimeError("share_sources needs torch.distributed to be initialised (init_process_group), got not")
     left_out = set(getattr(model, "_ddp_params_and_buffers_to_ignore", ()))
     for name, source in model.named_modules():
         if isinstance(source, Source):
             if not source.sized:
-                raise ValueError(f"Sources must be built before they are shared (example=), however: {name} is not")
+                raise ValueError(f"Sources must be built before they are shared (example=), got {name} is not")
             GROUPS[source] = process_group
             for key, tensor in (*source.named_parameters(), *source.named_buffers()):
                 dist.broadcast(tensor.detach(), group_src=0, group=process_group)

@@ -96,7 +96,7 @@ class Claim:
         if self.settled:
             raise RuntimeError(
                 "One forward of a DNI must be followed by at most one backward, for its synthetic gradient stands for "
-                f"the whole loss, however: a second one has reached the cut after {self.name!r} (add the losses up)"
+                f"the whole loss, got a second one has reached the cut after {self.name!r} (add the losses up)"
             )
         self.settled = True
         if self.run.immediate is not None:
@@ -116,7 +116,7 @@ class Claim:
         except FloatingPointError:
             if not self.run.scaled:  # else the loss scale was too large, the optimizer will skip this step too
                 raise ValueError(
-                    f"The gradient at a cut must be finite, however: that after {self.name!r} holds NaN or infinity "
+                    f"The gradient at a cut must be finite, got that after {self.name!r} holds NaN or infinity "
                     "(with a GradScaler, give DNI scaler=)"
                 ) from None
         del self.memories, self.gradients, self.targets, self.stage  # the loss may live for long
@@ -225,7 +225,7 @@ class ForwardPass:
         self._below(learning, "above the last cut")
         if self._needs_error:
             if len(learning) != 1:
-                raise ValueError(f"Feedback needs a network with one output, however: {len(learning)} have a gradient")
+                raise ValueError(f"Feedback needs a network with one output, got {len(learning)} have a gradient")
             learning[0].register_hook(self._shared.listen)
 
     def _below(
@@ -263,11 +263,11 @@ class ForwardPass:
             named = self._network.named_parameters(remove_duplicate=False)
             names = [name for name, parameter in named if parameter is leaf] or ["a tensor that is none of its own"]
             return ValueError(
-                f"A parameter must lie on one side of every cut, however: {' = '.join(names)} is used "
+                f"A parameter must lie on one side of every cut, got {' = '.join(names)} is used "
                 f"{self._used[node]} and again {place}"
             )
         return ValueError(
-            "A connection must not skip over a cut (cut where the branches have met), however: what lies "
+            "A connection must not skip over a cut (cut where the branches have met), got what lies "
             f"{self._used[node]} is used again {place}, through {node.name()}"
         )
 

@@ -100,7 +100,7 @@ class Immediate(nn.Module):
         """A backward has reached a cut of this pass."""
         if self._open is not None and self._open is not run:
             raise RuntimeError(
-                "Immediate updates step once for every batch, so gradients cannot accumulate, however: there is a "
+                "Immediate updates step once for every batch, so gradients cannot accumulate, got there is a "
                 "second backward without optim.step() in between (use update='deferred')"
             )
         self._open = run
@@ -133,7 +133,7 @@ class Immediate(nn.Module):
         for _level in range(8):
             if isinstance(frame.f_locals.get("self"), torch.amp.GradScaler):
                 raise RuntimeError(
-                    "Immediate updates step before the loss is scaled, so they cannot be unscaled, however: a "
+                    "Immediate updates step before the loss is scaled, so they cannot be unscaled, got a "
                     "GradScaler steps the optimizer (use update='deferred')"
                 )
             if frame.f_back is None:

@@ -48,7 +48,7 @@ class OwnedOptimizer:
         if self._optimizer is None or self._stale or self._loaded is not None:
             fresh = self._make(list(named.values()))
             if not isinstance(fresh, Optimizer):
-                raise TypeError(f"{self._argument} must make an Optimizer, however: {type(fresh).__name__}")
+                raise TypeError(f"{self._argument} must make an Optimizer, got {type(fresh).__name__}")
             if self._loaded is not None:
                 self._fill(fresh, named, self._loaded)
             elif self._optimizer is not None:
@@ -68,7 +68,7 @@ class OwnedOptimizer:
             for key, value in optimizer.state.get(parameter, {}).items():
                 if not isinstance(value, Tensor):
                     raise TypeError(
-                        f"The state of {self._argument} must be tensors, however: {key!r} is a {type(value).__name__}"
+                        f"The state of {self._argument} must be tensors, got {key!r} is a {type(value).__name__}"
                     )
                 found[f"{name}.{key}"] = value
         return found
@@ -136,7 +136,7 @@ class Owner(nn.Module, ABC):
     def _built(self) -> nn.Module:
         found: nn.Module | None = getattr(self, self.inner)
         if found is None:
-            raise RuntimeError("A source must predict before it learns, however: it has not been sized")
+            raise RuntimeError("A source must predict before it learns, got it has not been sized")
         return found
 
     def _named(self) -> dict[str, nn.Parameter]:

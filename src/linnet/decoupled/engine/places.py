@@ -53,7 +53,7 @@ def cuts_by_default(network: nn.Module) -> list[str]:
     modules = links(network)
     layers = [i for i, (_, module) in enumerate(modules) if is_layer(module)]
     if len(layers) < 2:
-        raise ValueError(f"There must be two layers with parameters to cut between, however: {len(layers)}")
+        raise ValueError(f"There must be two layers with parameters to cut between, got {len(layers)}")
     return [modules[i - 1][0] for i in layers[1:]]
 
 
@@ -68,30 +68,28 @@ def cuts_by_name(network: nn.Module, at: str | Iterable[int | str]) -> list[str]
             found = [child(network, place)]
         if not found:
             near = difflib.get_close_matches(place, modules, n=3) or list(modules)[:20]
-            raise ValueError(f"at must name modules of the network, however: {place!r} (there are {', '.join(near)})")
+            raise ValueError(f"at must name modules of the network, got {place!r} (there are {', '.join(near)})")
         names += [name for name in found if name not in names]
     if not names:
-        raise ValueError("at must name at least one module, however: it is empty")
+        raise ValueError("at must name at least one module, got it is empty")
     for name in names:
         if isinstance(modules[name], CONTAINERS):
-            raise ValueError(f"A cut must follow a module that is called, however: {name!r} is a mere container")
+            raise ValueError(f"A cut must follow a module that is called, got {name!r} is a mere container")
         if name in last_names(network):
-            raise ValueError(f"A cut must leave a module above it, however: {name!r} is the last")
+            raise ValueError(f"A cut must leave a module above it, got {name!r} is the last")
     return names
 
 
 def child(network: nn.Module, index: int) -> str:
     if not is_chain(network):
-        raise ValueError(
-            f"An index in at must count the modules of an nn.Sequential, however: {type(network).__name__}"
-        )
+        raise ValueError(f"An index in at must count the modules of an nn.Sequential, got {type(network).__name__}")
     children = list(network._modules)
     try:
         place = operator.index(index)
     except TypeError:
-        raise TypeError(f"at must hold indices and names, however: {index!r}") from None
+        raise TypeError(f"at must hold indices and names, got {index!r}") from None
     if not 0 <= place < len(children):
-        raise ValueError(f"An index in at must lie in 0..{len(children) - 2}, however: {place}")
+        raise ValueError(f"An index in at must lie in 0..{len(children) - 2}, got {place}")
     return children[place]
 
 

@@ -47,7 +47,7 @@ def cuts_by_trace(network: nn.Module, call: Callable[[], Any]) -> list[str]:
                     break
     if not cuts:
         raise ValueError(
-            "There must be a place between two layers that every path goes through, however: "
+            "There must be a place between two layers that every path goes through, got "
             f"{type(network).__name__} has none (name the places: at=[...])"
         )
     return cuts

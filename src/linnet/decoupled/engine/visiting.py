@@ -31,7 +31,7 @@ def visiting(network: nn.Module, names: Iterable[str], visit: Visit) -> Iterator
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
         own = calls[module]
         if count[module] == len(own):
-            raise ValueError(f"A module before a cut must be called once in a forward, however: {own} again")
+            raise ValueError(f"A module before a cut must be called once in a forward, got {own} again")
         name = own[count[module]]
         count[module] += 1
         if name is None:
@@ -42,8 +42,7 @@ def visiting(network: nn.Module, names: Iterable[str], visit: Visit) -> Iterator
         if not floating:
             found = f"{output.dtype} {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
             raise ValueError(
-                f"A module before a cut must give a floating tensor (batch, *, features), however: {name!r} "
-                f"gives {found}"
+                f"A module before a cut must give a floating tensor (batch, *, features), got {name!r} gives {found}"
             )
         for i, x in zip(floating, visit(name, [given[i] for i in floating]), strict=True):
             given[i] = x

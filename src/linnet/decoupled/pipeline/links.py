@@ -48,7 +48,7 @@ class Failure:
 
     def check(self) -> None:
         if self.error is not None:
-            raise RuntimeError(f"A pipeline needs all its stages, however: {self.error}")
+            raise RuntimeError(f"A pipeline needs all its stages, got {self.error}")
 
 
 class Link(ABC):
@@ -97,7 +97,7 @@ class Link(ABC):
             self.failure.check()
             if time.monotonic() - start > self.timeout:
                 raise RuntimeError(
-                    f"A pipeline needs all its stages, however: rank {self.peer} kept this one waiting for {what} for "
+                    f"A pipeline needs all its stages, got rank {self.peer} kept this one waiting for {what} for "
                     f"{self.timeout:g} s"
                 )
         self.waited += time.monotonic() - start
@@ -198,7 +198,7 @@ def _header(message: Message) -> Tensor:
     for tensor in message.tensors:
         if tensor.dim() > MOST_AXES or tensor.dtype not in DTYPES:
             raise ValueError(
-                f"A tensor between stages must have at most {MOST_AXES} axes and a plain dtype, however: "
+                f"A tensor between stages must have at most {MOST_AXES} axes and a plain dtype, got "
                 f"{tuple(tensor.shape)} of {tensor.dtype}"
             )
         numbers += [DTYPES.index(tensor.dtype), tensor.dim(), *tensor.shape, *[0] * (MOST_AXES - tensor.dim())]

@@ -87,21 +87,19 @@ class Pipeline:
         timeout: float = 60.0,
     ) -> None:
         if not (dist.is_available() and dist.is_initialized()):
-            raise RuntimeError(
-                "A pipeline needs torch.distributed (init_process_group), however: it is not initialised"
-            )
+            raise RuntimeError("A pipeline needs torch.distributed (init_process_group), got it is not initialised")
         self._room, self._feedback = check_positive(queue=queue, feedback=feedback)
         if timeout <= 0:
-            raise ValueError(f"timeout must be positive, however: {timeout!r}")
+            raise ValueError(f"timeout must be positive, got {timeout!r}")
         count, world = len(stages), dist.get_world_size()
         if count < 2 or world % count:
             raise ValueError(
-                "A pipeline needs at least two stages, and as many processes for each, however: "
+                "A pipeline needs at least two stages, and as many processes for each, got "
                 f"{count} stages and {world} processes"
             )
         source = Synthetic() if gradient is None else gradient
         if not isinstance(source, Source) or source.late or source.true_targets:
-            raise ValueError(f"A stage needs a gradient in forward, however: {type(source).__name__} gives none there")
+            raise ValueError(f"A stage needs a gradient in forward, got {type(source).__name__} gives none there")
         self._stages, self._criterion, self._timeout = list(stages), criterion, timeout
         self._replicas = world // count
         self.stage_index, self.replica = divmod(dist.get_rank(), self._replicas)
@@ -190,7 +188,7 @@ class Pipeline:
     def _incoming(self, source: Inbox | None, batches: Batches | None) -> Iterable[Message]:
         if source is None:
             if batches is None:
-                raise ValueError("The first stage reads the batches, however: there are none")
+                raise ValueError("The first stage reads the batches, got there are none")
             for x, y in batches:
                 yield Message(self.steps, [x, y])
             return
@@ -299,7 +297,7 @@ class Pipeline:
             found, place = checkpoint.load_naming(Path(folder), KIND, "a pipeline")
             if (saved := {key: found.extra.get(key) for key in self._layout}) != self._layout:
                 raise ValueError(
-                    f"A pipeline of {self._layout} must take over one of as many, however: {os.fspath(folder)!r} is of "
+                    f"A pipeline of {self._layout} must take over one of as many, got {os.fspath(folder)!r} is of "
                     f"{saved}"
                 )
         with undone_on_error(self._own, self.optimizer, folder), agreeing():

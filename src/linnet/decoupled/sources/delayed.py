@@ -52,9 +52,7 @@ class Delayed(Source):
 
     def delay(self, gradients: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
         if self.waiting and [_shape(g) for g in self.waiting[-1]] != [_shape(g) for g in gradients]:
-            raise ValueError(
-                "Delayed gradients need the same parameters below a cut in each step, however: they differ"
-            )
+            raise ValueError("Delayed gradients need the same parameters below a cut in each step, got they differ")
         self.waiting.append([None if g is None else g.detach().clone() for g in gradients])
         if len(self.waiting) <= self.steps:
             return [None if g is None else torch.zeros_like(g) for g in gradients]

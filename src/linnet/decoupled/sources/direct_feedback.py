@@ -66,7 +66,7 @@ class DirectFeedback(Source):
         e, shape = error.detach(), memory
         if e.shape[:1] != shape[:1]:
             raise ValueError(
-                f"Feedback needs output and activations of one batch, however: {tuple(e.shape)} and {tuple(shape)}"
+                f"Feedback needs output and activations of one batch, got {tuple(e.shape)} and {tuple(shape)}"
             )
         if e.shape[:-1] != shape[:-1]:
             e, shape = e.flatten(1), torch.Size([shape[0], shape[1:].numel()])

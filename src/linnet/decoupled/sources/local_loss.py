@@ -86,7 +86,7 @@ class LocalLoss(Owner, Source):
     def predict(self, h: Tensor, context: Tensor | None) -> tuple[Tensor, list[Tensor | None]]:
         if context is None:
             raise ValueError(
-                "A local loss needs the context of the batch, however: there is none "
+                "A local loss needs the context of the batch, got there is none "
                 "(call the network in `with net.context(labels):`)"
             )
         if not self.sized:
@@ -100,7 +100,7 @@ class LocalLoss(Owner, Source):
             loss = self.criterion(head(inputs), context)
             if not isinstance(loss, Tensor) or loss.dim() != 0:
                 found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-                raise ValueError(f"The criterion of a local loss must give a scalar, however: {found}")
+                raise ValueError(f"The criterion of a local loss must give a scalar, got {found}")
             gradient, *lesson = torch.autograd.grad(loss, [state, *parameters], allow_unused=True)
         return gradient.to(h.dtype), with_frozen(head.parameters(), lesson)
 

@@ -130,7 +130,7 @@ class Synthetic(Owner, Source):
     ) -> None:
         super().__init__()
         if targets not in ("bootstrapped", "true"):
-            raise ValueError(f"targets must be 'bootstrapped' or 'true', however: {targets!r}")
+            raise ValueError(f"targets must be 'bootstrapped' or 'true', got {targets!r}")
         self._make, self._hidden_size = synthesizer, hidden_size
         self._context = None if context is None else check_positive(context=context)[0]
         self.conditioned = context is not None
@@ -153,7 +153,7 @@ class Synthetic(Owner, Source):
     @mix.setter
     def mix(self, value: float) -> None:
         if not (isinstance(value, float | int) and 0 <= value <= 1):
-            raise ValueError(f"mix must lie in [0, 1], however: {value!r}")
+            raise ValueError(f"mix must lie in [0, 1], got {value!r}")
         self._mix = float(value)
 
     @property
@@ -172,7 +172,7 @@ class Synthetic(Owner, Source):
         with torch.device("cpu"):
             synthesizer = self._make(features + (self._context or 0), self._hidden_size, features)
         if not isinstance(synthesizer, Synthesizer):
-            raise TypeError(f"synthesizer must make a Synthesizer, however: {type(synthesizer).__name__}")
+            raise TypeError(f"synthesizer must make a Synthesizer, got {type(synthesizer).__name__}")
         self.features.fill_(features)
         self.mean = torch.zeros(features + (self._context or 0))
         self._install(synthesizer, device, dtype)
@@ -188,10 +188,10 @@ class Synthetic(Owner, Source):
         if h.shape[self.axis] != synthesizer.output_size:
             size = synthesizer.output_size
             shape = f"(batch, *, {size})" if self.axis == -1 else f"(batch, {size}, *)"
-            raise ValueError(f"A synthesizer for {size} features needs activations {shape}, however: {tuple(h.shape)}")
+            raise ValueError(f"A synthesizer for {size} features needs activations {shape}, got {tuple(h.shape)}")
         if self.axis == -1 and synthesizer.axis == 1:
             raise ValueError(
-                f"A {type(synthesizer).__name__} needs images (batch, channels, *), however: {tuple(h.shape)} that no "
+                f"A {type(synthesizer).__name__} needs images (batch, channels, *), got {tuple(h.shape)} that no "
                 "convolution has made"
             )
         state = h.detach().to(self.rms.dtype)
@@ -271,7 +271,7 @@ class Synthetic(Owner, Source):
             found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise ValueError(
                 f"A synthesizer must return (gradient, hidden) with a gradient of shape {tuple(shape)}, as the "
-                f"activations, however: {found}"
+                f"activations, got {found}"
             )
         return output
 

@@ -46,7 +46,7 @@ class ConvSynthesizer(Synthesizer):
         super().__init__(input_size, width, output_size)
         (kernel,) = check_positive(kernel_size=kernel_size)
         if kernel % 2 == 0:
-            raise ValueError(f"kernel_size must be odd, however: {kernel}")
+            raise ValueError(f"kernel_size must be odd, got {kernel}")
         if layers != 0:
             check_positive(layers=layers)
         self.net = nn.Sequential()

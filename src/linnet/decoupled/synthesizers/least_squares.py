@@ -73,9 +73,9 @@ class LeastSquaresSynthesizer(FittedSynthesizer):
     ) -> None:
         super().__init__(input_size, hidden_size, output_size)
         if hidden_size is not None:
-            raise ValueError(f"hidden_size of a LeastSquaresSynthesizer must be None, however: {hidden_size!r}")
+            raise ValueError(f"hidden_size of a LeastSquaresSynthesizer must be None, got {hidden_size!r}")
         if not 0 < decay < 1 or not ridge > 0:
-            raise ValueError(f"decay must lie in (0, 1) and ridge be positive, however: {decay!r} and {ridge!r}")
+            raise ValueError(f"decay must lie in (0, 1) and ridge be positive, got {decay!r} and {ridge!r}")
         self.decay, self.ridge = float(decay), float(ridge)
         (self.every,) = check_positive(every=every)
         self.register_buffer("weight", torch.zeros(output_size, input_size))

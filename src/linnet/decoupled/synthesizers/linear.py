@@ -48,7 +48,7 @@ class LinearSynthesizer(Synthesizer):
     ) -> None:
         super().__init__(input_size, hidden_size, output_size)
         if hidden_size is not None:
-            raise ValueError(f"hidden_size of a LinearSynthesizer must be None, however: {hidden_size!r}")
+            raise ValueError(f"hidden_size of a LinearSynthesizer must be None, got {hidden_size!r}")
         self.beings = None if beings is None else check_positive(beings=beings)[0]
         population = () if beings is None else (beings,)
         self.weight = nn.Parameter(torch.empty(*population, output_size, input_size))

@@ -48,7 +48,7 @@ class RecurrentSynthesizer(Synthesizer):
         width = input_size if hidden_size is None else hidden_size
         super().__init__(input_size, width, output_size)
         if kind not in RECURRENT:
-            raise ValueError(f"kind must be one of {', '.join(RECURRENT)}, however: {kind!r}")
+            raise ValueError(f"kind must be one of {', '.join(RECURRENT)}, got {kind!r}")
         self.rnn = RECURRENT[kind](input_size, width, check_positive(layers=layers)[0], batch_first=True)
         self.out = zeroed(nn.Linear(width, output_size))
 
@@ -56,7 +56,7 @@ class RecurrentSynthesizer(Synthesizer):
         if input.dim() not in (2, 3):
             raise ValueError(
                 f"A recurrent synthesizer needs (batch, length, {self.input_size}) or (batch, {self.input_size}), "
-                f"however: {tuple(input.shape)}"
+                f"got {tuple(input.shape)}"
             )
         steps = input.unsqueeze(1) if input.dim() == 2 else input  # (batch, length, input_size)
         states, hidden = self.rnn(steps, hidden)

@@ -51,7 +51,7 @@ class DiagonalCore(Invertible, catalogue=False):
         if self.in_features != self.out_features or self.sigma_min <= 0 <= self.sigma_max:
             raise ValueError(
                 "An inverse and a determinant need in_features == out_features and an interval without 0, "
-                f"however: {self.in_features} -> {self.out_features}, [{self.sigma_min:g}, {self.sigma_max:g}]"
+                f"got {self.in_features} -> {self.out_features}, [{self.sigma_min:g}, {self.sigma_max:g}]"
             )
 
     def _violation(self, weight: Tensor) -> Tensor:

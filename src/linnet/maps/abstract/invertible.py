@@ -60,7 +60,7 @@ class Invertible(LinearMap, catalogue=False):
         if self.in_features != self.out_features:
             raise ValueError(
                 "An inverse and a determinant need in_features == out_features, "
-                f"however: {self.in_features} -> {self.out_features}"
+                f"got {self.in_features} -> {self.out_features}"
             )
 
     def _wide_raw(self) -> dict[str, Tensor]:

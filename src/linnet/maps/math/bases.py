@@ -105,6 +105,6 @@ def tightened(max_cond: float) -> float:
     if not 1 < max_cond < math.inf or max_cond**2 * EPS > 0.125:
         raise ValueError(
             f"max_cond must be greater than 1 and at most {math.floor(math.sqrt(0.125 / EPS))}, beyond which float32 "
-            f"has no digits for the eigenvalues, however: {max_cond}"
+            f"has no digits for the eigenvalues, got {max_cond}"
         )
     return max_cond**2 * EPS

@@ -23,8 +23,7 @@ def check_blocks(blocks: int, in_features: int, out_features: int) -> int:
     count = check_positive(blocks=blocks)[0]
     if count > min(in_features, out_features):
         raise ValueError(
-            f"blocks must be at most min(in_features, out_features) = {min(in_features, out_features)}, "
-            f"however: {count}"
+            f"blocks must be at most min(in_features, out_features) = {min(in_features, out_features)}, got {count}"
         )
     return count
 

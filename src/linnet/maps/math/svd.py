@@ -65,7 +65,7 @@ def check_reflectors(name: str, count: int | None, size: int, default: int) -> i
     """The number of reflectors, or a ValueError unless it is in 1..size."""
     k = default if count is None else check_positive(**{name: count})[0]
     if k > size:
-        raise ValueError(f"{name} must be at most {size}, the size of what is reflected, however: {k}")
+        raise ValueError(f"{name} must be at most {size}, the size of what is reflected, got {k}")
     return k
 
 

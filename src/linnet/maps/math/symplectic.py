@@ -193,5 +193,5 @@ def symplectic_form(m: int, like: Tensor) -> Tensor:
 def check_even(name: str, n: int) -> int:
     """n/2, or a ValueError."""
     if n % 2:
-        raise ValueError(f"{name} needs pairs (position, momentum), in_features must be even, however: {n}")
+        raise ValueError(f"{name} needs pairs (position, momentum), in_features must be even, got {n}")
     return n // 2

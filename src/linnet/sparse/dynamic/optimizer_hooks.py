@@ -132,7 +132,7 @@ def _owned(optimizer: Optimizer) -> list["Wired"]:
     for layers in listed:
         if len(layers) > 1:
             raise ValueError(
-                f"Layers whose connections move must each have values of their own, however: {len(layers)} share theirs"
+                f"Layers whose connections move must each have values of their own, got {len(layers)} share theirs"
             )
     return [layer for layers in listed for layer in layers]
 
@@ -144,7 +144,7 @@ def _advance(optimizer: Optimizer, layers: list["Wired"]) -> None:
     if isinstance(optimizer, LBFGS):
         raise ValueError(
             "The optimizer of a layer whose connections move must keep its state for each connection, "
-            "however: LBFGS keeps that of all parameters together"
+            "got LBFGS keeps that of all parameters together"
         )
     replaced = False
     for layer in layers:
@@ -169,12 +169,12 @@ def _advance(optimizer: Optimizer, layers: list["Wired"]) -> None:
 def _rewire(layer: "Wired", rule: Rule, step: int, attendant: _Attendant, state: dict[str, Any]) -> None:
     if hasattr(layer.values, "placements"):  # a DTensor
         raise ValueError(
-            "Connections can move only where all of them are, however: their values are a sharded DTensor, "
+            "Connections can move only where all of them are, got their values are a sharded DTensor, "
             f"{layer.values.placements} (DistributedDataParallel keeps them whole)"
         )
     group = attendant.gradient.group
     if group is not None and not rule.keeps_count:
-        raise ValueError(f"Distributed data parallel training needs as many connections always, however: {rule}")
+        raise ValueError(f"Distributed data parallel training needs as many connections always, got {rule}")
     cells = chosen_cells(layer, rule, step, attendant.gradient)
     attendant.gradient.clear()
     if group is not None:

@@ -90,7 +90,7 @@ class Rewiring:
         root = model.module if isinstance(model, DistributedDataParallel) else model
         self.layers = {name: module for name, module in root.named_modules() if isinstance(module, SparseLinear)}
         if not self.layers:
-            raise ValueError(f"Rewiring needs a model with sparse layers, however: {type(root).__name__} has none")
+            raise ValueError(f"Rewiring needs a model with sparse layers, got {type(root).__name__} has none")
         if total_steps is not None:
             check_positive(total_steps=total_steps)
         owned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
@@ -98,9 +98,9 @@ class Rewiring:
         for name, layer in self.layers.items():
             own = layer.rule if rule is None else rule
             if own is None:
-                raise ValueError(f"Each layer must have a rule where none is given for all, however: {name!r} has none")
+                raise ValueError(f"Each layer must have a rule where none is given for all, got {name!r} has none")
             if id(layer.values) not in owned:
-                raise ValueError(f"The optimizer must own the values of every layer, however: not those of {name!r}")
+                raise ValueError(f"The optimizer must own the values of every layer, got not those of {name!r}")
             rules[name] = own if total_steps is None or not isinstance(own, Rule) else own.ending(total_steps)
             layer.check_rule(rules[name])
         self.updates: list[Update] = []
@@ -139,7 +139,7 @@ class Rewiring:
         """Take up the statistics of :meth:`state_dict`."""
         if sorted(state["explored"]) != sorted(self.layers):
             raise ValueError(
-                f"The statistics must be of the layers {sorted(self.layers)}, however: {sorted(state['explored'])}"
+                f"The statistics must be of the layers {sorted(self.layers)}, got {sorted(state['explored'])}"
             )
         self._explored = {name: state["explored"][name].to(layer.col.device) for name, layer in self.layers.items()}
         self.updates = [Update(**update) for update in state["updates"]]

@@ -100,7 +100,7 @@ def cells_elsewhere(total: int, size: int, taken: Tensor, generator: torch.Gener
 def check_share(**shares: float) -> None:
     for name, share in shares.items():
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
-            raise ValueError(f"{name} must lie in [0, 1], however: {share!r}")
+            raise ValueError(f"{name} must lie in [0, 1], got {share!r}")
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ class GSE(_Cosine):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.candidates < math.inf:
-            raise ValueError(f"candidates must be positive and finite, however: {self.candidates!r}")
+            raise ValueError(f"candidates must be positive and finite, got {self.candidates!r}")
 
     def grown(self, now: Connections, k: int, kept: Tensor) -> Tensor:
         free = now.total - kept.shape[0]
@@ -278,15 +278,13 @@ class GradualMagnitude(Rule):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.sparsity < 1:
-            raise ValueError(f"sparsity must lie in [0, 1), however: {self.sparsity!r}")
+            raise ValueError(f"sparsity must lie in [0, 1), got {self.sparsity!r}")
         if self.begin < 0 or (self.until is not None and self.until <= self.begin):
-            raise ValueError(f"Pruning must end after it begins, at 0 or later, however: {self.begin} to {self.until}")
+            raise ValueError(f"Pruning must end after it begins, at 0 or later, got {self.begin} to {self.until}")
 
     def due(self, step: int) -> bool:
         if self.until is None:
-            raise ValueError(
-                "Gradual pruning must have an end (until=, or total_steps= of Rewiring), however: it has none"
-            )
+            raise ValueError("Gradual pruning must have an end (until=, or total_steps= of Rewiring), got it has none")
         return step == self.until or (step % self.every == 0 and self.begin <= step < self.until)
 
     def sparsity_at(self, step: int, first: float) -> float:

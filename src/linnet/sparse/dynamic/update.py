@@ -62,7 +62,7 @@ def chosen_cells(layer: "Wired", rule: Rule, step: int, gradient: Gradient) -> T
         )
         wanted.append(_checked(rule, rule.move(now, step), now))
     if len({found.shape for found in wanted}) > 1:
-        raise ValueError(f"{rule} must give all beings as many connections, however: {[len(f) for f in wanted]}")
+        raise ValueError(f"{rule} must give all beings as many connections, got {[len(f) for f in wanted]}")
     return torch.stack(wanted).view(*layer.leading, -1)
 
 
@@ -71,7 +71,7 @@ def _checked(rule: Rule, found: Tensor, now: Connections) -> Tensor:
     if not rising or (rule.keeps_count and found.shape != now.cells.shape):
         raise ValueError(
             f"{rule} must give {now.cells.shape[0] if rule.keeps_count else 'some'} rising cells in "
-            f"0..{now.total - 1}, however: {found.shape[0]} cells that are not"
+            f"0..{now.total - 1}, got {found.shape[0]} cells that are not"
         )
     return found
 
@@ -134,7 +134,7 @@ def _of_connections(name: str, value: Any, shape: torch.Size) -> bool:
         what = f"{name}, {tuple(value.shape)}" if isinstance(value, Tensor) else f"{name}, a {type(value).__name__}"
         raise ValueError(
             f"The optimizer of a layer whose connections move must keep state for each of them, {tuple(shape)}, "
-            f"or scalars, however: it keeps {what}"
+            f"or scalars, got it keeps {what}"
         )
     return False
 
@@ -153,4 +153,4 @@ def check_same(cells: Tensor, group: Any) -> None:
     dist.all_reduce(low, op=dist.ReduceOp.MIN, group=group)
     dist.all_reduce(high, op=dist.ReduceOp.MAX, group=group)
     if bool(low != high):
-        raise RuntimeError("All processes must have the same connections, however: they differ after a rewiring")
+        raise RuntimeError("All processes must have the same connections, got they differ after a rewiring")

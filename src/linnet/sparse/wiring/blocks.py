@@ -39,7 +39,7 @@ class Blocks:
     def __post_init__(self) -> None:
         sizes = self.size if isinstance(self.size, tuple) else (self.size, self.size)
         if len(sizes) != 2:
-            raise ValueError(f"size must be one number or (outputs, inputs), however: {self.size!r}")
+            raise ValueError(f"size must be one number or (outputs, inputs), got {self.size!r}")
         check_positive(outputs=sizes[0], inputs=sizes[1])
 
     def __call__(

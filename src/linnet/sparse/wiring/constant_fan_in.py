@@ -43,7 +43,7 @@ class ConstantFanIn:
         if self.fan_in is None:
             return None
         if self.fan_in > in_features:
-            raise ValueError(f"fan_in must be at most in_features={in_features}, however: {self.fan_in}")
+            raise ValueError(f"fan_in must be at most in_features={in_features}, got {self.fan_in}")
         return self.fan_in * out_features
 
     def __call__(

@@ -35,7 +35,7 @@ class ErdosRenyi:
 
     def __post_init__(self) -> None:
         if self.epsilon is not None and not (is_number(self.epsilon) and 0 < self.epsilon < math.inf):
-            raise ValueError(f"epsilon must be positive and finite, however: {self.epsilon!r}")
+            raise ValueError(f"epsilon must be positive and finite, got {self.epsilon!r}")
 
     def nnz(self, out_features: int, in_features: int) -> int | None:
         """ε (in + out), at least 1, at most all."""

@@ -23,12 +23,12 @@ def compressed(
         return compress(given(connectivity, out_features, in_features), out_features, in_features)
     if connectivity.shape[0] != beings:
         raise ValueError(
-            f"connectivity with an axis of beings must have {beings} of them, however: {tuple(connectivity.shape)}"
+            f"connectivity with an axis of beings must have {beings} of them, got {tuple(connectivity.shape)}"
         )
     found = [compress(given(one, out_features, in_features), out_features, in_features) for one in connectivity]
     sizes = {col.shape[0] for _, col in found}
     if len(sizes) > 1:
-        raise ValueError(f"All beings must have as many connections, however: {sorted(sizes)}")
+        raise ValueError(f"All beings must have as many connections, got {sorted(sizes)}")
     crow, col = zip(*found, strict=True)
     return torch.stack(crow), torch.stack(col)
 
@@ -48,22 +48,21 @@ def given(connectivity: Any, out_features: int, in_features: int) -> Tensor:
     if not isinstance(connectivity, Tensor):
         raise TypeError(
             "connectivity must be None, a (2, nnz) LongTensor, a boolean mask, a sparse tensor, a SciPy matrix or a "
-            f"wiring object such as Uniform(), however: {connectivity!r:.60}"
+            f"wiring object such as Uniform(), got {connectivity!r:.60}"
         )
     shape = tuple(connectivity.shape)
     if connectivity.layout != torch.strided or connectivity.dtype == torch.bool:
         if shape != matrix:
             raise ValueError(
-                f"connectivity given as a matrix must have shape (out_features, in_features) = {matrix}, "
-                f"however: {shape}"
+                f"connectivity given as a matrix must have shape (out_features, in_features) = {matrix}, got {shape}"
             )
         coo = connectivity.detach().to_sparse_coo()
         if coo.sparse_dim() != 2:
-            raise ValueError(f"connectivity must be sparse in both axes, however: in {coo.sparse_dim()} of 2")
+            raise ValueError(f"connectivity must be sparse in both axes, got in {coo.sparse_dim()} of 2")
         return coo.coalesce().indices().cpu()
     if len(shape) != 2 or shape[0] != 2 or connectivity.dtype not in (torch.int64, torch.int32):
         raise ValueError(
             "connectivity must be a (2, nnz) LongTensor or a boolean (out_features, in_features) mask, "
-            f"however: {shape} {connectivity.dtype}"
+            f"got {shape} {connectivity.dtype}"
         )
     return connectivity.detach().to("cpu", torch.int64)

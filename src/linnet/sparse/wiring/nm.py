@@ -38,12 +38,12 @@ class NM:
     def __post_init__(self) -> None:
         check_positive(n=self.n, m=self.m)
         if self.n > self.m:
-            raise ValueError(f"n must be at most m, however: n={self.n}, m={self.m}")
+            raise ValueError(f"n must be at most m, got n={self.n}, m={self.m}")
 
     def nnz(self, out_features: int, in_features: int) -> int:
         """n · in / m · out."""
         if in_features % self.m:
-            raise ValueError(f"in_features must be a multiple of m={self.m}, however: {in_features}")
+            raise ValueError(f"in_features must be a multiple of m={self.m}, got {in_features}")
         return out_features * in_features // self.m * self.n
 
     def __call__(

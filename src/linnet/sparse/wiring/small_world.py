@@ -44,7 +44,7 @@ class SmallWorld:
 
     def __post_init__(self) -> None:
         if self.exponent is not None and not 0 <= self.exponent < math.inf:
-            raise ValueError(f"exponent must be a finite number >= 0, however: {self.exponent!r}")
+            raise ValueError(f"exponent must be a finite number >= 0, got {self.exponent!r}")
 
     def __call__(
         self, out_features: int, in_features: int, nnz: int, generator: torch.Generator | None = None

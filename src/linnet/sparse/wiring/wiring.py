@@ -106,13 +106,13 @@ def count(sparsity: float, out_features: int, in_features: int) -> int:
         TypeError: sparsity is not a number.
     """
     if not isinstance(sparsity, Real):
-        raise TypeError(f"sparsity must be a number in [0, 1), however: {sparsity!r}")
+        raise TypeError(f"sparsity must be a number in [0, 1), got {sparsity!r}")
     if not 0 <= sparsity < 1:
-        raise ValueError(f"sparsity must lie in [0, 1), however: {sparsity!r}")
+        raise ValueError(f"sparsity must lie in [0, 1), got {sparsity!r}")
     nnz = round((1 - sparsity) * in_features * out_features)
     if nnz == 0:
         raise ValueError(
-            f"A sparse layer must have a connection, however: sparsity={sparsity} leaves none of "
+            f"A sparse layer must have a connection, got sparsity={sparsity} leaves none of "
             f"{in_features} x {out_features}"
         )
     return nnz

@@ -77,5 +77,5 @@ def test_matrix_decay_is_decay_of_the_matrix():
 
 @pytest.mark.parametrize("bad", [-1.0, float("nan"), float("inf"), "0.1", True])
 def test_a_bad_number_is_named(bad):
-    with pytest.raises(ValueError, match="weight_decay must be a finite number >= 0, however"):
+    with pytest.raises(ValueError, match="weight_decay must be a finite number >= 0, got"):
         param_groups(nn.Linear(2, 2), bad)

@@ -37,7 +37,7 @@ def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
         [1, 5]
     """
     if isinstance(weight_decay, bool) or not isinstance(weight_decay, Real) or not 0 <= weight_decay < math.inf:
-        raise ValueError(f"weight_decay must be a finite number >= 0, however: {weight_decay!r}")
+        raise ValueError(f"weight_decay must be a finite number >= 0, got {weight_decay!r}")
     shrinking: dict[Tensor, None] = {}
     rest: dict[Tensor, None] = {}
     inside = {part for wide in model.modules() if isinstance(wide, Wide) for part in wide.modules()}
