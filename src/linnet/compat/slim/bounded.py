@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-import linnet
+from linnet import maps as structured
 from linnet.compat.slim.base import Mapped, SquareLinear
 
 __all__ = [
@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 
-class PerronFrobeniusLinear(Mapped, of=linnet.PerronFrobeniusLinear):
+class PerronFrobeniusLinear(Mapped, of=structured.PerronFrobeniusLinear):
     """A >= 0 with row sums in [sigma_min, sigma_max], and so the dominant eigenvalue."""
 
     def __init__(
@@ -37,10 +37,10 @@ class PerronFrobeniusLinear(Mapped, of=linnet.PerronFrobeniusLinear):
         self._hold(insize, outsize, bias, {"sigma_min": sigma_min, "sigma_max": sigma_max}, kwargs)
 
 
-class StableSplitLinear(Mapped, of=linnet.StableSplitLinear):
+class StableSplitLinear(Mapped, of=structured.StableSplitLinear):
     """A = B − C with B, C >= 0 and row sums of B + C in [sigma_min, sigma_max]."""
 
-    linear: linnet.StableSplitLinear
+    linear: structured.StableSplitLinear
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class StableSplitLinear(Mapped, of=linnet.StableSplitLinear):
         return self.linear.C
 
 
-class SVDLinear(Mapped, of=linnet.SVDLinear):
+class SVDLinear(Mapped, of=structured.SVDLinear):
     """A = U Σ Vᵀ with singular values in [sigma_min, sigma_max], always: ``reg_error()`` is 0."""
 
     def __init__(
@@ -81,15 +81,15 @@ class SVDLinear(Mapped, of=linnet.SVDLinear):
         self._hold(insize, outsize, bias, options, kwargs)
 
 
-class SVDLinearLearnBounds(SVDLinear, of=linnet.SVDLinearLearnBounds):
+class SVDLinearLearnBounds(SVDLinear, of=structured.SVDLinearLearnBounds):
     """The same with learned bounds inside [sigma_min, sigma_max]."""
 
 
-class SymmetricSVDLinear(SVDLinear, of=linnet.SymmetricSVDLinear):
+class SymmetricSVDLinear(SVDLinear, of=structured.SymmetricSVDLinear):
     """The same with A = Aᵀ: A = U diag(± s) Uᵀ."""
 
 
-class SpectralLinear(Mapped, of=linnet.SpectralLinear):
+class SpectralLinear(Mapped, of=structured.SpectralLinear):
     """A = U Σ Vᵀ, U and V products of reflections, with singular values in [sigma_min, sigma_max]."""
 
     def __init__(
@@ -112,7 +112,7 @@ class SpectralLinear(Mapped, of=linnet.SpectralLinear):
         self._hold(insize, outsize, bias, options, kwargs)
 
 
-class SymmetricSpectralLinear(SpectralLinear, of=linnet.SymmetricSpectralLinear):
+class SymmetricSpectralLinear(SpectralLinear, of=structured.SymmetricSpectralLinear):
     """A = U Σ Uᵀ with eigenvalues in [sigma_min, sigma_max]."""
 
     def __init__(
@@ -129,7 +129,7 @@ class SymmetricSpectralLinear(SpectralLinear, of=linnet.SymmetricSpectralLinear)
         self._hold(insize, outsize, bias, options, kwargs)
 
 
-class SchurDecompositionLinear(Mapped, SquareLinear, of=linnet.SchurDecompositionLinear):
+class SchurDecompositionLinear(Mapped, SquareLinear, of=structured.SchurDecompositionLinear):
     """A = P T Pᵀ, P orthogonal, T in real Schur form; ``reg_error()`` draws the moduli of eigenvalues to 1."""
 
     def __init__(
@@ -144,7 +144,7 @@ class SchurDecompositionLinear(Mapped, SquareLinear, of=linnet.SchurDecompositio
         self._hold(insize, outsize, bias, options, kwargs)
 
 
-class GershgorinLinear(Mapped, SquareLinear, of=linnet.GershgorinLinear):
+class GershgorinLinear(Mapped, SquareLinear, of=structured.GershgorinLinear):
     """Eigenvalues in [sigma_min, sigma_max], or, if not ``real``, in the disc over that interval."""
 
     def __init__(
@@ -161,7 +161,7 @@ class GershgorinLinear(Mapped, SquareLinear, of=linnet.GershgorinLinear):
         self._hold(insize, outsize, bias, options, kwargs)
 
 
-class TrivialNullSpaceLinear(Mapped, of=linnet.TrivialNullSpaceLinear):
+class TrivialNullSpaceLinear(Mapped, of=structured.TrivialNullSpaceLinear):
     """x A = 0 only for x = 0: singular values of A are at least epsilon; insize <= outsize."""
 
     def __init__(
@@ -177,7 +177,7 @@ class TrivialNullSpaceLinear(Mapped, of=linnet.TrivialNullSpaceLinear):
         self._hold(insize, outsize, bias, options, kwargs)
 
 
-class PowerBoundLinear(Mapped, of=linnet.PowerBoundLinear):
+class PowerBoundLinear(Mapped, of=structured.PowerBoundLinear):
     """The spectral radius of A is at most max_p, always."""
 
     def __init__(

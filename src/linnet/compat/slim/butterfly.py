@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import linnet
+from linnet import maps as structured
 from linnet.core.checks import check_positive
 from linnet.core.linear_map import LinearMap
 
@@ -64,7 +64,7 @@ class Butterfly(nn.Module):
         self.complex, self.tied_weight = complex, tied_weight
         self.increasing_stride, self.ortho_init = increasing_stride, ortho_init
         parts = 2 if complex else 1
-        self.linear = linnet.ButterflyLinear(
+        self.linear = structured.ButterflyLinear(
             parts * self.in_size,
             parts * self.out_size,
             bool(bias),

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import linnet
+from linnet import maps as structured
 from linnet.compat.slim.base import LinearBase, Mapped, SquareLinear
 from linnet.compat.slim.bounded import (
     GershgorinLinear,
@@ -27,6 +27,7 @@ from linnet.compat.slim.bounded import (
     TrivialNullSpaceLinear,
 )
 from linnet.compat.slim.butterfly import Butterfly, complex_matrix, paired
+from linnet.core import linear as core_linear
 
 __all__ = [
     "BoundedNormLinear",
@@ -91,7 +92,7 @@ def Hprod(x: Tensor, u: Tensor, k: int) -> Tensor:
     if not 1 <= k <= n:
         raise ValueError(f"k must be in 1..{n}, got {k}")
     kept, turned = x[..., : n - k], x[..., n - k :]
-    reflected = linnet.householder_product(turned.reshape(-1, k), u[n - k :].unsqueeze(0))
+    reflected = structured.householder_product(turned.reshape(-1, k), u[n - k :].unsqueeze(0))
     return torch.cat([kept, reflected.reshape(turned.shape)], -1)
 
 
@@ -116,7 +117,7 @@ class IdentityGradReLU(torch.autograd.Function):
         return grad_output
 
 
-class Linear(Mapped, of=linnet.Linear):
+class Linear(Mapped, of=core_linear.Linear):
     """y = x A + b with A unconstrained. ``weight`` is Aᵀ, (outsize, insize), as in nn.Linear."""
 
     @property
@@ -129,7 +130,7 @@ class Linear(Mapped, of=linnet.Linear):
         self.linear.weight = value  # type: ignore[misc]  # it is assigned
 
 
-class IdentityInitLinear(Linear, of=linnet.IdentityInitLinear):
+class IdentityInitLinear(Linear, of=structured.IdentityInitLinear):
     """y = x A + b with A = I and b = 0 at the start."""
 
     def __init__(self, insize: int, outsize: int, bias: bool = False, **kwargs: Any) -> None:
@@ -138,7 +139,7 @@ class IdentityInitLinear(Linear, of=linnet.IdentityInitLinear):
             nn.init.zeros_(self.bias)
 
 
-class IdentityLinear(IdentityInitLinear, of=linnet.IdentityLinear):
+class IdentityLinear(IdentityInitLinear, of=structured.IdentityLinear):
     """y = x, or x with coordinates cut off or zeros appended; nothing is learned, and a bias stays 0."""
 
     def __init__(self, insize: int, outsize: int, bias: bool = False, **kwargs: Any) -> None:
@@ -146,25 +147,25 @@ class IdentityLinear(IdentityInitLinear, of=linnet.IdentityLinear):
         self.requires_grad_(False)
 
 
-class NonNegativeLinear(Mapped, of=linnet.NonNegativeLinear):
+class NonNegativeLinear(Mapped, of=structured.NonNegativeLinear):
     """A >= 0."""
 
 
-class LassoLinear(Mapped, of=linnet.LassoLinear):
+class LassoLinear(Mapped, of=structured.LassoLinear):
     """``reg_error()`` = gamma Σ|a_ij|; ``layer.linear.prox(lr)`` after a step makes entries exactly 0."""
 
     def __init__(self, insize: int, outsize: int, bias: bool = False, gamma: float = 1.0, **kwargs: Any) -> None:
         self._hold(insize, outsize, bias, {"gamma": gamma}, kwargs)
 
 
-class LassoLinearRELU(Mapped, of=linnet.LassoLinearRELU):
+class LassoLinearRELU(Mapped, of=structured.LassoLinearRELU):
     """A = max(u, 0) − max(v, 0) with ``reg_error()`` = gamma Σ(max(u, 0) + max(v, 0))."""
 
     def __init__(self, insize: int, outsize: int, bias: bool = False, gamma: float = 1.0, **kwargs: Any) -> None:
         self._hold(insize, outsize, bias, {"gamma": gamma}, kwargs)
 
 
-class L0Linear(Mapped, of=linnet.L0Linear):
+class L0Linear(Mapped, of=structured.L0Linear):
     """``reg_error()`` is the expected number of entries of A that are not 0, weighted; the gates belong to the inputs.
 
     ``effective_W()`` is the matrix of eval mode; in training mode ``forward`` draws the gates.
@@ -189,7 +190,7 @@ class L0Linear(Mapped, of=linnet.L0Linear):
         self._hold(insize, outsize, bias, options, {})
 
 
-class ButterflyLinear(Mapped, of=linnet.ButterflyLinear):
+class ButterflyLinear(Mapped, of=structured.ButterflyLinear):
     """Aᵀ is a product of log₂ n butterfly factors.
 
     If ``complex``, inputs are (*, insize, 2), outputs (*, outsize, 2), ``effective_W()`` is complex, and the bias is
@@ -224,23 +225,23 @@ class ButterflyLinear(Mapped, of=linnet.ButterflyLinear):
         return paired(self.linear, x) if self.complex else self.linear(x)
 
 
-class LeftStochasticLinear(Mapped, of=linnet.LeftStochasticLinear):
+class LeftStochasticLinear(Mapped, of=structured.LeftStochasticLinear):
     """A >= 0 and every column of A sums to 1."""
 
 
-class RightStochasticLinear(Mapped, of=linnet.RightStochasticLinear):
+class RightStochasticLinear(Mapped, of=structured.RightStochasticLinear):
     """A >= 0 and every row of A sums to 1."""
 
 
-class SymmetricLinear(Mapped, SquareLinear, of=linnet.SymmetricLinear):
+class SymmetricLinear(Mapped, SquareLinear, of=structured.SymmetricLinear):
     """A = Aᵀ."""
 
 
-class SkewSymmetricLinear(Mapped, SquareLinear, of=linnet.SkewSymmetricLinear):
+class SkewSymmetricLinear(Mapped, SquareLinear, of=structured.SkewSymmetricLinear):
     """A = −Aᵀ."""
 
 
-class DampedSkewSymmetricLinear(SkewSymmetricLinear, of=linnet.DampedSkewSymmetricLinear):
+class DampedSkewSymmetricLinear(SkewSymmetricLinear, of=structured.DampedSkewSymmetricLinear):
     """A = S − γI, S = −Sᵀ, γ in [sigma_min, sigma_max]: the real part of every eigenvalue is −γ."""
 
     def __init__(
@@ -255,22 +256,22 @@ class DampedSkewSymmetricLinear(SkewSymmetricLinear, of=linnet.DampedSkewSymmetr
         self._hold(insize, outsize, bias, {"sigma_min": sigma_min, "sigma_max": sigma_max}, kwargs)
 
 
-class PSDLinear(Mapped, SquareLinear, of=linnet.PSDLinear):
+class PSDLinear(Mapped, SquareLinear, of=structured.PSDLinear):
     """A = Aᵀ with eigenvalues >= 0."""
 
 
-class OrthogonalLinear(Mapped, SquareLinear, of=linnet.OrthogonalLinear):
+class OrthogonalLinear(Mapped, SquareLinear, of=structured.OrthogonalLinear):
     """AᵀA = I."""
 
 
-class SymplecticLinear(Mapped, of=linnet.SymplecticLinear):
+class SymplecticLinear(Mapped, of=structured.SymplecticLinear):
     """AᵀJA = J."""
 
 
-class SplitLinear(Mapped, of=linnet.SplitLinear):
+class SplitLinear(Mapped, of=structured.SplitLinear):
     """A = B − C with B, C >= 0."""
 
-    linear: linnet.SplitLinear
+    linear: structured.SplitLinear
 
     @property
     def B(self) -> Tensor:
@@ -283,7 +284,7 @@ class SplitLinear(Mapped, of=linnet.SplitLinear):
         return self.linear.C
 
 
-class BoundedNormLinear(Linear, of=linnet.BoundedNormLinear):
+class BoundedNormLinear(Linear, of=structured.BoundedNormLinear):
     """sigma_min <= ‖A‖_p <= sigma_max, the induced norm for p = 1, 2, inf, or Frobenius' ("fro")."""
 
     def __init__(
