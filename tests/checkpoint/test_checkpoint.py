@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.optim import lr_scheduler
 
+import linnet
 from linnet import Linear, OrthogonalLinear
 from linnet.checkpoint import info, load, replacing, save
 from support.signing import parts, signed, signed_text, text_of
@@ -310,10 +311,10 @@ def test_every_single_altered_byte_is_found(tmp_path):
         broken = bytearray(data)
         broken[position] ^= 1 << rng.randrange(8)
         path.write_bytes(broken)
-        with pytest.raises(ValueError, match="must be a whole linnet checkpoint"):
+        with pytest.raises(ValueError, match="is not a valid linnet checkpoint"):
             load(path, into=model)
         if position % 8 == 0:
-            with pytest.raises(ValueError, match="must be a whole linnet checkpoint"):
+            with pytest.raises(ValueError, match="is not a valid linnet checkpoint"):
                 info(path)
     assert same_state(before, model.state_dict())
     path.write_bytes(data)
@@ -331,7 +332,7 @@ def test_altered_regions_of_a_full_checkpoint(tmp_path):
         broken = bytearray(data)
         broken[position] = (broken[position] + rng.randrange(1, 256)) % 256
         path.write_bytes(broken)
-        refused(path, model, "must be a whole linnet checkpoint", optimizer)
+        refused(path, model, "is not a valid linnet checkpoint", optimizer)
     a, b = len(data) - 40, len(data) - 80  # two stretches of the tensors swapped
     assert data[a : a + 8] != data[b : b + 8]
     path.write_bytes(data[:b] + data[a : a + 8] + data[b + 8 : a] + data[b : b + 8] + data[a + 8 :])
@@ -344,10 +345,10 @@ def test_truncated_and_lengthened_files(tmp_path):
     data = path.read_bytes()
     for length in [*range(0, 300, 11), *range(300, len(data), 997), len(data) - 1]:
         path.write_bytes(data[:length])
-        refused(path, model, "must be a whole linnet checkpoint")
+        refused(path, model, "is not a valid linnet checkpoint")
     for tail in (b"\0", data):
         path.write_bytes(data + tail)
-        refused(path, model, "must be a whole linnet checkpoint")
+        refused(path, model, "is not a valid linnet checkpoint")
 
 
 def test_files_of_others(tmp_path):
@@ -355,11 +356,11 @@ def test_files_of_others(tmp_path):
     texts = {"text": b"hello", "zeros": bytes(1000), "huge": b"\xff" * 100, "huger": b"\0\0\0\0\0\0\0\1" + b"{" * 100}
     for name, data in texts.items():
         (tmp_path / name).write_bytes(data)
-        refused(tmp_path / name, model, "must be a whole linnet checkpoint")
+        refused(tmp_path / name, model, "is not a valid linnet checkpoint")
     safetensors.torch.save_file(model.state_dict(), tmp_path / "plain", metadata={"format": "pt"})
-    refused(tmp_path / "plain", model, "must be a whole linnet checkpoint")
+    refused(tmp_path / "plain", model, "is not a valid linnet checkpoint")
     torch.save(model.state_dict(), tmp_path / "torch")
-    refused(tmp_path / "torch", model, "must be a whole linnet checkpoint")
+    refused(tmp_path / "torch", model, "is not a valid linnet checkpoint")
     with pytest.raises(FileNotFoundError):
         load(tmp_path / "nothing", into=model)
 
@@ -371,7 +372,7 @@ def test_a_newer_format_says_so(tmp_path):
     sign(path, description, tensors)
     load(path, into=model)  # the signature of this test is right
     for version, match in (
-        (2, "its format 2 is newer than 1"),
+        (2, "format 2 is newer than 1"),
         (10**30, "newer"),
         ("1", "incomplete"),
         (0, "incomplete"),
@@ -380,7 +381,7 @@ def test_a_newer_format_says_so(tmp_path):
         refused(path, model, match)
     # A newer format may sign in another way: its version is told before its digest is checked.
     path.write_bytes(path.read_bytes().replace(b'format_version\\":0', b'format_version\\":9'))
-    refused(path, model, "its format 9 is newer")
+    refused(path, model, "format 9 is newer")
 
 
 HOSTILE = {
@@ -411,9 +412,9 @@ def test_hostile_json_with_a_right_digest(tmp_path, name):
         try:
             load(path, into=model)
         except ValueError:
-            refused(path, model, "must be a whole linnet checkpoint")
+            refused(path, model, "is not a valid linnet checkpoint")
     else:
-        refused(path, model, "must be a whole linnet checkpoint")
+        refused(path, model, "is not a valid linnet checkpoint")
 
 
 CHANGES = {
@@ -464,11 +465,11 @@ def test_a_missing_or_strange_member(tmp_path):
     for name in description:
         if name not in ("sha256", "extra", "architecture"):
             sign(path, {key: value for key, value in description.items() if key != name}, tensors)
-            refused(path, model, "must be a whole linnet checkpoint")
+            refused(path, model, "is not a valid linnet checkpoint")
     del description["architecture"]  # as in files from before there was one: they load into a model, and build none
     sign(path, description, tensors)
     assert same_state(load(path, into=nn.Linear(2, 2)).network.state_dict(), model.state_dict())
-    with pytest.raises(ValueError, match="must describe its model"):
+    with pytest.raises(ValueError, match=r"does not describe its .* pass it as into="):
         load(path)
 
 
@@ -499,11 +500,16 @@ def test_an_optimizer_that_does_not_fit(tmp_path):
     path, model = tmp_path / "c", nn.Linear(2, 2)
     save(model, path)
     adam = torch.optim.Adam(model.parameters())
-    refused(path, model, "the file holds none", adam)
+    refused(path, model, "the file holds no optimizer", adam)
     save(nn.Linear(2, 2), path, optimizer=adam)
-    refused(path, model, "Adam in the file, .*SGD given", torch.optim.SGD(model.parameters(), lr=0.1))
-    refused(path, model, "other parameters", torch.optim.Adam([model.weight]))
-    refused(path, model, "other parameters", torch.optim.Adam([{"params": [model.weight]}, {"params": [model.bias]}]))
+    refused(path, model, "the file holds a .*Adam, got a .*SGD", torch.optim.SGD(model.parameters(), lr=0.1))
+    refused(path, model, "differ in number or in the shapes", torch.optim.Adam([model.weight]))
+    refused(
+        path,
+        model,
+        "differ in number or in the shapes",
+        torch.optim.Adam([{"params": [model.weight]}, {"params": [model.bias]}]),
+    )
     load(path, into=model)  # an optimizer in the file need not be read
 
 
@@ -576,10 +582,10 @@ class Thing:
 @pytest.mark.parametrize(
     ("extra", "match"),
     [
-        ({"a": [Thing()]}, r"extra\.a\.0 is a Thing"),
-        ({"s": {1, 2}}, r"extra\.s is a set"),
-        ({1: b"bytes"}, r"extra\.1 is a bytes"),
-        (np.zeros(2), "extra is a ndarray"),
+        ({"a": [Thing()]}, r"extra\.a\.0 must be .* got a Thing"),
+        ({"s": {1, 2}}, r"extra\.s must be .* got a set"),
+        ({1: b"bytes"}, r"extra\.1 must be .* got a bytes"),
+        (np.zeros(2), "extra must be .* got a ndarray"),
         (torch.zeros(2, device="meta"), "meta device"),
         (torch.zeros(2, 2).to_sparse(), "sparse"),
         (torch.zeros(2, dtype=torch.complex128), "complex128"),
@@ -703,3 +709,13 @@ def test_kill_9_in_the_middle_of_saving(tmp_path):
         assert step >= (done[-1] if done else 0)
         assert model.weight.eq(step).all()
     assert halves  # some kill came in the middle of writing
+
+
+def test_the_class_of_an_optimizer_is_saved_under_its_public_name(tmp_path):
+    population = linnet.WideDeep(2, 3, 4, 2, 1)
+    optimizer = linnet.WideAdam(population.parameters(), 2, lr=1e-3)
+    save(population, tmp_path / "c", optimizer=optimizer)
+    assert (info(tmp_path / "c").model, info(tmp_path / "c").optimizer) == ("linnet.WideDeep", "linnet.WideAdam")
+    other = linnet.WideSGD(population.parameters(), 2, lr=1e-3)
+    with pytest.raises(ValueError, match=r"the file holds a linnet\.WideAdam, got a linnet\.WideSGD"):
+        load(tmp_path / "c", into=population, optimizer=other)

@@ -139,7 +139,7 @@ def test_a_run_of_fsdp_goes_on_bit_for_bit_and_elsewhere(tmp_path):
         assert about[0] == 3 and about[1].tolist() == [0, 1, 2] and about[2] == (7, 5)
     model = net(seed=2)  # of plain tensors, on one process
     optimizer = adam(model)
-    with pytest.raises(ValueError, match="must be those of 1 processes, got 2 were saved"):
+    with pytest.raises(ValueError, match="must hold the generator states of 1 processes, got 2; pass rng=False"):
         load_sharded(tmp_path / "saved", into=model, optimizer=optimizer)
     load_sharded(tmp_path / "saved", into=model, optimizer=optimizer, rng=False)
     assert same(numbers(model, optimizer), found[0][0][0])
@@ -365,7 +365,9 @@ def different(rank, folder):
 
 def test_parameters_that_differ_between_processes_are_not_lost_silently(tmp_path):
     for said, there in together(different, tmp_path):
-        assert re.match("ValueError: What is no DTensor must be the same on all .* shards=", said) and not there
+        assert (
+            re.match("ValueError: parameters that are no DTensors must be equal on all .* shards=", said) and not there
+        )
 
 
 def fails_on_one(rank, folder):
@@ -395,7 +397,7 @@ def fails_on_one(rank, folder):
 
 def test_a_failure_of_one_process_is_one_of_all_and_changes_nothing(tmp_path):
     first, second = together(fails_on_one, tmp_path)
-    assert first[0][0].startswith("TypeError: A checkpoint must be made of dicts") and "a set" in first[0][0]
+    assert first[0][0].startswith("TypeError: extra.set must be a dict") and "a set" in first[0][0]
     assert second[0][0].startswith("ValueError: All processes must save or load a checkpoint, got process 0 says")
     assert all(one[1] for one in (first, second))
     assert all("too late" in one[0][1] for one in (first, second)), (first[0], second[0])
@@ -428,12 +430,12 @@ DAMAGE = {
     "an altered description": (lambda d: flip(d / "checkpoint.safetensors"), "truncated or altered"),
     "a missing shard": (
         lambda d: next(d.glob("shards-*/*")).unlink(),
-        "must hold the 1 files that it names and holds 0",
+        "must hold the 1 files that the description names, got 0",
     ),
-    "a foreign shard": (lambda d: (next(d.glob("shards-*")) / "a.safetensors").write_bytes(b"x"), "and holds 2"),
+    "a foreign shard": (lambda d: (next(d.glob("shards-*")) / "a.safetensors").write_bytes(b"x"), "names, got 2"),
     "another checkpoint": (
         lambda d: linnet.save(target(), d / "checkpoint.safetensors"),
-        "does not describe a sharded one",
+        "does not describe a sharded checkpoint",
     ),
 }
 
@@ -450,19 +452,19 @@ def test_damage_is_found_before_anything_changes(saved, name):
 
 
 HOSTILE = {
-    "a path": (lambda d: d.update(folder="../elsewhere"), "would lie in"),
+    "a path": (lambda d: d.update(folder="../elsewhere"), "folder of its files: "),
     "huge": (
         lambda d: d["tensors"].update({"model.0.weight": ["float32", [10**9, 10**9], False]}),
-        "is not what its shards",
+        "the shards do not hold",
     ),
-    "a dtype that is none": (lambda d: d["tensors"]["model.0.weight"].__setitem__(0, "load"), "is not what its shards"),
+    "a dtype that is none": (lambda d: d["tensors"]["model.0.weight"].__setitem__(0, "load"), "the shards do not hold"),
     "a tensor that is not there": (lambda d: d["tensors"].update({"x": ["float32", [1], False]}), "KeyError"),
     "a tensor that is not described": (lambda d: d["tensors"].pop("model.0.weight"), "KeyError"),
     "a dtype of no name": (lambda d: d["tensors"]["model.0.weight"].__setitem__(0, "nowhere"), "AttributeError"),
-    "names that are none": (lambda d: d.update(model={"$dict": [[1, 2]]}), "no dict of names"),
+    "names that are none": (lambda d: d.update(model={"$dict": [[1, 2]]}), "must be a dict with string keys"),
     "no tree": (lambda d: d.update(model={"0.weight": {"$code": 1}}), "unknown kind"),
-    "no files": (lambda d: d.update(files=3), "does not describe a sharded one"),
-    "strange shapes": (lambda d: d.update(optimizer_shapes=[[[4, "x"]]]), "other parameters"),
+    "no files": (lambda d: d.update(files=3), "does not describe a sharded checkpoint"),
+    "strange shapes": (lambda d: d.update(optimizer_shapes=[[[4, "x"]]]), "differ in number or in the shapes"),
 }
 
 
@@ -497,7 +499,7 @@ def test_shards_that_claim_a_tensor_without_end_are_refused(saved):
     description["files"] = {shard.name: hashlib.sha256(shard.read_bytes()).hexdigest()}
     description["tensors"]["model.0.weight"][1] = [10**12 + 3, 4]
     linnet.save(nn.Identity(), path, extra=description)
-    with pytest.raises(ValueError, match="is not what its shards hold"):
+    with pytest.raises(ValueError, match="the shards do not hold"):
         load_sharded(saved, into=target())
 
 
@@ -507,7 +509,7 @@ def test_models_and_optimizers_that_do_not_fit(saved):
     with pytest.raises(ValueError, match=r"different: 1.weight \(\(2, 3\) in the file, \(5, 3\) in the model\)"):
         load_sharded(saved, into=nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 5)))
     model = target()
-    with pytest.raises(ValueError, match=r"AdamW in the file, .*SGD given"):
+    with pytest.raises(ValueError, match=r"the file holds a .*AdamW, got a .*SGD"):
         load_sharded(saved, into=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
     with pytest.raises(FileNotFoundError):
         load_sharded(saved / "nowhere", into=model)
@@ -528,7 +530,7 @@ def beings_refused(rank, folder):
 
 def test_populations_that_do_not_fit(tmp_path):
     for said in together(beings_refused, tmp_path):
-        assert said[0].endswith("must hold a population of 8 beings, got none that is parted")
+        assert said[0].endswith("must hold a population of 8 beings, got none that is distributed")
         assert said[1].endswith("must hold a population of 16 beings, got one of 8")
 
 

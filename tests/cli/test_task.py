@@ -453,7 +453,7 @@ def test_mistakes_are_one_line(capsys, tmp_path):
     complains("cannot become shorter", "--resume", "--steps", 2, "--out", tmp_path / "run")
     state = tmp_path / "run" / "seed0.safetensors"
     state.write_bytes(b"half of one")
-    complains("seed0.safetensors' must be a whole linnet checkpoint", "--resume", "--out", tmp_path / "run")
+    complains("seed0.safetensors' is not a valid linnet checkpoint", "--resume", "--out", tmp_path / "run")
     for damaged in ("{", "[]", "{}", '{"settings": {"x": 1}, "data_sha256": null}'):
         (tmp_path / "run" / "run.json").write_text(damaged)
         complains("record of a run must be whole", "--resume", "--out", tmp_path / "run")

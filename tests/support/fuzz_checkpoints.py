@@ -24,6 +24,13 @@ import linnet
 from support.signing import parts, signed, signed_text, text_of
 
 LIMIT = 2 << 30
+CLEAR = (
+    "is not a valid linnet checkpoint: ",
+    "does not fit the checkpoint",
+    "could not be loaded: ",
+    "does not describe its",
+)
+"""One of these stands in every refusal."""
 NETS = {
     "mlp": lambda: linnet.MLP(6, 8, 3, depth=3, layer="orthogonal"),
     "sparse": lambda: nn.Sequential(linnet.SparseLinear(16, 12, sparsity=0.8, dynamic=True), linnet.KWinners(12)),
@@ -155,7 +162,7 @@ def main(folder, start, stop):
                 found = linnet.load(path, into=net, optimizer=optimizer)
                 stored = parts(path.read_bytes())
             except ValueError as error:
-                if "\n" in str(error) or "got" not in str(error) or len(str(error)) > 5000:
+                if "\n" in str(error) or not any(words in str(error) for words in CLEAR) or len(str(error)) > 5000:
                     raise SystemExit(f"{seed} {kind.__name__}: an unclear refusal: {str(error)[:2000]}") from error
                 if own and any(not same(value, before[key]) for key, value in net.state_dict().items()):
                     raise SystemExit(f"{seed} {kind.__name__}: refused, but the model changed") from error

@@ -227,12 +227,12 @@ def built(description: Mapping[str, Any], state: Mapping[str, Any]) -> nn.Module
     try:
         sketch = _Builder(state, limit, "meta").build(description)
     except (RuntimeError, AttributeError, OverflowError) as error:
-        raise ValueError(f"its model cannot be built ({type(error).__name__}: {error})") from error
+        raise ValueError(f"the model cannot be built ({type(error).__name__}: {error})") from error
     tensors = [*sketch.parameters(), *sketch.buffers()]
     if sum(tensor.numel() for tensor in tensors) > 4 * limit:
-        raise ValueError("its model would have more numbers than the file")
+        raise ValueError("the model would have more numbers than the file")
     if different := sketch.state_dict().keys() ^ state.keys():
-        raise ValueError(f"its model and its state differ in {sorted(different)[:5]}")
+        raise ValueError(f"the model and its state differ in {sorted(different)[:5]}")
     return _Builder(state, limit, "cpu").build(description)
 
 
@@ -314,7 +314,7 @@ class _Builder:
         for name in SIZES:
             size = values.get(name)
             if size is not None and (not isinstance(size, int) or isinstance(size, bool) or not 0 < size <= self.limit):
-                raise ValueError(f"its {name} must be an integer up to {self.limit}, got {size!r}")
+                raise ValueError(f"{name} must be an integer up to {self.limit}, got {size!r}")
 
     def _value(self, value: Any) -> Any:
         if isinstance(value, (list, tuple)):

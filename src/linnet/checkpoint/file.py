@@ -10,14 +10,10 @@ import hashlib
 import json
 import operator
 import os
-import re
-import secrets
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
-from pathlib import Path
 from typing import Any
 
 import safetensors
@@ -27,6 +23,7 @@ from torch import Tensor, nn
 
 from linnet._version import __version__
 from linnet.checkpoint.architecture import built, described
+from linnet.checkpoint.atomic import replacing
 from linnet.checkpoint.matching import (
     check_model,
     check_optimizer,
@@ -37,24 +34,9 @@ from linnet.checkpoint.matching import (
 )
 from linnet.checkpoint.tree import Box, check_generators, generator_states, set_generators, unpack
 
-__all__ = [
-    "NAMING",
-    "CheckpointInfo",
-    "bad_file",
-    "blaming",
-    "info",
-    "load",
-    "load_naming",
-    "named",
-    "new_name",
-    "replacing",
-    "save",
-    "save_naming",
-]
+__all__ = ["CheckpointInfo", "as_info", "bad_file", "blaming", "info", "load", "named", "opened_checkpoint", "save"]
 
 FORMAT_VERSION = 1
-NAMING = "checkpoint.safetensors"
-"""The file of a checkpoint of several processes that names the folder of the others."""
 _START = b'{"__metadata__":{"linnet":"{\\"sha256\\":\\"'  # how the header of every checkpoint begins
 _ZEROS = b"0" * 64
 _LONGEST_HEADER = 100_000_000  # the limit of safetensors
@@ -202,7 +184,7 @@ def load(
         >>> [type(module).__name__ for module in net]
         ['Linear', 'ReLU', 'SymmetricLinear', 'ReLU', 'Linear']
     """
-    with _opened(path) as (description, file):
+    with opened_checkpoint(path) as (description, file):
 
         def copied(name: str) -> Tensor:
             return file.get_tensor(name).clone()  # not a view of the file
@@ -214,7 +196,7 @@ def load(
                 check_generators(generators)
         if into is None:
             if optimizer is not None:
-                raise ValueError("An optimizer is one of the parameters of a model, got it is given without into")
+                raise ValueError("optimizer needs into, the model whose parameters it holds")
             into = _rebuilt(description, model, path)
         check_model(model, into, path)
         if optimizer is not None:
@@ -226,19 +208,19 @@ def load(
                 optimizer.load_state_dict(state)
         if rng and generators is not None:
             set_generators(generators)
-        return _as_info(description, model, extra, into)
+        return as_info(description, model, extra, into)
 
 
 def _rebuilt(description: dict[str, Any], state: dict[str, Any], path: str | os.PathLike[str]) -> nn.Module:
     architecture = description.get("architecture")
     if architecture is None:
         raise ValueError(
-            f"Without into= a file must describe its model, got {os.fspath(path)!r} holds a "
-            f"{description['model_class']} that has parts of its own (make the model and load into it)"
+            f"{os.fspath(path)!r} does not describe its {description['model_class']}, which has modules of its own; "
+            "build the model and pass it as into="
         )
 
     def none(name: str) -> Tensor:
-        raise ValueError(f"there are no tensors in a description, not {name!r} either")
+        raise ValueError(f"the description of the model names a tensor, {name!r}")
 
     with blaming(path), torch.random.fork_rng():
         return built(unpack(architecture, none), state)
@@ -250,108 +232,18 @@ def info(path: str | os.PathLike[str]) -> CheckpointInfo:
     Raises:
         ValueError: the file is truncated, altered, not from linnet or of a newer format.
     """
-    with _opened(path) as (description, file):
+    with opened_checkpoint(path) as (description, file):
 
         def on_meta(name: str) -> Tensor:
             return file.get_tensor(name).to("meta")  # mapped, not read
 
         with blaming(path):
             model, extra = named(unpack(description["model"], on_meta)), unpack(description["extra"], on_meta)
-        return _as_info(description, model, extra)
-
-
-def new_name(kind: str) -> str:
-    """A name for :func:`save_naming` that no folder has."""
-    return f"{kind}-{secrets.token_hex(6)}"
-
-
-def save_naming(folder: Path, own: str, *, step: int | None, extra: dict[str, Any]) -> None:
-    """Write ``checkpoint.safetensors`` into a folder: from then on what lies in ``own`` beside it is the checkpoint.
-
-    What former saves have left, whole or broken off, is then removed.
-
-    Args:
-        folder: of the checkpoint.
-        own: name of a folder in it, whose files are on the disk; made by :func:`new_name`.
-        step: how far training is.
-        extra: what to write; it gets ``own`` as its ``folder``.
-    """
-    if os.name == "posix":
-        _sync(folder / own)  # the names of its files
-    save(nn.Identity(), folder / NAMING, step=step, rng=False, extra={"folder": own, **extra})
-    kind, _, new = own.rpartition("-")
-    for former in folder.glob(f"{kind}-{'[0-9a-f]' * len(new)}"):
-        if former.name != own:
-            shutil.rmtree(former, ignore_errors=True)
-    for temporary in folder.glob(f".{NAMING}.*.tmp"):
-        temporary.unlink(missing_ok=True)
-
-
-def load_naming(folder: Path, kind: str, what: str) -> tuple[CheckpointInfo, Path]:
-    """What :func:`save_naming` has written, and the folder that it names.
-
-    Args:
-        folder: of the checkpoint.
-        kind: what the name of the other folder begins with.
-        what: it is a checkpoint of, for the message.
-
-    Raises:
-        ValueError: the file is damaged, or was not written by :func:`save_naming` for such a folder.
-    """
-    path = folder / NAMING
-    with _opened(path) as (description, file):
-        with blaming(path):
-            extra = unpack(description["extra"], lambda name: file.get_tensor(name).clone())
-        found = _as_info(description, {}, extra)
-    own = extra.get("folder") if isinstance(extra, dict) else None
-    if not isinstance(own, str) or re.fullmatch(rf"{kind}-[0-9a-f]{{12}}", own) is None:
-        raise bad_file(
-            path, f"it is that of a {found.model} and does not describe {what}, whose files would lie in {own!r}"
-        )
-    return found, folder / own
-
-
-# ---------------------------------------------------------------------- files
+        return as_info(description, model, extra)
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary beside ``path`` to write to; it takes the place of ``path`` when the block ends, whole or not at all.
-
-    The bytes are on the disk before the name changes, and the name before the block is left; an exception removes the
-    temporary and leaves what was there.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     with replacing(f"{folder}/a.txt") as temporary:
-        ...         _ = temporary.write_text("hello")
-        ...     Path(f"{folder}/a.txt").read_text()
-        'hello'
-    """
-    target = Path(os.path.realpath(path))  # through a symbolic link, as open() would
-    temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(6)}.tmp")
-    try:
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        _sync(target.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() or os.name == "posix" else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[dict[str, Any], Any]]:
+def opened_checkpoint(path: str | os.PathLike[str]) -> Iterator[tuple[dict[str, Any], Any]]:
     """The description of a checkpoint and its open safetensors file, once both are found to be whole."""
     with open(path, "rb") as file:
         description = _verified_description(file, path)
@@ -361,7 +253,7 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[dict[str, Any], Any]
         raise bad_file(path, str(error)) from error
     with opened as tensors:
         if not (tensors.metadata() or {}).get("linnet", "").startswith(f'{{"sha256":"{description["sha256"]}"'):
-            raise bad_file(path, "replaced while it was being read")
+            raise bad_file(path, "the file was replaced while it was read")
         yield description, tensors
 
 
@@ -370,34 +262,36 @@ def _verified_description(file: BufferedReader, path: str | os.PathLike[str]) ->
     prefix = file.read(8)
     header = file.read(max(0, min(int.from_bytes(prefix, "little"), size - 8, _LONGEST_HEADER)))
     if not header.startswith(_START):
-        raise bad_file(path, "its header is not that of one")
+        raise bad_file(path, "the header is not that of a checkpoint")
     at = len(_START)
     stored = header[at : at + 64]
     try:
         description = json.loads(json.loads(header)["__metadata__"]["linnet"])
         version = description["format_version"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise bad_file(path, f"its header is truncated or altered ({type(error).__name__})") from error
+        raise bad_file(path, f"the header is truncated or altered ({type(error).__name__})") from error
     if isinstance(version, int) and version > FORMAT_VERSION:
-        raise bad_file(path, f"its format {version} is newer than {FORMAT_VERSION}, the newest that this linnet reads")
+        raise bad_file(
+            path, f"format {version} is newer than {FORMAT_VERSION}, the newest that linnet {__version__} reads"
+        )
     sha = hashlib.sha256(prefix + header[:at] + _ZEROS + header[at + 64 :])
     if hashlib.file_digest(file, lambda: sha).hexdigest().encode() != stored:
-        raise bad_file(path, "it is truncated or altered (its SHA-256 differs)")
+        raise bad_file(path, "the file is truncated or altered (SHA-256 mismatch)")
     if version != FORMAT_VERSION or any(not isinstance(description.get(k, ...), t) for k, t in _MEMBERS.items()):
-        raise bad_file(path, "its description is incomplete")
+        raise bad_file(path, "the description is incomplete")
     return description
 
 
 def named(state: Any) -> dict[str, Any]:
-    """The state of a model, once it is found to be a dict of names."""
+    """The state of a model, checked to be a dict with string keys."""
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
-        raise TypeError("the state of its model is no dict of names")
+        raise TypeError("the state of the model must be a dict with string keys")
     return state
 
 
 @contextmanager
 def blaming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """What goes wrong with the content of a file becomes a ValueError that names the file."""
+    """Turn whatever the content of a file raises into a ValueError that names the file."""
     try:
         yield
     except (
@@ -408,15 +302,15 @@ def blaming(path: str | os.PathLike[str]) -> Iterator[None]:
         RecursionError,
         safetensors.SafetensorError,
     ) as error:
-        raise bad_file(path, f"its content is wrong ({type(error).__name__}: {error})") from error
+        raise bad_file(path, f"invalid content ({type(error).__name__}: {error})") from error
 
 
 def bad_file(path: str | os.PathLike[str], fact: str) -> ValueError:
-    """The error to raise."""
-    return ValueError(f"{os.fspath(path)!r} must be a whole linnet checkpoint, got {fact}")
+    """The error for a file that is no checkpoint."""
+    return ValueError(f"{os.fspath(path)!r} is not a valid linnet checkpoint: {fact}")
 
 
-def _as_info(
+def as_info(
     description: dict[str, Any], model: dict[str, Any], extra: Any, network: nn.Module | None = None
 ) -> CheckpointInfo:
     return CheckpointInfo(

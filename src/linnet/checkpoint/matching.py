@@ -8,12 +8,34 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["check_model", "check_optimizer", "class_name", "optimizer_shapes", "place_like", "undone_on_error"]
+__all__ = [
+    "check_model",
+    "check_optimizer",
+    "class_name",
+    "optimizer_shapes",
+    "place_like",
+    "public_name",
+    "undone_on_error",
+]
 
 
 def class_name(thing: object) -> str:
-    """Module and name."""
-    return f"{type(thing).__module__}.{type(thing).__qualname__}"
+    """The public name of a thing's class: ``linnet.WideAdam``, ``torch.optim.adamw.AdamW``."""
+    return public_name(f"{type(thing).__module__}.{type(thing).__qualname__}")
+
+
+def public_name(path: str) -> str:
+    """Module path and name of a class -> the name that users import, which stays where linnet's modules move.
+
+    linnet 0.1.0 saved module paths, ``linnet.wide.optim.WideAdam``; they are read as ``linnet.WideAdam``. Classes of
+    :mod:`linnet.compat` share their names with others and keep their paths.
+
+    Example:
+        >>> public_name("linnet.wide.optim.WideAdam"), public_name("torch.optim.adamw.AdamW")
+        ('linnet.WideAdam', 'torch.optim.adamw.AdamW')
+    """
+    inside = path.startswith("linnet.") and not path.startswith("linnet.compat.")
+    return f"linnet.{path.rpartition('.')[2]}" if inside else path
 
 
 def optimizer_shapes(optimizer: torch.optim.Optimizer) -> list[list[list[int]]]:
@@ -40,7 +62,7 @@ def check_model(saved: dict[str, Any], model: nn.Module, path: str | os.PathLike
             different.append(f"{key} (of another kind)")
         elif isinstance(ours, Tensor) and not nn.parameter.is_lazy(ours):
             if ours.is_meta:
-                raise ValueError(f"The model must have real tensors, got {key} is on the meta device")
+                raise ValueError(f"model must have real tensors, got {key} on the meta device")
             if theirs.shape != ours.shape and not _loads_itself(model, key):
                 different.append(f"{key} ({tuple(theirs.shape)} in the file, {tuple(ours.shape)} in the model)")
             elif theirs.dtype != ours.dtype:
@@ -48,7 +70,7 @@ def check_model(saved: dict[str, Any], model: nn.Module, path: str | os.PathLike
     if different:
         faults.append(f"different: {_listed(different)}")
     if faults:
-        raise ValueError(f"The model must fit the checkpoint {os.fspath(path)!r}, got {'; '.join(faults)}")
+        raise ValueError(f"model does not fit the checkpoint {os.fspath(path)!r}: {'; '.join(faults)}")
 
 
 _STRICT = (
@@ -73,13 +95,13 @@ def check_optimizer(
     description: dict[str, Any], optimizer: torch.optim.Optimizer, model: nn.Module, path: str | os.PathLike[str]
 ) -> None:
     """A ValueError unless the file holds the state of such an optimizer, for parameters of these shapes."""
-    rule = f"The optimizer must fit the checkpoint {os.fspath(path)!r}, got "
+    rule = f"optimizer does not fit the checkpoint {os.fspath(path)!r}: "
     if description["optimizer"] is None:
-        raise ValueError(f"{rule}the file holds none")
-    if description["optimizer_class"] != class_name(optimizer):
-        raise ValueError(f"{rule}{description['optimizer_class']} in the file, {class_name(optimizer)} given")
+        raise ValueError(f"{rule}the file holds no optimizer")
+    if public_name(description["optimizer_class"] or "") != class_name(optimizer):
+        raise ValueError(f"{rule}the file holds a {description['optimizer_class']}, got a {class_name(optimizer)}")
     if not _same_shapes(description["optimizer_shapes"], optimizer, model):
-        raise ValueError(f"{rule}its parameter groups hold other parameters")
+        raise ValueError(f"{rule}its parameter groups differ in number or in the shapes of their parameters")
 
 
 def _same_shapes(saved: Any, optimizer: torch.optim.Optimizer, model: nn.Module) -> bool:
@@ -114,7 +136,7 @@ def undone_on_error(
             optimizer.state, optimizer.param_groups = kept
         if isinstance(error, (AttributeError, LookupError, RuntimeError, TypeError, ValueError)):
             reason = " ".join(str(error).split())
-            raise ValueError(f"The checkpoint {os.fspath(path)!r} must load, got {reason}") from error
+            raise ValueError(f"the checkpoint {os.fspath(path)!r} could not be loaded: {reason}") from error
         raise
 
 

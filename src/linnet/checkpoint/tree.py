@@ -46,8 +46,7 @@ def pack(value: Any, name: str, store: Callable[[Tensor, str], str]) -> Any:
         pairs = [[pack(key, name, store), item] for key, item in items.items()]
         return {"$counter" if type(value) is Counter else "$dict": pairs}
     raise TypeError(
-        "A checkpoint must be made of dicts, lists, tuples, strings, numbers, None and tensors, "
-        f"got {name} is a {type(value).__name__}"
+        f"{name} must be a dict, list, tuple, string, number, None or tensor to be saved, got a {type(value).__name__}"
     )
 
 
@@ -55,9 +54,9 @@ def check_storable(tensor: Tensor, name: str) -> None:
     """A TypeError unless safetensors can hold it."""
     if type(tensor) is not Tensor or tensor.is_meta or tensor.layout != torch.strided or tensor.is_quantized:
         what = "on the meta device" if tensor.is_meta else f"a {type(tensor).__name__}, layout {tensor.layout}"
-        raise TypeError(f"A checkpoint must be made of plain dense tensors, got {name} is {what}")
+        raise TypeError(f"{name} must be a plain dense tensor to be saved, got {what}")
     if tensor.dtype == torch.complex128:
-        raise TypeError(f"safetensors has no torch.complex128, got {name}")
+        raise TypeError(f"{name} must have a dtype that safetensors stores, got torch.complex128")
 
 
 class Box:
@@ -140,13 +139,15 @@ def check_generators(saved: Any) -> None:
         numpy_state = _numpy_state(saved["numpy"])
         words = numpy_state["state"]
         if "key" in words and not (words["key"].shape == (624,) and 0 <= words["pos"] <= 624):
-            raise ValueError("NumPy's Mersenne twister has 624 words")  # NumPy itself would read beyond them
+            raise ValueError(
+                "the state of NumPy's Mersenne twister must have 624 words"
+            )  # NumPy itself would read beyond them
         np.random.RandomState().set_state(numpy_state)
         random.Random().setstate(saved["python"])
         if any(state.dtype != torch.uint8 for state in saved["cuda"]):
             raise TypeError("a CUDA state must be bytes")
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
-        raise ValueError(f"its generator states are wrong ({error})") from error
+        raise ValueError(f"invalid generator states ({error})") from error
 
 
 def set_generators(saved: dict[str, Any]) -> None:
