@@ -313,6 +313,7 @@ def bad_file(path: str | os.PathLike[str], fact: str) -> ValueError:
 def as_info(
     description: dict[str, Any], model: dict[str, Any], extra: Any, network: nn.Module | None = None
 ) -> CheckpointInfo:
+    """What a description says, as users see it."""
     return CheckpointInfo(
         model=description["model_class"],
         shapes={key: tuple(value.shape) for key, value in model.items() if isinstance(value, Tensor)},
