@@ -24,6 +24,7 @@ import linnet
 from linnet import SparseLinear, WideAdam, WideDeep, load_sharded, save_sharded
 from linnet.checkpoint import sharded
 from linnet.evolve import Shards
+from support.processes import start
 
 
 def net(seed=0):
@@ -83,7 +84,7 @@ def together(body, folder, world=2):
     """What each process found."""
     folder.mkdir(exist_ok=True)
     (folder / "meet").unlink(missing_ok=True)
-    torch.multiprocessing.spawn(program, args=(body, str(folder), world), nprocs=world)
+    start(program, body, str(folder), world, nprocs=world)
     return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
 
 

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import linnet
 from linnet import DNI, Delayed, DirectFeedback, LocalLoss, Synthetic
+from support.processes import start
 from support.stages import SOURCES, adam, batches, close, grads, network, output_of, same_state, step, train
 
 
@@ -214,7 +215,7 @@ def worker(rank, folder):
 
 def test_under_ddp_two_processes_are_one_with_the_joined_batch():
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(worker, args=(folder,), nprocs=2)
+        start(worker, folder)
         assert [Path(folder, f"{rank}.txt").read_text() for rank in range(2)] == ["", ""]
 
 

@@ -13,6 +13,7 @@ import linnet
 from linnet import SparseLinear, WideAdam, WideDeep, evolve, widen
 from linnet.cli.evolve.evolution import EvolveSettings, found, resumed
 from linnet.evolve import Shards
+from support.processes import start
 
 PARENTS = torch.tensor([5, 5, 0, 7, 3, 3, 1, 2])
 
@@ -102,14 +103,14 @@ def evolves(rank, folder, settings):
 
 
 def test_rows_move_between_processes_as_within_one(tmp_path):
-    torch.multiprocessing.spawn(moves, args=(str(tmp_path),), nprocs=2)
+    start(moves, str(tmp_path))
     assert [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)] == [[], []]
 
 
 def test_an_evolution_on_two_processes_is_that_on_one(tmp_path):
     # more elites than a process holds beings
     settings = EvolveSettings(beings=24, block=6, generations=3, hidden=4, elites=14, normalize=True, target=1e9)
-    torch.multiprocessing.spawn(evolves, args=(str(tmp_path), settings), nprocs=2)
+    start(evolves, str(tmp_path), settings)
     both = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(2)]
     assert both[0] == both[1]
     for strategy, (curve, returns) in zip(("ga", "es", "lowrank"), both[0], strict=True):

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from linnet import GSE, SET, GradualMagnitude, Rewiring, RigL, Rule, SparseLinear
 from linnet.sparse import share_wiring
+from support.processes import start
 
 RULES: list[Rule] = [RigL(every=2, alpha=0.5), GSE(every=2, alpha=0.5, candidates=3.0), SET(every=2)]
 STEPS = 7
@@ -78,7 +78,7 @@ def work(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = Path(tmp_path_factory.mktemp("ddp"))
-    mp.spawn(work, args=(str(folder),), nprocs=2)
+    start(work, str(folder))
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 

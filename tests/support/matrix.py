@@ -28,6 +28,7 @@ from torch.distributed.fsdp import fully_shard
 import linnet
 from linnet import evolve
 from support.paths import ROOT
+from support.processes import start
 
 N, BATCH = 8, 4
 PAGE = ROOT / "docs" / "composition.md"
@@ -547,7 +548,7 @@ TOGETHER = {"DDP": ddp, "FSDP2": fsdp2}
 def run_together(name: str, rows: list[Row]) -> list[Result]:
     """A column of two processes: one start of them for all rows."""
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_worker, args=(name, [row.name for row in rows], folder), nprocs=2)
+        start(_worker, name, [row.name for row in rows], folder)
         both = [torch.load(f"{folder}/{rank}.pt") for rank in range(2)]
     found = []
     for row, pair in zip(rows, zip(*both, strict=True), strict=True):
