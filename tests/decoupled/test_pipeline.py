@@ -22,6 +22,7 @@ import linnet
 from linnet import DNI, Backprop, LocalLoss, Pipeline, Synthetic
 from linnet.decoupled.pipeline.links import DTYPES, END, Failure, Inbox, Outbox
 from support.paths import ROOT
+from support.processes import context
 
 ADAM = functools.partial(torch.optim.Adam, lr=1e-2)
 CRITERION = F.cross_entropy
@@ -83,8 +84,7 @@ def in_one_process(count, gradient):
 def start(body, world, *args, patience=60.0):
     """Run ``body(rank, folder, *args)`` on as many processes; what each wrote or raised, and how it ended."""
     with tempfile.TemporaryDirectory() as folder:
-        context = torch.multiprocessing.get_context("spawn")
-        running = [context.Process(target=process, args=(rank, world, folder, body, args)) for rank in range(world)]
+        running = [context().Process(target=process, args=(rank, world, folder, body, args)) for rank in range(world)]
         for one in running:
             one.start()
         for one in running:
