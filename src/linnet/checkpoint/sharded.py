@@ -274,12 +274,13 @@ def _sha256(path: Path) -> str:
 def _as_dcp() -> Iterator[None]:
     """``dcp`` gathers the failures of all processes in an exception of its own: raise the first as it was.
 
-    It also warns when there is one process, which here is no mistake.
+    ``dcp`` also warns when there is one process, which is no mistake here, and until 2.10 of what it calls itself.
     """
     from torch.distributed.checkpoint.api import CheckpointException
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        warnings.filterwarnings("ignore", "TypedStorage is deprecated", UserWarning)
         try:
             yield
         except CheckpointException as error:
