@@ -401,7 +401,7 @@ def test_b19_autocast_gives_bfloat16_as_nn_linear_does(kind):
 @pytest.mark.parametrize("shape", [(5,), (6, 4, 5)])
 def test_b20_neither_bias_nor_input_is_repeated(kind, shape):
     layer, x = wide_linear(kind), torch.randn(shape)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profile:
         layer(x)
     assert not {event.name for event in profile.events()} & {"aten::repeat", "aten::expand_copy"}
 
