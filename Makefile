@@ -3,8 +3,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 # The environment that is tested. The package itself states only a lower bound.
 TORCH := torch==2.13.0
+# The oldest version that the package admits; 2.8 cannot save sharded checkpoints.
+OLDEST := torch==2.9.1
 
-.PHONY: demo test test-all matrix check format clean
+.PHONY: demo test test-all test-oldest matrix check format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/linnet tour
@@ -14,6 +16,11 @@ test: $(VENV)/.test
 
 test-all: $(VENV)/.test $(VENV)/.models
 	$(BIN)/python -m pytest -n 2 -m "slow or not slow"
+
+test-oldest:
+	$(PYTHON) -m venv $(VENV)/oldest
+	$(VENV)/oldest/bin/python -m pip install --quiet --disable-pip-version-check "$(OLDEST)" -e ".[test]"
+	$(VENV)/oldest/bin/python -m pytest -n 2
 
 test-%: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 tests/$*

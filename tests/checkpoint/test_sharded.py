@@ -46,7 +46,9 @@ def train(model, optimizer, steps, first=0, rank=0, world=1):
 
 
 def whole(tensor):
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    if hasattr(tensor, "full_tensor"):
+        return tensor.full_tensor() if tensor.numel() else torch.empty(tensor.shape, dtype=tensor.dtype)
+    return tensor
 
 
 def numbers(model, optimizer=None):
