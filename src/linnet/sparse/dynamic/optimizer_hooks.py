@@ -6,7 +6,7 @@ accumulation, steps that GradScaler skips and frozen layers come out right.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 import torch
@@ -17,12 +17,10 @@ from torch.optim import LBFGS, Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from linnet.sparse.dynamic.gradient import Gradient
+from linnet.sparse.dynamic.protocol import Rewirable
 from linnet.sparse.dynamic.rules import Rule
 from linnet.sparse.dynamic.update import Move, check_same, chosen_cells, move_connections
 from linnet.sparse.kernels.ops import WATCHED
-
-if TYPE_CHECKING:
-    from linnet.sparse.connectivity import Wired
 
 __all__ = ["attend", "dismiss"]
 
@@ -32,7 +30,7 @@ _HOOKS: list[Any] = []
 class _Attendant:
     """What is kept beside a layer with a rule, and is no state: it can be lost and begun anew."""
 
-    def __init__(self, layer: "Wired") -> None:
+    def __init__(self, layer: Rewirable) -> None:
         self.layer = ref(layer, lambda _: self.watch(False))
         self.gradient = Gradient(layer.out_features, layer.in_features, layer.max_size)
         self.key: int | None = None  # under which the backward passes are watched
@@ -64,11 +62,11 @@ class _Attendant:
             WATCHED[key] = self
 
 
-_ATTENDANTS: "WeakKeyDictionary[Wired, _Attendant]" = WeakKeyDictionary()
-_SET_ASIDE: "WeakKeyDictionary[Optimizer, list[tuple[Tensor, Tensor]]]" = WeakKeyDictionary()
+_ATTENDANTS: WeakKeyDictionary[Rewirable, _Attendant] = WeakKeyDictionary()
+_SET_ASIDE: WeakKeyDictionary[Optimizer, list[tuple[Tensor, Tensor]]] = WeakKeyDictionary()
 
 
-def attend(layer: "Wired") -> _Attendant:
+def attend(layer: Rewirable) -> _Attendant:
     """From now on the connections of ``layer`` move by its rule; called again whenever it may have changed places."""
     attendant = _ATTENDANTS.get(layer)
     if attendant is None:
@@ -86,7 +84,7 @@ def attend(layer: "Wired") -> _Attendant:
     return attendant
 
 
-def dismiss(layer: "Wired") -> None:
+def dismiss(layer: Rewirable) -> None:
     """The connections of ``layer`` stay where they are."""
     attendant = _ATTENDANTS.pop(layer, None)
     if attendant is not None:
@@ -121,11 +119,11 @@ def _after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, A
         parameter.grad = grad
 
 
-def _owned(optimizer: Optimizer) -> list["Wired"]:
+def _owned(optimizer: Optimizer) -> list[Rewirable]:
     """The layers with a rule whose ``values`` this optimizer steps, in its order, which is that of every process."""
     if not _ATTENDANTS:
         return []
-    by_values: dict[int, list[Wired]] = {}
+    by_values: dict[int, list[Rewirable]] = {}
     for layer in list(_ATTENDANTS):
         by_values.setdefault(id(layer.values), []).append(layer)
     listed = [by_values.get(id(parameter), []) for group in optimizer.param_groups for parameter in group["params"]]
@@ -137,7 +135,7 @@ def _owned(optimizer: Optimizer) -> list["Wired"]:
     return [layer for layers in listed for layer in layers]
 
 
-def _advance(optimizer: Optimizer, layers: list["Wired"]) -> None:
+def _advance(optimizer: Optimizer, layers: list[Rewirable]) -> None:
     found_inf = getattr(optimizer, "found_inf", None)  # GradScaler tells fused optimizers to skip the step by this
     if found_inf is not None and bool(found_inf):
         return
@@ -166,7 +164,7 @@ def _advance(optimizer: Optimizer, layers: list["Wired"]) -> None:
             parameter.grad = None
 
 
-def _rewire(layer: "Wired", rule: Rule, step: int, attendant: _Attendant, state: dict[str, Any]) -> None:
+def _rewire(layer: Rewirable, rule: Rule, step: int, attendant: _Attendant, state: dict[str, Any]) -> None:
     if hasattr(layer.values, "placements"):  # a DTensor
         raise ValueError(
             "Connections can move only where all of them are, got their values are a sharded DTensor, "

@@ -10,11 +10,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from linnet.core.checks import check_positive
-from linnet.sparse.connectivity import Wired
 from linnet.sparse.dynamic.optimizer_hooks import attend
+from linnet.sparse.dynamic.protocol import Rewirable, is_rewirable
 from linnet.sparse.dynamic.rules import Rule
 from linnet.sparse.dynamic.update import Move
-from linnet.sparse.linear import SparseLinear
 
 __all__ = ["Rewiring", "Update"]
 
@@ -88,7 +87,9 @@ class Rewiring:
         on_move: Callable[[Move], None] | None = None,
     ) -> None:
         root = model.module if isinstance(model, DistributedDataParallel) else model
-        self.layers = {name: module for name, module in root.named_modules() if isinstance(module, SparseLinear)}
+        self.layers: dict[str, Rewirable] = {
+            name: module for name, module in root.named_modules() if is_rewirable(module)
+        }
         if not self.layers:
             raise ValueError(f"Rewiring needs a model with sparse layers, got {type(root).__name__} has none")
         if total_steps is not None:
@@ -152,7 +153,7 @@ class Rewiring:
             self._on_move(move)
 
 
-def _numbered(layer: Wired) -> Tensor:
+def _numbered(layer: Rewirable) -> Tensor:
     """The connected cells of all beings, each with a number of its own, rising."""
     cells = layer.cells()
     if cells.dim() == 2:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -10,10 +10,8 @@ from torch import Tensor
 
 from linnet.sparse.csr import among, relength
 from linnet.sparse.dynamic.gradient import Gradient
+from linnet.sparse.dynamic.protocol import Rewirable
 from linnet.sparse.dynamic.rules import Connections, Rule
-
-if TYPE_CHECKING:
-    from linnet.sparse.connectivity import Wired
 
 __all__ = ["Move", "chosen_cells", "move_connections"]
 
@@ -31,7 +29,7 @@ class Move:
             ([beings,] nnz).
     """
 
-    layer: "Wired"
+    layer: Rewirable
     step: int
     dropped: int
     grown: int
@@ -43,7 +41,7 @@ class Move:
         return torch.where(source >= 0, tensor.gather(-1, source.clamp_min(0)), 0)
 
 
-def chosen_cells(layer: "Wired", rule: Rule, step: int, gradient: Gradient) -> Tensor:
+def chosen_cells(layer: Rewirable, rule: Rule, step: int, gradient: Gradient) -> Tensor:
     """The cells that a rule wants connected, ([beings,] nnz); nothing is changed."""
     maps, total = layer.beings or 1, layer.in_features * layer.out_features
     single = torch.promote_types(layer.values.dtype, torch.float32)
@@ -76,7 +74,7 @@ def _checked(rule: Rule, found: Tensor, now: Connections) -> Tensor:
     return found
 
 
-def move_connections(layer: "Wired", cells: Tensor, step: int, state: dict[str, Any]) -> Move:
+def move_connections(layer: Rewirable, cells: Tensor, step: int, state: dict[str, Any]) -> Move:
     """Connect the cells, ([beings,] nnz), rising: ``values``, its gradient and the state that belongs to it follow.
 
     Everything is computed before anything is changed.
