@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, stack_module_state, vmap
 
-from linnet.sparse import SparseLinear, Uniform
-from linnet.sparse.kernels import ops as kernels
+from linnet.sparse import SparseLinear, Uniform, csr
+from linnet.sparse.kernels import choice
 from linnet.sparse.kernels.ops import sparse_mm, sparse_mm_t, sparse_sampled_mm
 from linnet.sparse.wiring.wiring import draw_cells, revive
 from linnet.testing import (
@@ -236,7 +236,7 @@ def test_wrong_sparsity_is_refused(sparsity: object) -> None:
 def test_output_and_gradients(
     monkeypatch: pytest.MonkeyPatch, tile: int, beings: int | None, n: int, m: int, sparsity: float
 ) -> None:
-    monkeypatch.setattr(kernels, "TILE", tile)
+    monkeypatch.setattr(choice, "TILE", tile)
     layer = SparseLinear(n, m, sparsity=sparsity, beings=beings, dtype=torch.float64)
     for batch in (1, 5, 150):
         check_gradients(layer, batch)
@@ -487,7 +487,7 @@ def test_no_warning_and_no_filter_left_behind() -> None:
 
 
 def test_threads_share_the_first_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_warned", False)
+    monkeypatch.setattr(csr, "_warned", False)
     layer, x, found = SparseLinear(50, 50), torch.randn(4, 50), []
     threads = [threading.Thread(target=lambda: found.append(layer(x))) for _ in range(8)]
     for thread in threads:

@@ -585,16 +585,16 @@ def test_activation_checkpointing(reentrant: bool) -> None:
 def test_nothing_is_kept_longer_than_needed() -> None:
     layer = SparseLinear(N, M, dynamic=RigL(every=3))
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
-    before = dict(kernels.WATCHED)
+    before = dict(kernels.OBSERVERS)
     train(layer, optimizer, 1)
-    assert before == kernels.WATCHED
+    assert before == kernels.OBSERVERS
     train(layer, optimizer, 1)  # the next step is due
-    assert len(kernels.WATCHED) == len(before) + 1
+    assert len(kernels.OBSERVERS) == len(before) + 1
     del layer, optimizer
     import gc
 
     gc.collect()
-    assert before == kernels.WATCHED
+    assert before == kernels.OBSERVERS
 
 
 # ---------------------------------------------------------------------- state

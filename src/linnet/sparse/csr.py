@@ -1,6 +1,8 @@
 """Where the entries of a sparse matrix are: cells, row · columns + column, and CSR structures."""
 
 import math
+import threading
+import warnings
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,7 @@ __all__ = [
     "check_structure",
     "compress",
     "counts",
+    "csr_tensor",
     "entries_at",
     "index_dtype",
     "largest",
@@ -95,6 +98,27 @@ def check_structure(crow: Tensor, col: Tensor, columns: int) -> None:
         raise ValueError(f"col must lie in 0..{columns - 1}, got {int(col.min())}..{int(col.max())}")
     if bool(((rows_of(crow, nnz) * columns + col).diff() <= 0).any()):
         raise ValueError("col must rise within each row, got it does not")
+
+
+_lock = threading.Lock()
+_warned = False
+
+
+def csr_tensor(crow: Tensor, col: Tensor, values: Tensor, columns: int) -> Tensor:
+    """A CSR tensor of torch on the given storage; torch's notice that these are in beta is held back, once a process.
+
+    The filter must be in place for one call only: filters are the process's own, and those of another thread would be
+    restored wrongly.
+    """
+    global _warned
+    if not _warned:
+        with _lock, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state", UserWarning)
+            empty = torch.zeros(1, dtype=torch.int64, device="cpu")
+            torch.sparse_csr_tensor(empty, empty[:0], empty[:0], (0, 0), check_invariants=False)
+            _warned = True
+    size = (*crow.shape[:-1], crow.shape[-1] - 1, columns)
+    return torch.sparse_csr_tensor(crow, col, values, size, check_invariants=False)
 
 
 # ---------------------------------------------------------------------- entries of a given matrix

@@ -15,6 +15,7 @@ from linnet.sparse.being import SparseBeing
 from linnet.sparse.connectivity import BUFFERS, Wired
 from linnet.sparse.csr import (
     among,
+    csr_tensor,
     entries_at,
     index_dtype,
     largest,
@@ -23,7 +24,8 @@ from linnet.sparse.csr import (
 )
 from linnet.sparse.dynamic.optimizer_hooks import attend
 from linnet.sparse.dynamic.rules import RigL, Rule
-from linnet.sparse.kernels.ops import affine, csr, product
+from linnet.sparse.kernels.choice import Kernel, Operation, choose_kernel
+from linnet.sparse.kernels.ops import affine, product
 from linnet.sparse.wiring.given import compressed
 from linnet.sparse.wiring.small_world import SmallWorld
 from linnet.sparse.wiring.uniform import Uniform
@@ -32,8 +34,6 @@ from linnet.sparse.wiring.wiring import Wiring, count
 __all__ = ["SparseLinear"]
 
 SCHEDULE: dict[str, Any] = {"deltaT": 6000, "Tend": 150_000, "alpha": 0.1}
-DENSE_COPY = 2**25
-"""Entries of W up to which a frozen layer may keep a dense copy."""
 
 
 class SparseLinear(Wired):
@@ -203,20 +203,28 @@ class SparseLinear(Wired):
 
     def _realized(self, raw: Mapping[str, Tensor]) -> Tensor:
         weight = super()._realized(raw)
-        return dense(weight) if self._may_be_dense() else weight
+        return dense(weight) if self._frozen_is_dense() else weight
 
-    def _may_be_dense(self, samples: int = 1) -> bool:
-        """Whether a dense copy, which :func:`linnet.frozen` keeps, is faster: above a density that was measured."""
-        size = self.in_features * self.out_features
-        small = size <= 2**21  # beyond that the dense copy leaves the cache
-        least = 0.1 if small and samples <= 4 else 0.25 if small else 0.35
-        return self.nnz > least * size and size * (self.beings or 1) <= DENSE_COPY
+    def _frozen_is_dense(self, samples: int = 1) -> bool:
+        """Whether :func:`linnet.frozen` takes the product with a dense copy; with few samples it does so earliest."""
+        values = self.values
+        choice = choose_kernel(
+            Operation.FROZEN_PRODUCT,
+            rows=self.out_features,
+            columns=self.in_features,
+            nnz=values.shape[-1],
+            batch=samples,
+            maps=self.beings or 1,
+            device=values.device.type,
+            dtype=values.dtype,
+        )
+        return choice.kernel is Kernel.DENSE
 
     def forward(self, input: Tensor) -> Tensor:
         if torch.is_grad_enabled():
             if self.rule is not None and eager():
                 attend(self)
-        elif (kept := held(self)) is not None and self._may_be_dense(_samples(input)):
+        elif (kept := held(self)) is not None and self._frozen_is_dense(input.numel() // self.in_features):
             return kept.product(input)
         if self._is_plain(input):
             x = input if input.dim() == 2 else input.reshape(-1, self.in_features)  # (batch, in)
@@ -317,7 +325,7 @@ class SparseLinear(Wired):
         """W as an independent torch CSR tensor, ([beings,] out, in)."""
         lead = self.leading
         crow, col = (tensor.expand(*lead, -1).clone() for tensor in (self.crow, self.col))
-        return csr(crow, col, self.values.detach().clone(), self.in_features)
+        return csr_tensor(crow, col, self.values.detach().clone(), self.in_features)
 
     def to_scipy(self) -> Any:
         """W as a ``scipy.sparse.csr_array``; a population gives a list of them."""
@@ -375,7 +383,3 @@ def _whole(max_size: Any) -> int:
     if isinstance(max_size, bool) or not isinstance(max_size, int | float) or not 1 <= max_size < 2**63:
         raise ValueError(f"max_size must be a number of entries, at least 1, got {max_size!r}")
     return int(max_size)
-
-
-def _samples(input: Tensor) -> int:
-    return input.numel() // max(1, input.shape[-1]) if input.dim() else 0

@@ -20,7 +20,7 @@ from linnet.sparse.dynamic.gradient import Gradient
 from linnet.sparse.dynamic.protocol import Rewirable
 from linnet.sparse.dynamic.rules import Rule
 from linnet.sparse.dynamic.update import Move, check_same, chosen_cells, move_connections
-from linnet.sparse.kernels.ops import WATCHED
+from linnet.sparse.kernels.ops import OBSERVERS
 
 __all__ = ["attend", "dismiss"]
 
@@ -54,12 +54,12 @@ class _Attendant:
         layer = self.layer()
         key = layer.col.data_ptr() if wanted and layer is not None else None
         if key != self.key:
-            if self.key is not None and WATCHED.get(self.key) is self:
-                del WATCHED[self.key]
+            if self.key is not None and OBSERVERS.get(self.key) is self:
+                del OBSERVERS[self.key]
             self.gradient.clear()
             self.key = key
         if key is not None:
-            WATCHED[key] = self
+            OBSERVERS[key] = self
 
 
 _ATTENDANTS: WeakKeyDictionary[Rewirable, _Attendant] = WeakKeyDictionary()
