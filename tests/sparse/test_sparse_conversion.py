@@ -87,7 +87,7 @@ def test_connections_given_for_each_being() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             SparseLinear(7, 5, connectivity=wrong, beings=beings)
-    with pytest.raises(ValueError, match="given"):
+    with pytest.raises(ValueError, match="all beings keep, got connections for each being"):
         SparseLinear(7, 5, connectivity=pairs, beings=2, shared=True)
 
 

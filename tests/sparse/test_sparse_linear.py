@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, stack_module_state, vmap
 
-from linnet.sparse import SparseLinear, Uniform, csr
+from linnet.sparse import RigL, SmallWorld, SparseLinear, Uniform, csr
+from linnet.sparse.connectivity import SparseMap
 from linnet.sparse.kernels import choice
 from linnet.sparse.kernels.ops import sparse_mm, sparse_mm_t, sparse_sampled_mm
 from linnet.sparse.wiring.wiring import draw_cells, revive
@@ -225,6 +226,37 @@ def test_wrong_connectivity_is_refused(name: str) -> None:
 def test_wrong_sparsity_is_refused(sparsity: object) -> None:
     with pytest.raises((ValueError, TypeError), match=r"sparsity must|must have a connection"):
         SparseLinear(7, 5, sparsity=sparsity)
+
+
+# ---------------------------------------------------------------------- the abstract class
+
+
+class Bare(SparseMap, catalogue=False):
+    """A sparse map with nothing of its own but the two methods that every map must have."""
+
+    def _weight(self, values: Tensor) -> Tensor:
+        return torch.sparse_coo_tensor(self.indices, values, (self.out_features, self.in_features))
+
+    def _assign(self, weight: Tensor) -> dict[str, Tensor]:
+        return {"values": weight[tuple(self.indices)]}
+
+
+@pytest.mark.parametrize("connectivity", [None, PAIRS, SmallWorld()], ids=["uniform", "given", "small world"])
+def test_the_constructor_of_the_abstract_class_sets_all_that_its_methods_read(connectivity: object) -> None:
+    options = {"max_size": 100, "shared": None, "beings": None, "device": None, "dtype": torch.float64}
+    bare = Bare(7, 5, sparsity=1 - 8 / 35, connectivity=connectivity, rule=None, **options)
+    bare.reset_parameters()
+    assert bare.nnz == bare.first_nnz == 8 and not bare.apart and bare.dynamic is False
+    assert bare.indices.shape == (2, 8) and bare.values.all()
+    bare.reconnect(torch.arange(0, 16, 2))
+    assert bare.cells().tolist() == list(range(0, 16, 2))
+    copy.deepcopy(bare).load_state_dict(bare.state_dict())
+    bare.set_rule(RigL(every=1))
+    assert bare.dynamic == RigL(every=1) and bare.count_step() == bare.steps == 1
+    again = pickle.loads(pickle.dumps(bare)).to(torch.float32)
+    assert again.rule == RigL(every=1) and torch.equal(again.ccol, bare.ccol) and again.steps == 1
+    again.set_rule(None)
+    assert sorted(again.state_dict()) == ["bias", "col", "crow", "values"]
 
 
 # ---------------------------------------------------------------------- numbers

@@ -277,7 +277,10 @@ WRONG_RULES = [
     (lambda: SparseLinear(4, 4, deltaT=5), "belong to dynamic=True"),
     (lambda: SparseLinear(4, 4, dynamic=True, deltaT=0), "every=deltaT"),
     (lambda: SparseLinear(4, 4, dynamic=SET(), alpha=0.5), "belong to dynamic=True"),
-    (lambda: SparseLinear(4, 4, beings=2, shared=True, dynamic=True), "Beings may share a wiring only if it stays"),
+    (
+        lambda: SparseLinear(4, 4, beings=2, shared=True, dynamic=True),
+        "shared=True needs one wiring that all beings keep, got dynamic=RigL",
+    ),
     (lambda: SparseLinear(4, 4, shared=True), "shared is for populations"),
     (lambda: SparseLinear(4, 4, max_size=0), "max_size must be a number of entries"),
     (lambda: SparseLinear(4, 4, small_world=True, connectivity=linnet.Uniform()), "Either connectivity or small_world"),

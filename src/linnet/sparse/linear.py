@@ -5,19 +5,18 @@ from types import EllipsisType
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from linnet.core.autograd import eager
 from linnet.core.being import Being
 from linnet.core.dense import dense
 from linnet.core.frozen import held
 from linnet.sparse.being import SparseBeing
-from linnet.sparse.connectivity import BUFFERS, Wired
+from linnet.sparse.connectivity import STRUCTURE, SparseMap
 from linnet.sparse.csr import (
     among,
     csr_tensor,
     entries_at,
-    index_dtype,
     largest,
     nonzeros,
     rows_of,
@@ -26,17 +25,15 @@ from linnet.sparse.dynamic.optimizer_hooks import attend
 from linnet.sparse.dynamic.rules import RigL, Rule
 from linnet.sparse.kernels.choice import Kernel, Operation, choose_kernel
 from linnet.sparse.kernels.ops import affine, product
-from linnet.sparse.wiring.given import compressed
 from linnet.sparse.wiring.small_world import SmallWorld
 from linnet.sparse.wiring.uniform import Uniform
-from linnet.sparse.wiring.wiring import Wiring, count
 
 __all__ = ["SparseLinear"]
 
 SCHEDULE: dict[str, Any] = {"deltaT": 6000, "Tend": 150_000, "alpha": 0.1}
 
 
-class SparseLinear(Wired):
+class SparseLinear(SparseMap):
     """y = x A + b where A has nnz entries and is zero elsewhere.
 
     Memory and work are O(nnz) throughout; ``weight`` is a sparse tensor, and what needs a dense one (``to_dense``,
@@ -120,59 +117,27 @@ class SparseLinear(Wired):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
-        self.small_world, self.deltaT, self.Tend, self.alpha = small_world, deltaT, Tend, alpha
-        self.max_size, self.shared = _whole(max_size), shared
-        rule = self._rule_from(dynamic)
+        rule = _rule_from(dynamic, {"deltaT": deltaT, "Tend": Tend, "alpha": alpha})
         if not isinstance(small_world, bool):
             raise TypeError(f"small_world must be True or False, got {small_world!r}")
         if small_world and connectivity is not None:
-            raise ValueError(
-                f"Either connectivity or small_world may be given, got both, connectivity={connectivity!r:.60}"
-            )
-        self._drawn = connectivity is None or (callable(connectivity) and not isinstance(connectivity, type))
-        self._wiring: Wiring = Uniform()
-        if small_world or (self._drawn and connectivity is not None):
-            self._wiring = SmallWorld() if small_world else connectivity
-        structure = None if self._drawn else compressed(connectivity, *self._size, self.beings)
-        apart = self._set_apart(rule, structure is not None and structure[1].dim() == 2)
-        nnz = self._own_count() if structure is None else structure[1].shape[-1]
-        self.sparsity = sparsity if nnz is None else 1 - nnz / (self.out_features * self.in_features)
-        nnz = count(sparsity, *self._size) if nnz is None else nnz
-        self.values = nn.Parameter(torch.empty(*self.leading, nnz, device=device, dtype=dtype))
-        lead = self.leading if apart else ()
-        for name, length in zip(BUFFERS, (self.out_features + 1, nnz, self.in_features + 1, nnz, nnz), strict=True):
-            zeros = torch.zeros(*lead, length, dtype=index_dtype(*self._size, nnz), device=self.values.device)
-            self.register_buffer(name, zeros, persistent=name in BUFFERS[:2])
-        if structure is not None and not self.values.is_meta:
-            self._connect(..., *structure)
-            self._transpose()
-        self.check_rule(rule)
-        self._follow(rule)
+            raise ValueError(f"Either connectivity or small_world may be given, not both, got {connectivity=!r:.60}")
+        super().__init__(
+            in_features,
+            out_features,
+            bias,
+            sparsity=sparsity,
+            connectivity=SmallWorld() if small_world else connectivity,
+            rule=rule,
+            max_size=_whole(max_size),
+            shared=shared,
+            beings=beings,
+            device=device,
+            dtype=dtype,
+        )
+        self.small_world, self.deltaT, self.Tend, self.alpha = small_world, deltaT, Tend, alpha
         self.dynamic = dynamic
         self.reset_parameters(seeds=None if generator is None else self._seeds(generator))
-
-    def _rule_from(self, dynamic: Any) -> Rule | None:
-        given = {name: getattr(self, name) for name in SCHEDULE}
-        if dynamic is True:
-            try:
-                return RigL(every=self.deltaT, until=self.Tend, alpha=self.alpha)
-            except ValueError as error:
-                raise ValueError(f"The schedule of dynamic=True is every=deltaT, until=Tend, alpha: {error}") from error
-        if given != SCHEDULE:
-            raise ValueError(f"deltaT, Tend and alpha belong to dynamic=True, got {given} with dynamic={dynamic}")
-        if dynamic is not False and not isinstance(dynamic, Rule):
-            raise TypeError(f"dynamic must be True, False or a rule such as RigL(), got {dynamic!r}")
-        return dynamic or None
-
-    def _set_apart(self, rule: Rule | None, each: bool) -> bool:
-        """Whether each being shall have a wiring of its own."""
-        if self.shared is not None and self.beings is None:
-            raise ValueError(f"shared is for populations (beings=n), got shared={self.shared} for one map")
-        if self.shared and (rule is not None or each):
-            why = "each being's connections are given" if each else f"dynamic={rule}"
-            raise ValueError(f"Beings may share a wiring only if it stays and is one for all, got {why}")
-        return self.beings is not None and (rule is not None or each if self.shared is None else not self.shared)
 
     def _seeds(self, generator: torch.Generator) -> int | list[int]:
         drawn = torch.randint(2**62, (self.beings or 1,), generator=generator, device=generator.device).tolist()
@@ -185,6 +150,13 @@ class SparseLinear(Wired):
             {"sparsity": 0.8, "dynamic": True, "deltaT": 2},
             {"sparsity": 0.6, "connectivity": Uniform()},
         ]
+
+    @property
+    def connectivity(self) -> Any:
+        """As the constructor takes it: the wiring that draws the connections (or None), or the connections given."""
+        if self._wiring is None:
+            return self.indices
+        return None if self.small_world or self._wiring == Uniform() else self._wiring
 
     # ------------------------------------------------------------------ the matrix
 
@@ -228,7 +200,7 @@ class SparseLinear(Wired):
             return kept.product(input)
         if self._is_plain(input):
             x = input if input.dim() == 2 else input.reshape(-1, self.in_features)  # (batch, in)
-            y = affine(x, self.values, self.bias, [self._buffers[name] for name in BUFFERS])  # type: ignore[misc]
+            y = affine(x, self.values, self.bias, [self._buffers[name] for name in STRUCTURE])  # type: ignore[misc]
             return y if input.dim() == 2 else y.view(*input.shape[:-1], self.out_features)
         return self._matrix_free(input, self._product).contiguous()
 
@@ -247,7 +219,7 @@ class SparseLinear(Wired):
         )
 
     def _product(self, x: Tensor, values: Tensor) -> Tensor:
-        structure = [getattr(self, name) for name in BUFFERS]
+        structure = [getattr(self, name) for name in STRUCTURE]
         if self.beings is None:
             return product(values.unsqueeze(0), x.unsqueeze(0), *structure).squeeze(0)
         return product(values, x.expand(self.beings, -1, -1), *structure)
@@ -283,7 +255,7 @@ class SparseLinear(Wired):
 
     def _take_places(self, parts: Sequence[tuple[int | EllipsisType, Tensor, Tensor]]) -> None:
         """Put the connections, where they may be put elsewhere, at the largest entries of matrices."""
-        if not self._drawn:
+        if self._wiring is None:
             return
         cells = [largest(cells, entries, self.nnz, self._cells_of(which)) for which, cells, entries in parts]
         self.reconnect(torch.stack(cells).sort(-1).values.view_as(self.col))
@@ -343,10 +315,9 @@ class SparseLinear(Wired):
     # ------------------------------------------------------------------ populations and state
 
     def extra_repr(self) -> str:
+        wiring = "given" if self._wiring is None else self._wiring
         parts = [f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"]
-        parts += [
-            f"sparsity={self.sparsity:.6g}, nnz={self.nnz}, connectivity={self._wiring if self._drawn else 'given'}"
-        ]
+        parts += [f"sparsity={self.sparsity:.6g}, nnz={self.nnz}, connectivity={wiring}"]
         parts += [] if self.rule is None else [f"dynamic={self.rule}"]
         parts += [f"deltaT={self.deltaT}"] if self.deltaT != SCHEDULE["deltaT"] else []
         parts += [] if self.shared is None else [f"shared={self.shared}"]
@@ -363,7 +334,7 @@ class SparseLinear(Wired):
 
     def rows_moved(self) -> None:
         if self.apart:
-            self._transpose()
+            self._rebuild_transpose()
 
     def single(self, index: int) -> Self:
         alone = super().single(index)
@@ -377,6 +348,20 @@ class SparseLinear(Wired):
         size = (self.in_features, self.out_features, self.bias is not None)
         single = SparseLinear(*size, connectivity=torch.zeros(2, 1, dtype=torch.int64), device="meta")
         return SparseBeing(self, super().get_single(index).index, single)
+
+
+def _rule_from(dynamic: Any, schedule: dict[str, Any]) -> Rule | None:
+    """What the constructor takes as ``dynamic`` -> a rule."""
+    if dynamic is True:
+        try:
+            return RigL(every=schedule["deltaT"], until=schedule["Tend"], alpha=schedule["alpha"])
+        except ValueError as error:
+            raise ValueError(f"dynamic=True is RigL(every=deltaT, until=Tend, alpha=alpha): {error}") from error
+    if schedule != SCHEDULE:
+        raise ValueError(f"deltaT, Tend and alpha belong to dynamic=True, got {schedule} with dynamic={dynamic}")
+    if dynamic is not False and not isinstance(dynamic, Rule):
+        raise TypeError(f"dynamic must be True, False or a rule such as RigL(), got {dynamic!r}")
+    return dynamic or None
 
 
 def _whole(max_size: Any) -> int:
