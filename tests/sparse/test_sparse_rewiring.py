@@ -486,7 +486,7 @@ def test_an_optimizer_whose_state_cannot_follow_is_refused() -> None:
         optimizer.step(closure)
     assert torch.equal(layer.cells(), before)
     wide = SparseLinear(N, M, dynamic=RigL(every=2), beings=3)
-    with pytest.raises(ValueError, match=r"must keep state for each of them.*row_var"):
+    with pytest.raises(ValueError, match=r"must keep state for each connection, .*row_var"):
         train(wide, torch.optim.Adafactor(wide.parameters()), 2)
 
 
@@ -494,7 +494,7 @@ def test_tied_layers_are_refused() -> None:
     layer = SparseLinear(N, M, dynamic=RIGL)
     other = SparseLinear(N, M, dynamic=RIGL)
     other.values = layer.values
-    with pytest.raises(ValueError, match="values of their own"):
+    with pytest.raises(ValueError, match="must have values of its own, got 2 layers"):
         train(nn.Sequential(layer), torch.optim.SGD([layer.values], lr=0.1), 1)
 
 
@@ -506,7 +506,7 @@ def test_tied_layers_are_refused() -> None:
 def test_the_pieces_make_no_difference(rule: Rule, max_size: float, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, pieces = twin(dynamic=rule)
     pieces.max_size = int(max_size)
-    linnet.sparse.dynamic.optimizer_hooks.dismiss(pieces)
+    linnet.sparse.dynamic.optimizer_hooks.unregister(pieces)
     for batch in (2, 300):  # 300: the pairs outgrow the matrix and are summed up
         for layer in (whole, pieces):
             if layer is pieces:

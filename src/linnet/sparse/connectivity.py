@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linnet.core.linear_map import LinearMap
-from linnet.sparse.csr import check_structure, counts, index_dtype, relength, rows_of, transpose
-from linnet.sparse.dynamic.optimizer_hooks import attend, dismiss
+from linnet.sparse.csr import check_structure, counts, index_dtype, rows_of, set_data, transpose
+from linnet.sparse.dynamic.optimizer_hooks import register, unregister
 from linnet.sparse.dynamic.rules import Rule
 from linnet.sparse.wiring.given import compressed
 from linnet.sparse.wiring.uniform import Uniform
@@ -224,7 +224,7 @@ class SparseMap(LinearMap, ABC):
 
     def _take_rule(self, rule: Rule | None) -> None:
         self.dynamic, self.rule = False if rule is None else rule, rule
-        dismiss(self)
+        unregister(self)
         for name, shape in zip(COUNTERS, ((), self.leading), strict=True):
             if rule is None:
                 self._buffers.pop(name, None)
@@ -235,7 +235,7 @@ class SparseMap(LinearMap, ABC):
     def _refresh(self) -> None:
         """Tell the optimizer hooks of a rule, and of the buffers where they lie now."""
         if self.rule is not None:
-            attend(self)
+            register(self)
 
     def check_rule(self, rule: Rule | None) -> None:
         """Raise unless the rule can rewire this layer."""
@@ -303,7 +303,7 @@ class SparseMap(LinearMap, ABC):
 
     def _resize(self, nnz: int) -> None:
         self.values.grad = None
-        relength(self.values, self.values.new_empty(*self.leading, nnz))
+        set_data(self.values, self.values.new_empty(*self.leading, nnz))
         self.col = self.col.new_empty(*self.col.shape[:-1], nnz)
 
     def _check_loaded(self, state: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The sparse layer: memory and work grow with the connections, not with the size of the matrix."""
+"""SparseLinear: memory and work grow with the number of connections, not with the size of the matrix."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from types import EllipsisType
@@ -21,7 +21,6 @@ from linnet.sparse.csr import (
     nonzeros,
     rows_of,
 )
-from linnet.sparse.dynamic.optimizer_hooks import attend
 from linnet.sparse.dynamic.rules import RigL, Rule
 from linnet.sparse.kernels.choice import Kernel, Operation, choose_kernel
 from linnet.sparse.kernels.ops import affine, product
@@ -36,37 +35,38 @@ SCHEDULE: dict[str, Any] = {"deltaT": 6000, "Tend": 150_000, "alpha": 0.1}
 class SparseLinear(SparseMap):
     """y = x A + b where A has nnz entries and is zero elsewhere.
 
-    Memory and work are O(nnz) throughout; ``weight`` is a sparse tensor, and what needs a dense one (``to_dense``,
-    ``to_linear``, ``eigvals``) refuses beyond 10⁸ entries. The values of output i start as U(±1/√kᵢ), with kᵢ the
-    number of its own connections, so that at any sparsity the outputs start as large as nn.Linear's and learn at the
-    same learning rate.
+    Memory and work are O(nnz) throughout. ``weight`` is a sparse tensor; methods that need a dense one (``to_dense``,
+    ``to_linear``, ``eigvals``) raise ValueError above 10⁸ entries. The values of output i start as U(±1/√kᵢ), with kᵢ
+    the number of its own connections: at any sparsity the outputs start as large as nn.Linear's, and the same learning
+    rate works.
 
-    The connections stay, or with ``dynamic`` move while the layer is trained, with any optimizer and without a call in
-    the training loop; weights, gradient and optimizer state go with them. ``values`` is one Parameter for life. The
-    rules are :class:`RigL`, :class:`GSE`, :class:`SET` and :class:`GradualMagnitude`; :class:`Rewiring` has statistics.
+    With ``dynamic`` the layer is rewired while it is trained (dynamic sparse training), with any optimizer and without
+    a call in the training loop: connections are dropped and grown, and weights, gradient and optimizer state go with
+    those that stay. ``values`` remains the same Parameter. The rules are :class:`RigL`, :class:`GSE`, :class:`SET` and
+    :class:`GradualMagnitude`; :class:`Rewiring` has statistics.
 
-    ``assign`` (hence ``from_linear``) takes the largest entries of the given matrix, dense or sparse, and puts the
-    connections there; if it has fewer non-zeros than the layer has connections, the rest of these stay where they are,
-    with the value 0. ``reset_parameters`` draws a new wiring. Connections that the user gave are moved by neither; they
-    do not survive the meta device, from which only ``load_state_dict`` brings them back.
-    ``torch.func.functional_call`` with the tensors of another layer needs all of its buffers (``named_buffers``,
-    ``stack_module_state``), not just its state_dict.
+    ``assign`` (hence ``from_linear``) puts the connections at the largest entries of the given matrix, dense or sparse;
+    if that has fewer non-zeros than the layer has connections, the other connections stay where they are, with the
+    value 0. ``reset_parameters`` draws a new wiring. Neither changes connections that the user gave. Those are lost on
+    the meta device; ``load_state_dict`` restores them. ``torch.func.functional_call`` with the tensors of another layer
+    needs all of its buffers (``named_buffers``, ``stack_module_state``), not only its state_dict.
 
     Args:
         in_features, out_features, bias, beings, device, dtype: as in :class:`LinearMap`.
         sparsity: the share of absent connections; nnz = round((1 − sparsity) · in · out).
-        connectivity: where the connections are. A wiring such as :class:`Uniform`, which None stands for; or the
+        connectivity: where the connections are. A wiring that draws them, such as :class:`Uniform`, the default; or the
             connections themselves, which then determine the sparsity: a (2, nnz) LongTensor of (output, input) pairs
             in any order, a boolean mask or a sparse tensor or SciPy matrix of shape (out_features, in_features); for a
             population also (beings, 2, nnz) pairs or a mask (beings, out_features, in_features).
         small_world: short for ``connectivity=SmallWorld()``.
-        dynamic: whether the connections move: a rule, or True for ``RigL(every=deltaT, until=Tend, alpha=alpha)``.
+        dynamic: the rule of dynamic sparse training, or True for ``RigL(every=deltaT, until=Tend, alpha=alpha)``.
         deltaT: with ``dynamic=True``: optimizer steps from one rewiring to the next.
-        Tend: with ``dynamic=True``: the step from which on nothing moves.
-        alpha: with ``dynamic=True``: the share of connections that moves at first.
-        max_size: the largest number of entries of dL/dW that may exist at a time while new connections are sought.
-        shared: whether the beings share one wiring; None: they do, unless connections move or are given for each being.
-        generator: draws wiring and values; None is torch's default generator.
+        Tend: with ``dynamic=True``: the step at which rewiring ends.
+        alpha: with ``dynamic=True``: the share of connections that is dropped at the beginning.
+        max_size: the largest number of entries of dL/dW that may exist at a time during a rewiring.
+        shared: whether the beings share one wiring; None: they do, unless the layer is dynamic or connections are given
+            for each being.
+        generator: draws wiring and values; None: torch's default generator.
 
     Shape:
         - input: (*, in_features); with beings (*, beings, in_features)
@@ -78,8 +78,8 @@ class SparseLinear(SparseMap):
         - step: (), seed: ([beings]), buffers of a dynamic layer: steps counted, and the seed of what the rule draws
 
     Raises:
-        ValueError: sparsity is not in [0, 1) or leaves no connection; connections are given that are out of range, or
-            twice, or of a wrong shape or dtype; options exclude each other.
+        ValueError: sparsity is not in [0, 1) or leaves no connection; given connections are out of range, repeated, or
+            of a wrong shape or dtype; options exclude each other.
 
     Example:
         >>> layer = SparseLinear(20_000, 30_000, sparsity=0.9999)
@@ -95,7 +95,7 @@ class SparseLinear(SparseMap):
     promise = "A = 0 outside nnz connections"
     decays = ("values",)
 
-    generator: ClassVar[None] = None  # it draws in the constructor, and is no option of the layer
+    generator: ClassVar[None] = None  # used by the constructor alone; options() reads it by name
 
     def __init__(
         self,
@@ -163,7 +163,7 @@ class SparseLinear(SparseMap):
     def _weight(self, values: Tensor) -> Tensor:
         *maps, nnz = values.shape
         places = self.indices  # ([beings,] 2, nnz)
-        if maps:  # (3, maps · nnz)
+        if maps:  # a batch of sparse matrices is one of three axes: (3, maps · nnz)
             which = torch.arange(maps[0], device=places.device).repeat_interleave(nnz)
             places = places.expand(maps[0], 2, nnz).transpose(0, 1).flatten(1)
             places = torch.cat([which.unsqueeze(0), places])
@@ -195,7 +195,7 @@ class SparseLinear(SparseMap):
     def forward(self, input: Tensor) -> Tensor:
         if torch.is_grad_enabled():
             if self.rule is not None and eager():
-                attend(self)
+                self._refresh()  # the hooks tell a layer in a backward pass by the address of `col`
         elif (kept := held(self)) is not None and self._frozen_is_dense(input.numel() // self.in_features):
             return kept.product(input)
         if self._is_plain(input):
@@ -205,7 +205,7 @@ class SparseLinear(SparseMap):
         return self._matrix_free(input, self._product).contiguous()
 
     def _is_plain(self, input: Tensor) -> bool:
-        """Whether nothing is at work that the fast path of one map does not know: its result is then the same."""
+        """Whether the fast path of one map gives the same result: not in transforms, graphs, autocast or subclasses."""
         return (
             self.beings is None
             and input.dim() > 0
@@ -227,21 +227,22 @@ class SparseLinear(SparseMap):
     def assign(self, weight: Tensor) -> Tensor:
         parts = list(self._parts(self._checked(weight)))
         if not all(bool(torch.isfinite(entries).all()) for _, _, entries in parts):
-            raise ValueError("weight must be finite, got it contains NaN or infinity")
+            raise ValueError("weight must be finite, got NaN or infinity")
         moved = []
         with torch.no_grad():
-            self._take_places(parts)
+            self._reconnect_to_largest(parts)
             for which, cells, entries in parts:
                 norm = torch.linalg.vector_norm(entries, dim=-1)
                 self.values[which].copy_(entries_at(self._cells_of(which), cells, entries))
                 found, place = among(self._cells_of(which), cells)
-                entries[..., place[found]] -= self.values[which][..., found].to(entries)  # elsewhere they hold 0
+                # What is left of the entries is W − W_new: connections that are not among them hold 0.
+                entries[..., place[found]] -= self.values[which][..., found].to(entries)
                 moved.append(torch.linalg.vector_norm(entries, dim=-1) / norm.clamp_min(torch.finfo(norm.dtype).tiny))
         return torch.stack(moved) if self.apart else moved[0]
 
     def _assign(self, weight: Tensor) -> dict[str, Tensor]:
         parts = list(self._parts(self._checked(weight)))
-        self._take_places(parts)
+        self._reconnect_to_largest(parts)
         found = [entries_at(self._cells_of(which), cells, entries) for which, cells, entries in parts]
         return {"values": torch.stack(found) if self.apart else found[0]}
 
@@ -253,8 +254,8 @@ class SparseLinear(SparseMap):
         for being in range(self._population()):
             yield being, *nonzeros(weight[being])
 
-    def _take_places(self, parts: Sequence[tuple[int | EllipsisType, Tensor, Tensor]]) -> None:
-        """Put the connections, where they may be put elsewhere, at the largest entries of matrices."""
+    def _reconnect_to_largest(self, parts: Sequence[tuple[int | EllipsisType, Tensor, Tensor]]) -> None:
+        """Put connections that were drawn at the largest entries of matrices; those that the user gave stay."""
         if self._wiring is None:
             return
         cells = [largest(cells, entries, self.nnz, self._cells_of(which)) for which, cells, entries in parts]
@@ -264,6 +265,7 @@ class SparseLinear(SparseMap):
         return rows_of(self.crow[which], self.nnz) * self.in_features + self.col[which]
 
     def violation(self, weight: Tensor | None = None) -> Tensor:
+        # max |w| outside the connections over max |w|; inherited code would need W as a dense matrix.
         with torch.no_grad():
             found = []
             for which, cells, entries in self._parts(self._checked(self.weight if weight is None else weight)):
@@ -283,13 +285,13 @@ class SparseLinear(SparseMap):
             return weight.detach().to(self.values.device, torch.float64)
         return super()._checked(weight)
 
-    # ------------------------------------------------------------------ doors
+    # ------------------------------------------------------------------ export and conversion
 
     def to_dense(self) -> Tensor:
         """``weight`` as a dense tensor, ([beings,] out, in); gradients pass.
 
         Raises:
-            ValueError: it would have more than 10⁸ entries.
+            ValueError: ``weight`` has more than 10⁸ entries.
         """
         return dense(self.weight)
 

@@ -10,12 +10,12 @@ __all__ = ["Rewirable", "is_rewirable"]
 
 
 class Rewirable(Protocol):
-    """A layer that is zero outside its connections, which a rule may move.
+    """A layer whose matrix is zero outside its connections, which a rule may drop and grow.
 
     Shape:
         - values: ([beings,] nnz), the Parameter, one weight for each connection
-        - col: ([beings,] nnz), the input of each connection; its address tells the layer in a backward pass
-        - seed: ([beings]), of what the rule draws
+        - col: ([beings,] nnz), the input of each connection; its address identifies the layer in a backward pass
+        - seed: ([beings]), the seed of what the rule draws
     """
 
     in_features: int
@@ -54,10 +54,10 @@ class Rewirable(Protocol):
         """Put the connections at the cells, which rise, ([beings,] nnz)."""
 
     def check_rule(self, rule: Rule | None) -> None:
-        """Raise unless the rule can move the connections of this layer."""
+        """Raise unless the rule can rewire this layer."""
 
     def set_rule(self, rule: Rule | None) -> None:
-        """Move the connections by ``rule`` from now on; None: never."""
+        """Rewire by ``rule`` from now on; None: never."""
 
 
 def is_rewirable(module: nn.Module) -> TypeGuard[Rewirable]:
