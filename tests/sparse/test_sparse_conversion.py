@@ -1,4 +1,4 @@
-"""Ways in and out of the sparse layer: populations with wirings of their own, sparsify, dense and CSR, ONNX, frozen."""
+"""Conversion of the sparse layer: populations with wirings of their own, sparsify, dense and CSR, ONNX, frozen."""
 
 from typing import Any
 
@@ -306,7 +306,7 @@ def test_sparsify_by_pattern_and_uniformly() -> None:
     assert [swap.layer.nnz for swap in swaps] == [2048, 3072] and isinstance(model[4], nn.Linear)
 
 
-def test_sparsify_with_a_wiring_draws_anew_and_with_a_rule_moves() -> None:
+def test_sparsify_with_a_wiring_draws_anew_and_with_a_rule_rewires() -> None:
     model = net()
     before = model[0].weight.detach().clone()
     swaps = sparsify(model, 0.9, wiring=SmallWorld(), rewiring=RigL(every=1))

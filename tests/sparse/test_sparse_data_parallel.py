@@ -1,4 +1,4 @@
-"""Connections that move under DistributedDataParallel: two processes decide as one with the whole batch does."""
+"""Dynamic sparse training under DistributedDataParallel: two processes decide as one with the whole batch does."""
 
 from pathlib import Path
 from typing import Any
