@@ -72,8 +72,7 @@ TABLE: list[tuple[Operation, int, int, int, int, dict[str, Any], Kernel, int]] =
 def test_the_table(case: tuple[Any, ...]) -> None:
     operation, rows, columns, nnz, batch, other, kernel, samples = case
     options = {"capability": "AVX2", **other}
-    sizes = {"rows": rows, "columns": columns, "nnz": nnz, "batch": batch}
-    assert choose_kernel(operation, **sizes, **options) == Choice(kernel, samples)
+    assert choose_kernel(operation, rows, columns, nnz, batch, **options) == Choice(kernel, samples)
 
 
 @pytest.mark.parametrize("nnz", [1, 10**3, 10**5, 10**7, 10**9])
@@ -152,9 +151,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Operation, int, int, in
     """Every question: operation, rows, columns and batch."""
     found: list[tuple[Operation, int, int, int]] = []
 
-    def recorded(operation: Operation, **sizes: Any) -> Choice:
-        found.append((operation, sizes["rows"], sizes["columns"], sizes["batch"]))
-        return choose_kernel(operation, **sizes)
+    def recorded(operation: Operation, rows: int, columns: int, nnz: int, batch: int, **placed: Any) -> Choice:
+        found.append((operation, rows, columns, batch))
+        return choose_kernel(operation, rows, columns, nnz, batch, **placed)
 
     monkeypatch.setattr(products, "choose_kernel", recorded)
     monkeypatch.setattr(linear, "choose_kernel", recorded)
@@ -202,8 +201,8 @@ def test_frozen_asks(asked: list[tuple[Operation, int, int, int]], sparsity: flo
 
 @pytest.mark.parametrize("choice", BY_COLUMNS, ids=str)
 def test_the_layer_follows_the_choice(choice: Choice, monkeypatch: pytest.MonkeyPatch) -> None:
-    def forced(operation: Operation, **sizes: Any) -> Choice:
-        return choose_kernel(operation, **sizes) if operation is SAMPLED else choice
+    def forced(operation: Operation, *sizes: int, **placed: Any) -> Choice:
+        return choose_kernel(operation, *sizes, **placed) if operation is SAMPLED else choice
 
     ran: list[Kernel] = []
     run: Callable[..., Any] = products.column_product

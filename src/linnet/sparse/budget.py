@@ -73,11 +73,9 @@ def _total(sizes: Mapping[str, int], sparsity: float) -> int:
 def _whole(
     share: Mapping[str, float], sizes: Mapping[str, int], total: int, order: Mapping[str, object] | None = None
 ) -> dict[str, int]:
-    """Shares -> whole numbers with the same sum, each at least 1 (largest remainder method).
-
-    All are rounded down, and what is missing goes to those with the largest remainders. Where the least of 1 has made
-    the sum too large, it is taken from those with the smallest.
-    """
+    """Shares -> whole numbers with the same sum, each at least 1 (largest remainder method)."""
+    # All are rounded down, and what is missing goes to those with the largest remainders. Where the least of 1 has made
+    # the sum too large, it is taken from those with the smallest.
     whole = {name: max(1, min(sizes[name], math.floor(share[name]))) for name in order or share}
     ranked = sorted(whole, key=lambda name: math.floor(share[name]) - share[name])
     missing = total - sum(whole.values())

@@ -117,11 +117,9 @@ _warned = False
 
 
 def csr_tensor(crow: Tensor, col: Tensor, values: Tensor, columns: int) -> Tensor:
-    """A CSR tensor of torch on the given storage; torch's notice that these are in beta is held back, once a process.
-
-    The filter must be in place for one call only: filters are the process's own, and those of another thread would be
-    restored wrongly.
-    """
+    """A CSR tensor of torch on the given storage; torch's warning that these are in beta is suppressed."""
+    # torch warns once a process, and warning filters are the process's own: a filter is in place for one call alone, so
+    # that threads do not restore each other's.
     global _warned
     if not _warned:
         with _lock, warnings.catch_warnings():
@@ -159,10 +157,8 @@ def nonzeros(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def among(wanted: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
-    """Which of the wanted cells are among ``cells``, which rise, and their places there (any for those that are not).
-
-    By binary search, O(wanted · log cells): no table of all places is made.
-    """
+    """Which of the wanted cells are among ``cells``, which rise, and their places there (any for the others)."""
+    # By binary search, O(wanted · log cells): no table of all places is made.
     if not cells.numel():
         return torch.zeros_like(wanted, dtype=torch.bool), torch.zeros_like(wanted)
     place = torch.searchsorted(cells, wanted).clamp_max(cells.shape[0] - 1)
@@ -193,10 +189,8 @@ def largest(cells: Tensor, entries: Tensor, size: int, own: Tensor) -> Tensor:
 
 
 def top(score: Tensor, size: int) -> Tensor:
-    """Which are the ``size`` largest of the scores, (n,) -> (n,) bool; of equal ones those of lower index.
-
-    ``topk`` would do, but for ties: which of them it takes depends on the device and the size.
-    """
+    """Which are the ``size`` largest of the scores, (n,) -> (n,) bool; of equal ones those of lower index."""
+    # ``topk`` would do, but for ties: which of them it takes depends on the device and the size.
     if size >= score.shape[0]:
         return torch.ones_like(score, dtype=torch.bool)
     if size <= 0:
@@ -208,12 +202,10 @@ def top(score: Tensor, size: int) -> Tensor:
 
 
 def set_data(tensor: Tensor, content: Tensor) -> None:
-    """Give a tensor other data, of another length; it stays the same object.
-
-    Autograd keeps the node that accumulates a leaf's gradient, and the shape in it, as long as any graph lives that has
-    used the leaf: in the usual training loop that of the last loss. The next backward would then find a gradient of the
-    wrong shape. A change of dtype in between makes autograd drop the node.
-    """
+    """Give a tensor other data, of another length; it stays the same object."""
+    # Autograd keeps the node that accumulates a leaf's gradient, and the shape in it, as long as any graph lives that
+    # has used the leaf: in the usual training loop that of the last loss. The next backward would then find a gradient
+    # of the wrong shape. A change of dtype in between makes autograd drop the node.
     if tensor.is_floating_point():
         tensor.data = content.to(torch.float32 if tensor.dtype == torch.float64 else torch.float64)
     tensor.data = content

@@ -13,14 +13,7 @@ from linnet.core.dense import dense
 from linnet.core.frozen import held
 from linnet.sparse.being import SparseBeing
 from linnet.sparse.connectivity import STRUCTURE, SparseMap
-from linnet.sparse.csr import (
-    among,
-    csr_tensor,
-    entries_at,
-    largest,
-    nonzeros,
-    rows_of,
-)
+from linnet.sparse.csr import among, csr_tensor, entries_at, largest, nonzeros, rows_of
 from linnet.sparse.dynamic.rules import RigL, Rule
 from linnet.sparse.kernels.choice import Kernel, Operation, choose_kernel
 from linnet.sparse.kernels.ops import affine, product
@@ -180,16 +173,9 @@ class SparseLinear(SparseMap):
     def _frozen_is_dense(self, samples: int = 1) -> bool:
         """Whether :func:`linnet.frozen` takes the product with a dense copy; with few samples it does so earliest."""
         values = self.values
-        choice = choose_kernel(
-            Operation.FROZEN_PRODUCT,
-            rows=self.out_features,
-            columns=self.in_features,
-            nnz=values.shape[-1],
-            batch=samples,
-            maps=self.beings or 1,
-            device=values.device.type,
-            dtype=values.dtype,
-        )
+        sizes = (self.out_features, self.in_features, values.shape[-1], samples)
+        device, maps = values.device.type, self.beings or 1
+        choice = choose_kernel(Operation.FROZEN_PRODUCT, *sizes, maps=maps, device=device, dtype=values.dtype)
         return choice.kernel is Kernel.DENSE
 
     def forward(self, input: Tensor) -> Tensor:

@@ -113,11 +113,9 @@ def small_world(
 
 
 def _threepaths(row: Tensor, col: Tensor, out_features: int, in_features: int) -> tuple[Tensor, int]:
-    """How many paths of three have each connection as their middle, and how many there are in all: L₃.
-
-    j' – i – j – i' around the connection (i, j): one of the kᵢ − 1 other inputs of i, and of the kⱼ − 1 other outputs
-    of j. So L₃ = Σ (kᵢ − 1)(kⱼ − 1) over the connections.
-    """
+    """How many paths of three have each connection as their middle, and how many there are in all: L₃."""
+    # j' – i – j – i' around the connection (i, j): one of the kᵢ − 1 other inputs of i, and of the kⱼ − 1 other outputs
+    # of j. So L₃ = Σ (kᵢ − 1)(kⱼ − 1) over the connections.
     ends = (torch.bincount(row, minlength=out_features)[row] - 1) * (
         torch.bincount(col, minlength=in_features)[col] - 1
     )
@@ -127,10 +125,8 @@ def _threepaths(row: Tensor, col: Tensor, out_features: int, in_features: int) -
 def _clustering(
     row: Tensor, col: Tensor, out_features: int, in_features: int, paths: int, generator: torch.Generator | None
 ) -> float:
-    """The share of paths j' – i – j – i' whose ends j' and i' are connected.
-
-    This is 4 C₄ / L₃: a cycle of four connections contains four paths of three, one without each of them.
-    """
+    """The share of paths j' – i – j – i' whose ends j' and i' are connected."""
+    # This is 4 C₄ / L₃: a cycle of four connections contains four paths of three, one without each of them.
     ends, total = _threepaths(row, col, out_features, in_features)
     if not total:
         return 0.0
@@ -165,11 +161,9 @@ def _clustering(
 def _path_length(
     row: Tensor, col: Tensor, out_features: int, in_features: int, sources: int, generator: torch.Generator | None
 ) -> float:
-    """Mean distance from some units to all that can be reached from them, by breadth-first search.
-
-    Inputs and outputs are the units of one undirected graph, in CSR form; each round visits all neighbours of the front
-    at once.
-    """
+    """Mean distance from some units to all that can be reached from them, by breadth-first search."""
+    # Inputs and outputs are the units of one undirected graph, in CSR form; each round visits all neighbours of the
+    # front at once.
     units = out_features + in_features
     a, b = torch.cat([row, col + out_features]), torch.cat([col + out_features, row])  # both directions
     a, order = a.sort(stable=True)
@@ -197,12 +191,10 @@ def _path_length(
 
 
 def _shuffled(row: Tensor, col: Tensor, in_features: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """A random graph with the same degrees (configuration model).
-
-    A permutation of the inputs over the connections keeps both degrees, and may connect a pair twice. Such a connection
-    swaps its input with that of a random other one, which keeps the degrees too (S. Maslov, K. Sneppen, 2002). Where
-    the graph is so dense that swaps do not end, the repetitions that are left are dropped.
-    """
+    """A random graph with the same degrees (configuration model)."""
+    # A permutation of the inputs over the connections keeps both degrees, and may connect a pair twice. Such a
+    # connection swaps its input with that of a random other one, which keeps the degrees too (S. Maslov, K. Sneppen,
+    # 2002). Where the graph is so dense that swaps do not end, the repetitions that are left are dropped.
     col = col[torch.randperm(col.shape[0], generator=generator)]
     for _ in range(200):
         cells = row * in_features + col

@@ -52,11 +52,9 @@ class Gradient:
             self.pairs = []
 
     def steepest(self, being: int, nnz: int, k: int, besides: Tensor) -> Tensor:
-        """The k cells with the largest |dL/dW| that are not in ``besides``, rising; equal ones by rising index.
-
-        Some rows of dL/dW at a time, O(nnz) entries: the k best of the rows so far are merged with those of the next
-        rows, of which only entries above the least of the k best can still be among them.
-        """
+        """The k cells with the largest |dL/dW| that are not in ``besides``, rising; equal ones by rising index."""
+        # Some rows of dL/dW at a time, O(nnz) entries: the k best of the rows so far are merged with those of the next
+        # rows, of which only entries above the least of the k best can still be among them.
         piece = max(1, min(self.max_size, max(PIECE, nnz)) // self.in_features)  # rows at a time
         best: list[Tensor] = []  # cells and scores
         for start in range(0, self.out_features, piece):

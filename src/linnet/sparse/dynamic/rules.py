@@ -88,11 +88,9 @@ class Rule(ABC):
 
 
 def cells_elsewhere(total: int, size: int, taken: Tensor, generator: torch.Generator) -> Tensor:
-    """``size`` different cells of 0..total-1 that are not in ``taken``, which rises; every set of them equally likely.
-
-    They rise, and are drawn in O(size + taken) on the CPU: by rank among the free cells, of which f(i) = taken_i − i
-    lie below the i-th taken one. The free cell of rank r is r + #{i : f(i) ≤ r}, counted by binary search, as f rises.
-    """
+    """``size`` different cells of 0..total-1, rising, none in ``taken``, which rises; every set is equally likely."""
+    # Drawn in O(size + taken) on the CPU, by rank among the free cells, of which f(i) = taken_i − i lie below the i-th
+    # taken one. The free cell of rank r is r + #{i : f(i) ≤ r}; f rises, so that a binary search counts.
     rank = draw_cells(total - taken.shape[0], size, generator).to(taken.device)
     free_before = taken - torch.arange(taken.shape[0], device=taken.device)
     return rank + torch.searchsorted(free_before, rank, right=True)

@@ -42,10 +42,8 @@ class Move:
 
 
 def wanted_cells(layer: Rewirable, rule: Rule, step: int, gradient: Gradient) -> Tensor:
-    """The cells that a rule wants connected, ([beings,] nnz); nothing is changed.
-
-    The generator of a map is seeded by its seed and the step, so that a resumed run, and every process, draws the same.
-    """
+    """The cells that a rule wants connected, ([beings,] nnz); nothing is changed."""
+    # A map's generator is seeded by its seed and the step: a resumed run, and every process, draws the same.
     maps, total = layer.beings or 1, layer.in_features * layer.out_features
     single = torch.promote_types(layer.values.dtype, torch.float32)
     cells, values = (tensor.reshape(maps, -1) for tensor in (layer.cells(), layer.values.detach().to(single)))
@@ -143,22 +141,18 @@ def _is_per_connection(name: str, value: Any, shape: torch.Size) -> bool:
 
 
 def digest(cells: Tensor) -> Tensor:
-    """A hash of cells in their order, (1,) int64: Σ_k (k + 1) · φ · (c_k ⊕ ⌊c_k / 2⁷⌋) mod 2⁶⁴.
-
-    The factor of each place makes the order count. φ is 2⁶⁴ over the golden ratio, without its highest bit so that it
-    fits into int64: it spreads neighbouring cells over all bits, and differences in several places hardly ever cancel
-    (D. Knuth, The art of computer programming 3, section 6.4).
-    """
+    """A hash of cells in their order, (1,) int64: Σ_k (k + 1) · φ · (c_k ⊕ ⌊c_k / 2⁷⌋) mod 2⁶⁴."""
+    # The factor of each place makes the order count. φ is 2⁶⁴ over the golden ratio, without its highest bit so that it
+    # fits into int64: it spreads neighbouring cells over all bits, and differences in several places hardly ever cancel
+    # (D. Knuth, The art of computer programming 3, section 6.4).
     flat = cells.reshape(-1)
     factor = torch.arange(1, flat.numel() + 1, device=flat.device) * 0x1E3779B97F4A7C15
     return ((flat ^ (flat >> 7)) * factor).sum().reshape(1)
 
 
 def check_same(cells: Tensor, group: Any) -> None:
-    """Raise RuntimeError unless all processes of the group have the same cells: they compare a hash.
-
-    All are equal iff the smallest is the largest, which two reductions of one number tell to everybody.
-    """
+    """Raise RuntimeError unless all processes of the group have the same cells: they compare a hash."""
+    # All are equal iff the smallest is the largest, which two reductions of one number tell to everybody.
     low = digest(cells)
     high = low.clone()
     dist.all_reduce(low, op=dist.ReduceOp.MIN, group=group)

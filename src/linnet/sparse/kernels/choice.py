@@ -58,11 +58,11 @@ NOTHING, DENSE, VECTOR = Choice(Kernel.NOTHING, 0), Choice(Kernel.DENSE, 0), Cho
 
 def choose_kernel(
     operation: Operation,
-    *,
     rows: int,
     columns: int,
     nnz: int,
     batch: int,
+    *,
     maps: int = 1,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -81,11 +81,10 @@ def choose_kernel(
         capability: the vector instructions of the CPU.
 
     Example:
-        >>> sizes = {"rows": 1024, "columns": 1024, "nnz": 100_000}
-        >>> choice = choose_kernel(Operation.PRODUCT, **sizes, batch=64, capability="AVX2")
+        >>> choice = choose_kernel(Operation.PRODUCT, 1024, 1024, 100_000, batch=64, capability="AVX2")
         >>> choice.kernel.name, choice.samples
         ('EMBEDDING_BAG', 64)
-        >>> choose_kernel(Operation.PRODUCT, **sizes, batch=1).kernel.name
+        >>> choose_kernel(Operation.PRODUCT, 1024, 1024, 100_000, batch=1).kernel.name
         'CSR_VECTOR'
     """
     if batch == 0:
@@ -113,11 +112,9 @@ def choose_kernel(
 
 
 def samples_at_a_time(nnz: int, units: int, best: int) -> int:
-    """How many samples a product takes at a time: ``best``, or more where a product is little more than a call.
-
-    With nnz connections a sample costs nnz multiplications; 2²¹ of them outweigh the call. Above 2²² numbers of input
-    or output it is fewer, so that memory stays small; always a multiple of 8, for which the kernels are fast.
-    """
+    """How many samples a product takes at a time: ``best``, or more where a product is little more than a call."""
+    # With nnz connections a sample costs nnz multiplications; 2²¹ of them outweigh the call. Above 2²² numbers of input
+    # or output it is fewer, so that memory stays small; always a multiple of 8, for which the kernels are fast.
     wanted = max(best, min(256, 2**21 // max(nnz, 1)))
     return max(min(wanted, 2**22 // units) // 8 * 8, 8)
 

@@ -21,11 +21,9 @@ KEPT = 2**20
 
 
 def widths(batch: int, samples: int) -> Iterator[tuple[int, int]]:
-    """Pieces of a batch, where each starts and its width: multiples of 8, for which torch's products are fast.
-
-    The pieces are equally wide up to 8, at most ``samples``, since a narrow last one would cost a whole call. What is
-    left of the batch is a last piece of 8 columns that are filled up with zeros. One sample stays alone.
-    """
+    """Pieces of a batch, where each starts and its width: multiples of 8, for which torch's products are fast."""
+    # The pieces are equally wide up to 8, at most ``samples``, since a narrow last one would cost a whole call. What is
+    # left of the batch is a last piece of 8 columns that are filled up with zeros. One sample stays alone.
     if samples == 1:
         yield from ((start, 1) for start in range(batch))
         return
@@ -79,10 +77,8 @@ class Columns:
 
     @staticmethod
     def keep(part: Tensor) -> Tensor | None:
-        """Memory for all samples of one map, (batch, n), so that a backward pass need not transpose them again.
-
-        None where they are many: then to transpose them twice costs less than to hold them twice.
-        """
+        """Memory for all samples of one map, (batch, n), so that backward need not transpose them; None if large."""
+        # Many samples are transposed twice instead of held twice.
         batch, n = part.shape
         return part.new_empty(n * (batch + -batch % 8)) if part.numel() <= KEPT else None
 

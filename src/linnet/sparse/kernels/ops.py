@@ -23,14 +23,7 @@ import torch
 from torch import Tensor
 
 from linnet.sparse.kernels.layout import Columns
-from linnet.sparse.kernels.products import (
-    Matrix,
-    add_sampled,
-    multiply,
-    multiply_and_add_sampled,
-    multiply_one,
-    sample,
-)
+from linnet.sparse.kernels.products import Matrix, add_sampled, multiply, multiply_and_add_sampled, multiply_one, sample
 
 __all__ = ["OBSERVERS", "affine", "product", "sparse_mm", "sparse_mm_t", "sparse_sampled_mm"]
 
@@ -210,10 +203,8 @@ def affine(x: Tensor, values: Tensor, bias: Tensor | None, structure: Sequence[T
 
 
 def _more_samples(operator: Operator) -> Callable[..., tuple[Tensor, int]]:
-    """The batching rule of a product: inputs alone become more samples; everything else becomes more maps.
-
-    Where only x has the new axis, W is the same for all of it, and its entries are read once for v · batch samples.
-    """
+    """The batching rule of a product: inputs alone become more samples; everything else becomes more maps."""
+    # Where only x has the new axis, W is the same for all of it, and its entries are read once for v · batch samples.
     more_maps = _more_maps(operator)
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Tensor) -> tuple[Tensor, int]:
@@ -228,11 +219,9 @@ def _more_samples(operator: Operator) -> Callable[..., tuple[Tensor, int]]:
 
 
 def _more_maps(operator: Operator) -> Callable[..., tuple[Tensor, int]]:
-    """The batching rule by which the new axis, v, and that of the maps become one: v · maps maps.
-
-    What lacks the new axis is expanded, which costs no memory until it is flattened. The structure stays one for all
-    if it was, and has no new axis; else each of the v · maps maps gets a copy of its own.
-    """
+    """The batching rule by which the new axis, v, and that of the maps become one: v · maps maps."""
+    # What lacks the new axis is expanded, which costs no memory until it is flattened. The structure stays one for all
+    # if it was, and has no new axis; else each of the v · maps maps gets a copy of its own.
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Tensor) -> tuple[Tensor, int]:
         v = info.batch_size

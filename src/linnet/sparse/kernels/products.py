@@ -38,13 +38,7 @@ class Matrix(NamedTuple):
         """How a product with so many samples is computed."""
         crow, _, values, columns = self
         return choose_kernel(
-            operation,
-            rows=crow.shape[0] - 1,
-            columns=columns,
-            nnz=values.shape[0],
-            batch=batch,
-            device=values.device.type,
-            dtype=values.dtype,
+            operation, crow.shape[0] - 1, columns, values.shape[0], batch, device=values.device.type, dtype=values.dtype
         )
 
 
@@ -66,11 +60,9 @@ def column_product(matrix: Matrix, kernel: Kernel, width: int) -> Callable[[Tens
 
 
 def blocks(values: Tensor, crow: Tensor, col: Tensor, columns: int) -> Iterator[tuple[slice, Matrix]]:
-    """The maps as block-diagonal matrices on the storage of ``values``: each with the slice of maps that it holds.
-
-    With W = diag(W₁, …, W_k) one product computes those of k maps, whose samples lie below each other as columns. Maps
-    that are worth a call of their own stay alone. Row pointers of map b are raised by b · nnz, columns by b · columns.
-    """
+    """The maps as block-diagonal matrices on the storage of ``values``: each with the slice of maps that it holds."""
+    # With W = diag(W₁, …, W_k) one product computes those of k maps, whose samples lie below each other as columns: row
+    # pointers of map b are raised by b · nnz, columns by b · columns. Maps that are worth a call each stay alone.
     maps, nnz = values.shape
     size = maps_at_a_time(crow.shape[-1] - 1, columns, nnz)
     for start in range(0, maps, size):

@@ -86,11 +86,9 @@ class SmallWorld:
         return torch.minimum(offset, long - offset) if self.ring else offset.abs()
 
     def _expected(self, distance: Tensor, size: Tensor, total: int) -> Tensor:
-        """The expected number of connections in each class, of ``size`` pairs at this distance; together ``total``.
-
-        Σ_d size_d · P(d) falls with λ and rises with c: bisection finds λ for c = 1, or c for a given λ. If c = 1 gives
-        too many at every λ (each pair at distance 0 has P = 1), all are scaled down.
-        """
+        """The expected number of connections in each class, of ``size`` pairs at this distance; together ``total``."""
+        # Σ_d size_d · P(d) falls with λ and rises with c: bisection finds λ for c = 1, or c for a given λ. If c = 1
+        # gives too many at every λ (each pair at distance 0 has P = 1), all are scaled down.
         log = (distance.double() + 1).log()
         if self.exponent is None:
             power = _root(lambda x: float((size * torch.exp(-x * log)).sum()) - total, 0.0, 64.0)
@@ -114,11 +112,9 @@ def _root(falling: Callable[[float], float], low: float, high: float) -> float:
 
 
 def _rounded(expected: Tensor, size: Tensor, total: int, generator: torch.Generator | None) -> Tensor:
-    """Whole numbers with these expectations that add up to ``total``, none above its size: systematic sampling.
-
-    With E_i = e_1 + … + e_i and one u ~ U(0, 1), n_i = ⌊E_i + u⌋ − ⌊E_{i−1} + u⌋ is ⌊e_i⌋ or ⌈e_i⌉ and has the mean
-    e_i, and the n_i add up to ⌊E + u⌋ = E (W. G. Madow, L. H. Madow, On the theory of systematic sampling, 1944).
-    """
+    """Whole numbers with these expectations that add up to ``total``, none above its size: systematic sampling."""
+    # With E_i = e_1 + … + e_i and one u ~ U(0, 1), n_i = ⌊E_i + u⌋ − ⌊E_{i−1} + u⌋ is ⌊e_i⌋ or ⌈e_i⌉ and has the mean
+    # e_i, and the n_i add up to ⌊E + u⌋ = E (W. G. Madow, L. H. Madow, On the theory of systematic sampling, 1944).
     ends = expected.clamp_max(size.double()).cumsum(0)
     ends = ends * (total / max(float(ends[-1]), 1e-300))
     start = torch.rand((), generator=generator, dtype=torch.float64, device="cpu")
@@ -150,10 +146,8 @@ def _skipping(
 
 
 def _spread(nnz: int, long: int, short: int, nearest: Tensor) -> Tensor:
-    """Units of the long side, at equal distances, so that their nearest ones are as many as possible: (nnz,).
-
-    With nnz <= short, the first long unit of nnz short ones; else that of every short one, and of the others some.
-    """
+    """Units of the long side, at equal distances, so that their nearest ones are as many as possible: (nnz,)."""
+    # With nnz <= short, the first long unit of nnz short ones; else that of every short one, and of the others some.
     if nnz <= short:
         unit = torch.arange(nnz, device="cpu") * short // nnz
         return torch.searchsorted(nearest, unit)

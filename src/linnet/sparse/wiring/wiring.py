@@ -60,11 +60,9 @@ def draw_in_groups(sizes: Tensor, wanted: Tensor, generator: torch.Generator | N
 
 
 def draw_cells(total: int, size: int, generator: torch.Generator | None = None) -> Tensor:
-    """``size`` different cells of 0..total-1, rising, every set of them equally likely: (size,), in O(size).
-
-    A few more are drawn than wanted, and a random few of those are taken out again. No step distinguishes one cell from
-    another, so by symmetry all sets of a size are equally likely, whatever the number that was drawn.
-    """
+    """``size`` different cells of 0..total-1, rising, every set of them equally likely: (size,), in O(size)."""
+    # A few more are drawn than wanted, and a random few of those are taken out again. No step distinguishes one cell
+    # from another, so by symmetry all sets of a size are equally likely, whatever the number that was drawn.
     if total <= 2**12:
         return torch.randperm(total, generator=generator, device="cpu")[:size].sort().values
     margin = 5 * math.sqrt(size) + 10  # that five standard deviations do not suffice is left to the loop
@@ -86,11 +84,9 @@ def draw_cells(total: int, size: int, generator: torch.Generator | None = None) 
 
 
 def revive(unit: Tensor, units: int, generator: torch.Generator | None = None) -> Tensor:
-    """The unit of each connection, (nnz,) -> the same, with dead units having taken over connections of others.
-
-    A dead unit has no connection. Each takes one over from a unit that has several, as long as there is any; which
-    connection is random, and every unit keeps one.
-    """
+    """The unit of each connection, (nnz,) -> the same, with dead units having taken over connections of others."""
+    # A dead unit has no connection. Each takes one over from a unit that has several, as long as there is any; which
+    # connection is random, and every unit keeps one.
     dead = (torch.bincount(unit, minlength=units) == 0).nonzero().squeeze(1)
     if not dead.numel():
         return unit
