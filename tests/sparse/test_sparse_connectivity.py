@@ -16,7 +16,7 @@ from torch import Tensor
 from linnet.sparse import RigL, SmallWorld, SparseLinear, Uniform
 from linnet.sparse.connectivity import STRUCTURE, SparseMap
 from linnet.sparse.wiring.wiring import draw_cells, revive
-from support.sparse import COL, PAIRS, ROW, mask_of
+from support.sparse_layers import COL, PAIRS, ROW, mask_of
 
 # ---------------------------------------------------------------------- where the connections are
 

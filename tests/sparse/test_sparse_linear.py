@@ -14,7 +14,7 @@ from linnet.sparse import SparseLinear
 from linnet.sparse.connectivity import STRUCTURE
 from linnet.sparse.kernels import choice
 from linnet.sparse.kernels.ops import sparse_mm, sparse_mm_t, sparse_sampled_mm
-from support.sparse import PAIRS, check_gradients, mask_of, matrix
+from support.sparse_layers import PAIRS, check_gradients, mask_of, matrix
 
 # ---------------------------------------------------------------------- numbers
 

@@ -26,7 +26,7 @@ from linnet.testing import (
     check_seeds,
     check_state_dict,
 )
-from support.sparse import PAIRS, check_gradients, matrix
+from support.sparse_layers import PAIRS, check_gradients, matrix
 
 # ---------------------------------------------------------------------- state
 

@@ -91,7 +91,7 @@ def multiply_into(
     inputs, outputs = Columns(x, samples, LEFT, kept), Columns(y, samples, RESULT)
     product = column_product(matrix, choice.kernel, min(samples, batch + 7))
     for start, width in widths(batch, samples):
-        outputs.write(start, product(inputs.read(start, width)))
+        outputs.write(start, product(inputs.read(start, width)))  # written at once: the next product has its memory
 
 
 def multiply_one(matrix: Matrix, x: Tensor, choice: Choice, kept: Tensor | None = None) -> Tensor:
