@@ -282,7 +282,7 @@ WRONG = [
     (lambda: KWinners(10, beta=-1), "beta must be a finite number"),
     (lambda: KWinners(10, beta=math.inf), "beta must be a finite number"),
     (lambda: KWinners(10, scope="all"), "scope must be 'local' or 'global'"),
-    (lambda: KWinners(10, beings=2, dim=1), "lie along the last axis"),
+    (lambda: KWinners(10, beings=2, dim=1), "A population needs dim=-1"),
     (lambda: KWinners(10)(torch.tensor(1.0)), "must have an axis"),
     (lambda: KWinners(10)(torch.randn(3, 9)), "must have num_features=10 units"),
     (lambda: KWinners(10, dim=1)(torch.randn(3, 9, 10)), "units at axis 1"),

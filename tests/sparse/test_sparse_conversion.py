@@ -1,4 +1,4 @@
-"""Ways in and out of the sparse layer: populations with wirings of their own, sparsify, dense and CSR, ONNX, frozen."""
+"""Conversion of the sparse layer: populations with wirings of their own, sparsify, dense and CSR, ONNX, frozen."""
 
 from typing import Any
 
@@ -81,13 +81,13 @@ def test_connections_given_for_each_being() -> None:
     assert both.apart and torch.equal(both.to_dense() != 0, masks[[0, 0]])
     masks[0, 0, 0] = True
     for wrong, beings, message in (
-        (masks, 2, "must have as many connections, got "),
-        (pairs, 3, "must have 3 of them"),
-        (pairs, None, "must have None of them"),
+        (masks, 2, "must have equally many connections, got "),
+        (pairs, 3, r"needs a population of as many beings, got \(2, 2, 3\) for beings=3"),
+        (pairs, None, r"needs a population of as many beings, got \(2, 2, 3\) for beings=None"),
     ):
         with pytest.raises(ValueError, match=message):
             SparseLinear(7, 5, connectivity=wrong, beings=beings)
-    with pytest.raises(ValueError, match="given"):
+    with pytest.raises(ValueError, match="all beings keep, got connections for each being"):
         SparseLinear(7, 5, connectivity=pairs, beings=2, shared=True)
 
 
@@ -159,11 +159,11 @@ def test_small_world_is_short_for_the_wiring() -> None:
 
 
 def test_nothing_is_left_of_a_layer_that_is_refused() -> None:
-    before = len(list(linnet.sparse.dynamic.optimizer_hooks._ATTENDANTS))
+    before = len(list(linnet.sparse.dynamic.optimizer_hooks._REGISTERED))
     for options in ({"sparsity": 2}, {"connectivity": torch.ones(3)}, {"dynamic": True, "deltaT": -1}):
         with pytest.raises(ValueError):
             SparseLinear(7, 5, **options)
-    assert len(list(linnet.sparse.dynamic.optimizer_hooks._ATTENDANTS)) == before
+    assert len(list(linnet.sparse.dynamic.optimizer_hooks._REGISTERED)) == before
 
 
 def test_weights_that_are_not_finite_are_refused() -> None:
@@ -306,7 +306,7 @@ def test_sparsify_by_pattern_and_uniformly() -> None:
     assert [swap.layer.nnz for swap in swaps] == [2048, 3072] and isinstance(model[4], nn.Linear)
 
 
-def test_sparsify_with_a_wiring_draws_anew_and_with_a_rule_moves() -> None:
+def test_sparsify_with_a_wiring_draws_anew_and_with_a_rule_rewires() -> None:
     model = net()
     before = model[0].weight.detach().clone()
     swaps = sparsify(model, 0.9, wiring=SmallWorld(), rewiring=RigL(every=1))

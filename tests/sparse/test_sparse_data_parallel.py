@@ -1,4 +1,4 @@
-"""Connections that move under DistributedDataParallel: two processes decide as one with the whole batch does."""
+"""Dynamic sparse training under DistributedDataParallel: two processes decide as one with the whole batch does."""
 
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,7 @@ def test_processes_that_differ_are_told(found: list[dict[str, Any]]) -> None:
 
 
 def test_pruning_is_refused(found: list[dict[str, Any]]) -> None:
-    assert all("as many connections always" in one["pruned"] for one in found)
+    assert all("needs a rule that keeps the number of connections" in one["pruned"] for one in found)
 
 
 def test_share_wiring_needs_processes() -> None:

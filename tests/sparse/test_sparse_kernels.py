@@ -9,7 +9,7 @@ from torch import Tensor
 
 from linnet import SparseLinear
 from linnet.sparse.kernels import ops as kernels
-from linnet.sparse.kernels.layout import samples_at_a_time, widths, workspace
+from linnet.sparse.kernels.layout import widths, workspace
 from linnet.sparse.kernels.ops import affine, product
 
 BUFFERS = ("crow", "col", "ccol", "row", "perm")
@@ -103,14 +103,6 @@ def test_the_pieces_of_a_batch(batch: int, step: int) -> None:
     assert covered == batch
 
 
-@pytest.mark.parametrize("nnz", [1, 10**3, 10**5, 10**7, 10**9])
-@pytest.mark.parametrize("units", [1, 10**3, 10**5, 10**6, 10**8])
-def test_samples_at_a_time(nnz: int, units: int) -> None:
-    for best in (16, 64):
-        step = samples_at_a_time(nnz, units, best)
-        assert step % 8 == 0 and step >= 8 and (step == 8 or step * units <= 2**22)
-
-
 def test_the_operators_compute_half_precision_in_single_under_autocast() -> None:
     layer = SparseLinear(20, 30, sparsity=0.8)
     x = torch.randn(1, 9, 20)
@@ -150,7 +142,7 @@ def test_memory_that_is_kept_serves_every_mode() -> None:
 
 def test_whoever_watches_sees_inputs_and_gradients() -> None:
     layer, seen = SparseLinear(20, 30, sparsity=0.8), []
-    kernels.WATCHED[layer.col.data_ptr()] = lambda g, x: seen.append((g, x))
+    kernels.OBSERVERS[layer.col.data_ptr()] = lambda g, x: seen.append((g, x))
     try:
         x = torch.randn(5, 20)
         y = layer(x)
@@ -158,7 +150,7 @@ def test_whoever_watches_sees_inputs_and_gradients() -> None:
         y.backward(g)
         torch.autograd.grad(product(layer.values[None], x[None], *pieces(layer)), layer.values, g[None])
     finally:
-        del kernels.WATCHED[layer.col.data_ptr()]
+        del kernels.OBSERVERS[layer.col.data_ptr()]
     assert len(seen) == 2
     for found in seen:
         assert torch.equal(found[0], g[None]) and torch.equal(found[1], x[None])

@@ -2,230 +2,19 @@
 
 import copy
 import math
-import pickle
-import subprocess
 import sys
-import threading
-from collections.abc import Callable
 
 import numpy as np
 import pytest
-import scipy.sparse
-import scipy.stats
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, stack_module_state, vmap
 
-from linnet.sparse import SparseLinear, Uniform
-from linnet.sparse.kernels import ops as kernels
+from linnet.sparse import SparseLinear
+from linnet.sparse.connectivity import STRUCTURE
+from linnet.sparse.kernels import choice
 from linnet.sparse.kernels.ops import sparse_mm, sparse_mm_t, sparse_sampled_mm
-from linnet.sparse.wiring.wiring import draw_cells, revive
-from linnet.testing import (
-    Case,
-    check_assign,
-    check_constructor,
-    check_copy,
-    check_forward,
-    check_linear_doors,
-    check_meta,
-    check_safetensors,
-    check_seeds,
-    check_state_dict,
-)
-
-ROW = [0, 2, 1, 2, 0, 4, 3, 4]
-COL = [1, 0, 2, 2, 6, 5, 3, 0]
-PAIRS = torch.tensor([ROW, COL])  # of a map 7 -> 5
-BUFFERS = ("crow", "col", "ccol", "row", "perm")
-
-
-def matrix(layer: SparseLinear, values: Tensor | None = None) -> np.ndarray:
-    """W from crow, col and values alone, by a loop: ([beings,] out, in)."""
-    v = (layer.values if values is None else values).detach().double().numpy()
-    w = np.zeros((*layer.leading, layer.out_features, layer.in_features))
-    for i in range(layer.out_features):
-        for k in range(int(layer.crow[i]), int(layer.crow[i + 1])):
-            w[..., i, int(layer.col[k])] += v[..., k]
-    return w
-
-
-def check_gradients(layer: SparseLinear, batch: int) -> None:
-    """Output and all gradients of a float64 layer against the dense formulas."""
-    w, r, c = matrix(layer), *layer.indices.numpy()
-    x = torch.randn(batch, *layer.leading, layer.in_features, dtype=torch.float64, requires_grad=True)
-    y = layer(x)
-    g = torch.randn_like(y)
-    gradients = torch.autograd.grad(y, [x, layer.values, layer.bias], g)
-    a, b = x.detach().numpy(), g.numpy()
-    lead = "p" if layer.beings else ""
-    np.testing.assert_allclose(
-        y.detach(), np.einsum(f"k{lead}i,{lead}oi->k{lead}o", a, w) + layer.bias.detach().numpy()
-    )
-    np.testing.assert_allclose(gradients[0], np.einsum(f"k{lead}o,{lead}oi->k{lead}i", b, w), atol=1e-12)
-    full = np.einsum(f"k{lead}o,k{lead}i->{lead}oi", b, a)
-    np.testing.assert_allclose(gradients[1], full[..., r, c], atol=1e-12)
-    np.testing.assert_allclose(gradients[2], b.sum(0), atol=1e-12)
-
-
-# ---------------------------------------------------------------------- where the connections are
-
-sizes = st.integers(1, 40)
-
-
-@given(sizes, sizes, st.floats(0, 0.999), st.integers(0, 2**32))
-@settings(max_examples=60, deadline=None)
-def test_exact_count_and_no_dead_unit(n: int, m: int, sparsity: float, seed: int) -> None:
-    nnz = round((1 - sparsity) * n * m)
-    if nnz == 0:
-        with pytest.raises(ValueError, match="must have a connection"):
-            SparseLinear(n, m, sparsity=sparsity)
-        return
-    torch.manual_seed(seed)
-    layer = SparseLinear(n, m, sparsity=sparsity)
-    pairs = {(int(r), int(c)) for r, c in layer.indices.T}
-    assert len(pairs) == nnz == layer.nnz == layer.values.numel()
-    assert {r for r, _ in pairs} <= set(range(m)) and {c for _, c in pairs} <= set(range(n))
-    assert len({r for r, _ in pairs}) == min(m, nnz) and len({c for _, c in pairs}) == min(n, nnz)
-    assert list(layer.indices.T.tolist()) == sorted(map(list, pairs))
-
-
-@pytest.mark.parametrize(("total", "size"), [(90, 30), (5000, 400), (5000, 2000), (5000, 4990)])
-def test_cells_are_drawn_uniformly(total: int, size: int) -> None:
-    generator, rounds = torch.Generator().manual_seed(0), 200
-    counts, joint = np.zeros(total), 0
-    for _ in range(rounds):
-        cells = draw_cells(total, size, generator)
-        assert cells.shape == (size,) and bool((cells.diff() > 0).all())
-        counts[cells] += 1
-        joint += int((cells < 2).sum()) == 2
-    p = size / total
-    statistic = ((counts - rounds * p) ** 2).sum() / (rounds * p * (1 - p)) * (total - 1) / total
-    assert 1e-4 < scipy.stats.chi2.sf(statistic, total - 1) < 1 - 1e-4
-    both = size * (size - 1) / (total * (total - 1))
-    assert abs(joint - rounds * both) < 5 * math.sqrt(rounds * both * (1 - both)) + 1
-
-
-def test_cells_of_a_huge_table_are_uniform() -> None:
-    n, size = 100_000, 200_000
-    cells = draw_cells(n * n, size, torch.Generator().manual_seed(1)).numpy()
-    for unit in (cells // n, cells % n):
-        counts = np.bincount(unit // 1000, minlength=100)
-        assert 1e-4 < scipy.stats.chisquare(counts).pvalue
-    assert 1e-4 < scipy.stats.chisquare(np.bincount(cells % 7)).pvalue
-
-
-def test_uniform_moves_only_what_dead_units_take_over() -> None:
-    n, nnz = 1000, 1000  # here a third of all units would be dead
-    cells = draw_cells(n * n, nnz, torch.Generator().manual_seed(3))
-    row, col = Uniform()(n, n, nnz, torch.Generator().manual_seed(3))
-    assert torch.bincount(row, minlength=n).eq(1).all() and torch.bincount(col, minlength=n).eq(1).all()
-    for unit, first in ((row, cells // n), (col, cells % n)):
-        assert (unit != first).sum() == n - first.unique().numel() > 300
-    alive = torch.tensor([0, 1, 1, 2])
-    assert revive(alive, 3) is alive
-
-
-def test_revived_units_take_from_random_owners() -> None:
-    taken = np.zeros(6)
-    for seed in range(3000):
-        moved = revive(torch.tensor([0, 0, 0, 0, 1, 2]), 4, torch.Generator().manual_seed(seed))
-        assert sorted(moved.unique().tolist()) == [0, 1, 2, 3]
-        taken += (moved == 3).numpy()
-    assert taken[4:].sum() == 0 and scipy.stats.chisquare(taken[:4]).pvalue > 1e-4
-
-
-def test_topology_does_not_depend_on_threads() -> None:
-    drawn = []
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            layer = SparseLinear(700, 900, sparsity=0.8)
-            layer.reset_parameters(seeds=4)
-            drawn.append([layer.values.detach(), *(layer.get_buffer(name) for name in BUFFERS)])
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(a, b) for a, b in zip(*drawn, strict=True))
-
-
-def mask_of(pairs: Tensor) -> Tensor:
-    mask = torch.zeros(5, 7, dtype=torch.bool)
-    mask[tuple(pairs)] = True
-    return mask
-
-
-def coo(pairs: Tensor) -> Tensor:
-    return torch.sparse_coo_tensor(pairs, torch.randn(pairs.shape[1]), (5, 7), check_invariants=False)
-
-
-FORMS = {
-    "pairs": lambda: PAIRS,
-    "shuffled": lambda: PAIRS[:, torch.randperm(8)],
-    "int32": lambda: PAIRS.int(),
-    "mask": lambda: mask_of(PAIRS),
-    "coo": lambda: coo(PAIRS),
-    "uncoalesced": lambda: coo(torch.cat([PAIRS, PAIRS], 1)),
-    "csr": lambda: coo(PAIRS).to_sparse_csr(),
-    "scipy": lambda: scipy.sparse.csr_array((np.ones(8), (ROW, COL)), shape=(5, 7)),
-    "scipy coo": lambda: scipy.sparse.coo_matrix((np.zeros(8), (ROW, COL)), shape=(5, 7)),
-    "rule": lambda: lambda out, n, nnz, generator: PAIRS,
-}
-
-
-@pytest.mark.filterwarnings("ignore:Sparse (CSR|invariant)")
-@pytest.mark.parametrize("form", FORMS)
-def test_given_connectivity_in_every_form(form: str) -> None:
-    connectivity = FORMS[form]()
-    torch.manual_seed(0)
-    expected = SparseLinear(7, 5, connectivity=PAIRS)
-    torch.manual_seed(0)
-    layer = SparseLinear(7, 5, connectivity=connectivity, sparsity=1 - 8 / 35 if form == "rule" else 0.9)
-    assert [tuple(pair) for pair in layer.indices.T.tolist()] == sorted(zip(ROW, COL, strict=True))
-    assert layer.sparsity == 1 - 8 / 35
-    if form != "rule":  # a rule draws a seed first
-        x = torch.randn(4, 7)
-        assert torch.equal(layer(x), expected(x))
-        again = SparseLinear(7, 5, **layer.options())
-        assert torch.equal(again.indices, layer.indices)
-    layer.reset_parameters()
-    assert torch.equal(layer.indices, expected.indices)
-
-
-WRONG = {
-    "twice": (torch.tensor([[0, 1, 0], [2, 2, 2]]), ValueError, "given once.*output 0, input 2"),
-    "output out of range": (torch.tensor([[5], [0]]), ValueError, r"output indices must lie in 0\.\.4, got 5"),
-    "input out of range": (torch.tensor([[0], [7]]), ValueError, r"input indices must lie in 0\.\.6, got 7"),
-    "negative": (torch.tensor([[0], [-1]]), ValueError, "got -1"),
-    "none": (torch.empty(2, 0, dtype=torch.long), ValueError, "must have a connection"),
-    "empty mask": (torch.zeros(5, 7, dtype=torch.bool), ValueError, "must have a connection"),
-    "transposed": (PAIRS.T, ValueError, r"\(2, nnz\) LongTensor.*\(8, 2\)"),
-    "one axis": (torch.tensor([1, 2]), ValueError, r"\(2, nnz\) LongTensor"),
-    "floats": (PAIRS.float(), ValueError, "float32"),
-    "bytes": (PAIRS.byte(), ValueError, "uint8"),
-    "mask of a wrong shape": (torch.ones(7, 5, dtype=torch.bool), ValueError, r"\(5, 7\), got \(7, 5\)"),
-    "sparse of a wrong shape": (torch.eye(7).to_sparse(), ValueError, r"got \(7, 7\)"),
-    "half sparse": (torch.ones(5, 7).to_sparse(1), ValueError, "sparse in both axes"),
-    "scipy of a wrong shape": (scipy.sparse.eye_array(5), ValueError, r"got \(5, 5\)"),
-    "a list": ([[0], [1]], TypeError, "connectivity must be None"),
-    "a class": (Uniform, TypeError, r"such as Uniform\(\)"),
-    "a rule that places too few": (lambda *_: PAIRS[:, :1], ValueError, "must place nnz=3"),
-}
-
-
-@pytest.mark.parametrize("name", WRONG)
-def test_wrong_connectivity_is_refused(name: str) -> None:
-    connectivity, error, message = WRONG[name]
-    with pytest.raises(error, match=message):
-        SparseLinear(7, 5, connectivity=connectivity)
-
-
-@pytest.mark.parametrize("sparsity", [1, 1.0, -0.1, float("nan"), 0.99, "0.5"])
-def test_wrong_sparsity_is_refused(sparsity: object) -> None:
-    with pytest.raises((ValueError, TypeError), match=r"sparsity must|must have a connection"):
-        SparseLinear(7, 5, sparsity=sparsity)
-
+from support.sparse_layers import PAIRS, check_gradients, mask_of, matrix
 
 # ---------------------------------------------------------------------- numbers
 
@@ -236,7 +25,7 @@ def test_wrong_sparsity_is_refused(sparsity: object) -> None:
 def test_output_and_gradients(
     monkeypatch: pytest.MonkeyPatch, tile: int, beings: int | None, n: int, m: int, sparsity: float
 ) -> None:
-    monkeypatch.setattr(kernels, "TILE", tile)
+    monkeypatch.setattr(choice, "TILE", tile)
     layer = SparseLinear(n, m, sparsity=sparsity, beings=beings, dtype=torch.float64)
     for batch in (1, 5, 150):
         check_gradients(layer, batch)
@@ -256,7 +45,7 @@ def test_the_oracle_notices_a_planted_fault(name: str) -> None:
 def test_operators(each: bool) -> None:
     layers = [SparseLinear(4, 3, sparsity=0.5, dtype=torch.float64) for _ in range(2)]
     own = layers if each else [layers[0]] * 2  # a structure for each map, or one for all
-    structure = [torch.stack([layer.get_buffer(name) for layer in own]) for name in BUFFERS]
+    structure = [torch.stack([layer.get_buffer(name) for layer in own]) for name in STRUCTURE]
     if not each:
         structure = [tensor[0] for tensor in structure]
     shapes = {"values": (2, 6), "x": (2, 3, 4), "g": (2, 3, 3)}
@@ -374,146 +163,6 @@ def test_values_start_by_the_fan_in_of_each_output() -> None:
     for part, fan_in in ((layer.values[:100], 100), (layer.values[100:], 400)):
         assert 0.9 / math.sqrt(fan_in) < part.abs().max() <= 1 / math.sqrt(fan_in)
     assert torch.equal(layer(torch.randn(4, 400))[:, 2], layer.bias[2].expand(4))
-
-
-# ---------------------------------------------------------------------- state
-
-
-def test_loading_another_topology() -> None:
-    first, second = (SparseLinear(20, 30, sparsity=0.8, dtype=torch.float64) for _ in range(2))
-    assert sorted(first.state_dict()) == ["bias", "col", "crow", "values"]
-    identity = {name: id(tensor) for name, tensor in (*second.named_parameters(), *second.named_buffers())}
-    second.load_state_dict(first.state_dict())
-    assert identity == {name: id(tensor) for name, tensor in (*second.named_parameters(), *second.named_buffers())}
-    np.testing.assert_array_equal(matrix(second), matrix(first))
-    check_gradients(second, 4)
-    third = SparseLinear(20, 30, sparsity=0.8, device="meta", dtype=torch.float64)
-    third.load_state_dict(first.state_dict(), assign=True)
-    check_gradients(third, 4)
-
-
-def test_a_state_that_does_not_fit_changes_nothing() -> None:
-    layer = SparseLinear(20, 30, sparsity=0.8)
-    state, before = layer.state_dict(), copy.deepcopy(layer.state_dict())
-    fewer = SparseLinear(20, 30, sparsity=0.9).state_dict()
-    swapped = state["col"].clone()
-    swapped[:2] = swapped[:2].flip(0)
-    wrong = {
-        "as many connections": fewer,
-        "col must rise within each row": {**state, "col": swapped},
-        r"col must lie in 0\.\.19": {**state, "col": state["col"] + 1},
-        "crow must rise from 0 to nnz=120": {**state, "crow": state["crow"] // 2},
-        "crow must rise from 0": {**state, "crow": state["crow"].flip(0)},
-        "both int32 or both int64": {**state, "col": state["col"].float()},
-    }
-    for message, other in wrong.items():
-        with pytest.raises(RuntimeError, match=message):
-            nn.Sequential(nn.ReLU(), layer).load_state_dict({f"1.{name}": t for name, t in other.items()})
-    with pytest.raises(RuntimeError, match="crow and col must be loaded together"):
-        layer.load_state_dict({"col": state["col"]}, strict=False)
-    assert all(torch.equal(layer.state_dict()[name], tensor) for name, tensor in before.items())
-    layer.load_state_dict({"bias": torch.ones(30)}, strict=False)
-    assert torch.equal(layer.bias, torch.ones(30))
-
-
-def test_seeds() -> None:
-    torch.manual_seed(11)
-    single = SparseLinear(20, 30)
-    layer = SparseLinear(20, 30)
-    assert not torch.equal(layer.col, single.col)
-    layer.reset_parameters(seeds=11)
-    assert all(torch.equal(layer.state_dict()[name], tensor) for name, tensor in single.state_dict().items())
-    check_gradients(copy.deepcopy(layer).double(), 3)
-    population = SparseLinear(20, 30, beings=3)
-    population.reset_parameters(seeds=[11, 12, 13])
-    assert torch.equal(population.col, single.col) and torch.equal(population.values[0], single.values)
-    other = SparseLinear(20, 30, beings=3)
-    other.reset_parameters(seeds=[11, 5, 13])
-    assert torch.equal(other.values[[0, 2]], population.values[[0, 2]])
-    assert not torch.equal(other.values[1], population.values[1])
-
-
-def test_meta_device() -> None:
-    layer = SparseLinear(20, 30, sparsity=0.8, device="meta")
-    layer._apply(lambda tensor: torch.full_like(tensor, 10**9, device="cpu"))  # to_empty, at its worst
-    y = layer(torch.ones(2, 20))  # not drawn yet: any numbers, but no memory beyond the tensors is touched
-    assert y.shape == (2, 30) and not layer.crow.any()
-    layer.reset_parameters()
-    check_gradients(layer.double(), 3)
-    made = SparseLinear(7, 5, connectivity=PAIRS)
-    with torch.device("meta"):
-        lost = SparseLinear(7, 5, connectivity=PAIRS)
-    assert lost.values.is_meta and lost.nnz == 8
-    lost.to_empty(device="cpu")
-    with pytest.raises(ValueError, match="load_state_dict"):
-        lost.reset_parameters()
-    lost.load_state_dict(made.state_dict())
-    lost.reset_parameters()
-    assert torch.equal(lost.indices, made.indices)
-    check_gradients(lost.double(), 3)
-
-
-def test_indices_stay_integers() -> None:
-    layer = SparseLinear(20, 30)
-    for cast in (layer.double, layer.half, lambda: layer.to(torch.bfloat16), lambda: layer.type(torch.float64)):
-        cast()
-        assert {layer.get_buffer(name).dtype for name in BUFFERS} == {torch.int32}
-    check_gradients(layer, 3)
-
-
-def test_bytes_per_connection() -> None:
-    layer = SparseLinear(500, 500, bias=False)
-    optimizer = torch.optim.Adam(layer.parameters())
-    layer(torch.randn(2, 500)).sum().backward()
-    optimizer.step()
-    tensors = [layer.values, layer.values.grad, *layer.buffers(), *optimizer.state[layer.values].values()]
-    total = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    assert total == 28 * layer.nnz + 2 * 4 * 501 + 4  # crow and ccol, and Adam's step
-    given_pairs = SparseLinear(500, 500, connectivity=layer.indices)
-    assert not any(isinstance(value, Tensor) for value in vars(given_pairs).values())  # no third copy
-    assert len(pickle.dumps(given_pairs)) < 28 * layer.nnz
-    assert len(repr(given_pairs)) < 120 and "sparsity=0.9, nnz=25000, connectivity=given" in repr(given_pairs)
-
-
-def test_no_warning_and_no_filter_left_behind() -> None:
-    code = """if True:
-        import warnings, torch
-        from linnet.sparse import SparseLinear
-        SparseLinear(9, 9)(torch.randn(4, 9)).sum().backward()
-        assert not [one for one in warnings.filters if "Sparse" in str(one)]
-    """
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and not done.stderr, done.stderr
-
-
-def test_threads_share_the_first_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_warned", False)
-    layer, x, found = SparseLinear(50, 50), torch.randn(4, 50), []
-    threads = [threading.Thread(target=lambda: found.append(layer(x))) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(found) == 8 and all(torch.equal(y, found[0]) for y in found)
-
-
-@pytest.mark.parametrize("beings", [None, 3])
-@pytest.mark.parametrize(
-    "check",
-    [
-        check_assign,
-        check_constructor,
-        check_copy,
-        check_forward,
-        check_linear_doors,
-        check_meta,
-        check_safetensors,
-        check_seeds,
-        check_state_dict,
-    ],
-)
-def test_contract_with_given_connections(check: Callable[[Case], None], beings: int | None) -> None:
-    check(Case(SparseLinear, 7, 5, {"connectivity": PAIRS}, beings))
 
 
 # ---------------------------------------------------------------------- the matrix

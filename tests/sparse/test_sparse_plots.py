@@ -79,7 +79,7 @@ def test_mistakes_are_told():
         (lambda: plot_connectivity(population), r"being must lie in 0\.\.1"),
         (lambda: plot_degrees(population, being=2), r"being must lie in 0\.\.1"),
         (lambda: plot_connectivity(SparseLinear(16, 8), being=0), "being is for a population"),
-        (lambda: plot_growth(Snapshots()), "needs a snapshot"),
+        (lambda: plot_growth(Snapshots()), "needs a snapshot, got none"),
     ):
         with pytest.raises(ValueError, match=message):
             call()

@@ -86,7 +86,7 @@ class SparseLinear(linnet.sparse.linear.SparseLinear):
     def extra_repr(self) -> str:
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
-            f"sparsity={self.sparsity:.6g}, connectivity={'given' if not self._drawn else None}, "
+            f"sparsity={self.sparsity:.6g}, connectivity={'given' if self._wiring is None else None}, "
             f"small_world={self.small_world}"
         )
 

@@ -1,6 +1,6 @@
-"""Maps with few connections: where these start and how they move, and products whose cost is theirs alone.
+"""Sparse layers: connectivity, dynamic sparse training, and products whose cost is that of the connections.
 
-What ``__all__`` lists is linnet's too; the rest is for this name space: ``linnet.sparse.small_world``.
+What ``__all__`` lists is in linnet too; the rest is in this name space alone: ``linnet.sparse.small_world``.
 """
 
 from linnet.sparse.activations import ActivationSparsity as ActivationSparsity

@@ -1,4 +1,4 @@
-"""Sparse activations: of all units only the k largest pass, and those that seldom win are preferred."""
+"""K-winners activations: of all units only the k largest pass, with boosting of those that seldom win."""
 
 import copy
 import math
@@ -39,7 +39,7 @@ def largest_k(score: Tensor, k: int) -> Tensor:
 
 
 def _first(score: Tensor, least: Tensor, k: int) -> Tensor:
-    """What exceeds the k-th value, and of what equals it as many as are missing, by rising index."""
+    """All scores above the k-th largest, and of those equal to it as many as are missing, by rising index."""
     above, equal = score > least, score == least
     return above | (equal & (equal.cumsum(-1) <= k - above.sum(-1, keepdim=True)))
 
@@ -55,7 +55,7 @@ class KWinners(nn.Module):
     Args:
         num_features: n, the number of units.
         act_sparsity: the share of units that do not win.
-        alpha: α, the rate at which the duty cycle follows the batches.
+        alpha: α, the rate at which the duty cycle is updated.
         beta: β, the strength of boosting at first.
         inference_factor: in eval mode ⌊k · inference_factor⌋ units win.
         boost_decay: by which :meth:`decay_boost` multiplies the strength of boosting; call it once an epoch, say.
@@ -121,7 +121,7 @@ class KWinners(nn.Module):
         if isinstance(dim, bool) or not isinstance(dim, int):
             raise TypeError(f"dim must be an integer, got {dim!r}")
         if beings is not None and (dim != -1 or scope != "local"):
-            raise ValueError(f"The units of a population lie along the last axis, got {dim=}, {scope=}")
+            raise ValueError(f"A population needs dim=-1 and scope='local', got {dim=}, {scope=}")
         self.act_sparsity, self.alpha, self.beta = act_sparsity, alpha, beta
         self.inference_factor, self.boost_decay, self.dim, self.scope = inference_factor, boost_decay, dim, scope
         self.beings = None if beings is None else check_positive(beings=beings)[0]
@@ -133,7 +133,7 @@ class KWinners(nn.Module):
             self.size_for(check_positive(num_features=num_features)[0])
 
     def size_for(self, num_features: int) -> None:
-        """Make the duty cycle that of ``num_features`` units, all 0.
+        """Give the duty cycle the size of ``num_features`` units, all 0.
 
         Raises:
             ValueError: no unit would win.
@@ -147,14 +147,14 @@ class KWinners(nn.Module):
         """k of n units: ⌊(1 − act_sparsity) n⌋, in eval mode times the factor."""
         k = self._k(n)
         if k < 1:
-            raise ValueError(f"A unit must win, got act_sparsity={self.act_sparsity} of {n} leaves none")
+            raise ValueError(f"A unit must win, got act_sparsity={self.act_sparsity}, which leaves none of {n}")
         return k if self.training else max(1, min(n, math.floor(round(k * self.inference_factor, 6))))
 
     def _k(self, n: int) -> int:
         return math.floor(round((1 - self.act_sparsity) * n, 6))  # 0.35 · 20 is 7 also where it is 6.999999
 
     def reset_parameters(self) -> None:
-        """No unit has won yet, and boosting is as strong as at first."""
+        """Reset the duty cycle to 0 and the strength of boosting to ``beta``."""
         self.duty_cycle.zero_()
         self.boost.fill_(self.beta)
         self._before = None
@@ -162,14 +162,17 @@ class KWinners(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         x = self._units_last(input)  # (*, [beings,] n)
         duty = self.duty_cycle
+        # Activation checkpointing runs the forward again inside a backward pass, and must get the same winners: those
+        # by the duty cycle before the forward, which is not updated again.
         recomputed = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
         if recomputed and self._before is not None:
             duty = self._before
         n = x.shape[-1]
+        # x · exp(β (k/n − duty)), with k/n the duty cycle of a unit that wins as often as all others.
         score = x.detach()
         score = score.to(torch.promote_types(score.dtype, torch.float32))
         score = score * torch.exp(self.boost * (self._k(n) / n - duty)).to(score.dtype)
-        score = score.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)
+        score = score.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)  # NaN wins, so that it is seen
         if self.scope == "global" and x.dim() > 1:
             flat = score.flatten(1)  # (N, places · n)
             won = largest_k(flat, self._count(flat.shape[-1])).view(score.shape)
@@ -194,7 +197,7 @@ class KWinners(nn.Module):
             raise TypeError(f"The input must be floating-point, got {input.dtype}")
         shape = tuple(input.shape)
         if not -input.dim() <= self.dim < input.dim():
-            raise ValueError(f"The input must have an axis {self.dim}, got its shape is {shape}")
+            raise ValueError(f"The input must have an axis {self.dim}, got shape {shape}")
         if self.num_features is None:
             self.size_for(shape[self.dim])
         if shape[self.dim] != self.num_features:
@@ -211,7 +214,7 @@ class KWinners(nn.Module):
         return input.expand(*shape[:-2], self.beings, self.num_features)
 
     def decay_boost(self) -> None:
-        """Boost less from now on: ``boost`` times ``boost_decay``."""
+        """Multiply the strength of boosting by ``boost_decay``."""
         self.boost.mul_(self.boost_decay)
 
     def entropy(self) -> Tensor:
@@ -235,7 +238,7 @@ class KWinners(nn.Module):
         return [self.duty_cycle]
 
     def rows_moved(self) -> None:
-        """Forget what followed from the duty cycle, after somebody wrote to it."""
+        """Drop what was derived from the duty cycle, after it was written to."""
         self._before = None
 
     def single(self, index: int) -> Self:
@@ -247,7 +250,7 @@ class KWinners(nn.Module):
 
     def _population(self) -> int:
         if self.beings is None:
-            raise ValueError(f"This needs a population (beings=n), got {self}")
+            raise ValueError(f"This method needs a population (beings=n), got {self}")
         return self.beings
 
     def extra_repr(self) -> str:
@@ -279,7 +282,7 @@ class ActivationSparsity(KWinners):
     """:class:`KWinners` for as many units as the last axis of its first input has: sparselinear's module.
 
     Args:
-        alpha: the rate at which the duty cycle follows the batches.
+        alpha: the rate at which the duty cycle is updated.
         beta: the strength of boosting.
         act_sparsity: the share of units that do not win.
 

@@ -1,4 +1,4 @@
-"""One being of a sparse population, looked at alone."""
+"""One being of a sparse population as a single map."""
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,9 @@ class SparseBeing(Being):
     """A :class:`Being` whose product is the sparse one.
 
     Args:
-        population: the map to look into.
+        population: the map that has the beings.
         index: which being.
-        single: a map of the same kind and sizes without beings, whose own tensors are never looked at.
+        single: a map of the same kind and sizes without beings; its own tensors are never read.
     """
 
     def __init__(self, population: LinearMap, index: int, single: nn.Module) -> None:
@@ -32,7 +32,7 @@ class SparseBeing(Being):
         return torch.func.functional_call(self._single[0], self._own(), (input,))
 
     def _own(self) -> dict[str, Tensor]:
-        """The tensors of this being; what has no axis of beings is shared."""
+        """The tensors of this being; a tensor without an axis of beings is shared."""
         population = self._source[0]
         own = {name: parameter[self.index] for name, parameter in population.named_parameters()}
         for name, buffer in population.named_buffers():

@@ -1,4 +1,4 @@
-"""How many connections each layer of a model gets, given how many there are in all."""
+"""Budgets: how many connections each layer of a model gets, given the sparsity of all layers together."""
 
 import math
 from collections.abc import Mapping
@@ -50,7 +50,7 @@ def erk(shapes: Mapping[str, tuple[int, int]], sparsity: float) -> dict[str, int
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     total = _total(sizes, sparsity)
     dense: set[str] = set()
-    while True:
+    while True:  # at most once for each layer: every round makes one more of them dense, or ends
         sparse = [name for name in shapes if name not in dense]
         left = total - sum(sizes[name] for name in dense)
         units = sum(sum(shapes[name]) for name in sparse)
@@ -65,7 +65,7 @@ def _total(sizes: Mapping[str, int], sparsity: float) -> int:
     total = count(sparsity, sum(sizes.values()), 1)
     if total < len(sizes):
         raise ValueError(
-            f"Each layer must have a connection, got sparsity={sparsity} leaves {total} for {len(sizes)} layers"
+            f"Each layer must have a connection, got sparsity={sparsity}, which leaves {total} for {len(sizes)} layers"
         )
     return total
 
@@ -73,7 +73,9 @@ def _total(sizes: Mapping[str, int], sparsity: float) -> int:
 def _whole(
     share: Mapping[str, float], sizes: Mapping[str, int], total: int, order: Mapping[str, object] | None = None
 ) -> dict[str, int]:
-    """Shares -> whole numbers with the same sum: the largest remainders are rounded up; each at least 1."""
+    """Shares -> whole numbers with the same sum, each at least 1 (largest remainder method)."""
+    # All are rounded down, and what is missing goes to those with the largest remainders. Where the least of 1 has made
+    # the sum too large, it is taken from those with the smallest.
     whole = {name: max(1, min(sizes[name], math.floor(share[name]))) for name in order or share}
     ranked = sorted(whole, key=lambda name: math.floor(share[name]) - share[name])
     missing = total - sum(whole.values())

@@ -1,6 +1,13 @@
-"""Where the entries of a sparse matrix are: cells, row · columns + column, and CSR structures."""
+"""The structure of a sparse matrix: cells and CSR.
+
+A cell is the number row · columns + column of a place. CSR (compressed sparse rows) holds the columns of all entries
+row by row, col (nnz), and where each row starts among them, crow (rows + 1): those of row i are crow[i] to crow[i + 1].
+Cells that rise and CSR are the same order of the entries.
+"""
 
 import math
+import threading
+import warnings
 
 import torch
 import torch.nn.functional as F
@@ -11,12 +18,13 @@ __all__ = [
     "check_structure",
     "compress",
     "counts",
+    "csr_tensor",
     "entries_at",
     "index_dtype",
     "largest",
     "nonzeros",
-    "relength",
     "rows_of",
+    "set_data",
     "top",
     "transpose",
 ]
@@ -30,7 +38,7 @@ def compress(indices: Tensor, out_features: int, in_features: int) -> tuple[Tens
     """
     nnz = indices.shape[1]
     if not nnz:
-        raise ValueError("A sparse layer must have a connection, got none is given")
+        raise ValueError("A sparse layer must have a connection, got an empty connectivity")
     for name, axis, size in zip(("output", "input"), indices, (out_features, in_features), strict=True):
         low, high = int(axis.min()), int(axis.max())
         if low < 0 or high >= size:
@@ -42,7 +50,7 @@ def compress(indices: Tensor, out_features: int, in_features: int) -> tuple[Tens
         if twice.numel():
             row, col = divmod(int(twice[0]), in_features)
             raise ValueError(
-                f"Each connection must be given once, got {twice.numel()} are given again, the first of them "
+                f"Each connection must be given once, got {twice.numel()} repetitions, the first of "
                 f"(output {row}, input {col})"
             )
     ends = torch.bincount(cells // in_features, minlength=out_features).cumsum(0)
@@ -58,7 +66,8 @@ def index_dtype(*sizes: int) -> torch.dtype:
 def transpose(crow: Tensor, col: Tensor, columns: int) -> tuple[Tensor, Tensor, Tensor]:
     """CSR structure -> that of the transpose, ccol (columns + 1), row (nnz), and where its entries are, perm (nnz).
 
-    Here and below several structures of as many entries may be given at once, along leading axes.
+    Here and below several structures of as many entries may be given at once, along leading axes. A stable sort by
+    column leaves the entries of each column in the order of their rows, which is the order of the transpose.
     """
     perm = col.sort(dim=-1, stable=True).indices
     row = rows_of(crow, col.shape[-1]).gather(-1, perm)
@@ -81,7 +90,7 @@ def rows_of(crow: Tensor, nnz: int) -> Tensor:
 
 
 def check_structure(crow: Tensor, col: Tensor, columns: int) -> None:
-    """Refuse what is no CSR structure; a product with it would read beyond the ends of its tensors.
+    """Refuse what is no CSR structure: the kernels check nothing, and would read outside of their tensors.
 
     Raises:
         ValueError: with the rule that is broken.
@@ -90,11 +99,36 @@ def check_structure(crow: Tensor, col: Tensor, columns: int) -> None:
         raise ValueError(f"crow and col must be both int32 or both int64, got {crow.dtype} and {col.dtype}")
     crow, nnz = crow.long(), col.shape[-1]  # differences of int32 could overflow
     if bool((crow[..., 0] != 0).any() | (crow[..., -1] != nnz).any() | (crow.diff() < 0).any()):
-        raise ValueError(f"crow must rise from 0 to nnz={nnz}, got it goes from {crow.min()} to {crow.max()}")
+        fall = ", and falls in between" if bool((crow.diff() < 0).any()) else ""
+        raise ValueError(f"crow must rise from 0 to nnz={nnz}, got {crow.min()} to {crow.max()}{fall}")
     if bool(((col < 0) | (col >= columns)).any()):
         raise ValueError(f"col must lie in 0..{columns - 1}, got {int(col.min())}..{int(col.max())}")
-    if bool(((rows_of(crow, nnz) * columns + col).diff() <= 0).any()):
-        raise ValueError("col must rise within each row, got it does not")
+    cells = rows_of(crow, nnz) * columns + col
+    wrong = cells.diff() <= 0
+    if bool(wrong.any()):
+        first, second = int(cells[..., :-1][wrong][0]), int(cells[..., 1:][wrong][0])
+        raise ValueError(
+            f"col must rise within each row, got {first % columns}, {second % columns} in row {first // columns}"
+        )
+
+
+_lock = threading.Lock()
+_warned = False
+
+
+def csr_tensor(crow: Tensor, col: Tensor, values: Tensor, columns: int) -> Tensor:
+    """A CSR tensor of torch on the given storage; torch's warning that these are in beta is suppressed."""
+    # torch warns once a process, and warning filters are the process's own: a filter is in place for one call alone, so
+    # that threads do not restore each other's.
+    global _warned
+    if not _warned:
+        with _lock, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state", UserWarning)
+            empty = torch.zeros(1, dtype=torch.int64, device="cpu")
+            torch.sparse_csr_tensor(empty, empty[:0], empty[:0], (0, 0), check_invariants=False)
+            _warned = True
+    size = (*crow.shape[:-1], crow.shape[-1] - 1, columns)
+    return torch.sparse_csr_tensor(crow, col, values, size, check_invariants=False)
 
 
 # ---------------------------------------------------------------------- entries of a given matrix
@@ -112,7 +146,9 @@ def nonzeros(weight: Tensor) -> tuple[Tensor, Tensor]:
         return cells, flat[..., cells]
     coo = weight.to_sparse_coo().coalesce()
     if coo.sparse_dim() != coo.dim():
-        raise ValueError(f"A sparse weight must be sparse in all axes, got in {coo.sparse_dim()} of {coo.dim()}")
+        raise ValueError(
+            f"A sparse weight must be sparse in all axes, got {coo.sparse_dim()} sparse axes of {coo.dim()}"
+        )
     *maps, row, col = coo.indices()
     cells, place = (row * columns + col).unique(return_inverse=True)
     entries = coo.values().new_zeros(*leading, cells.shape[0])
@@ -121,7 +157,8 @@ def nonzeros(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def among(wanted: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
-    """Which of the wanted cells are among ``cells``, which rise, and where (anywhere for those that are not)."""
+    """Which of the wanted cells are among ``cells``, which rise, and their places there (any for the others)."""
+    # By binary search, O(wanted · log cells): no table of all places is made.
     if not cells.numel():
         return torch.zeros_like(wanted, dtype=torch.bool), torch.zeros_like(wanted)
     place = torch.searchsorted(cells, wanted).clamp_max(cells.shape[0] - 1)
@@ -139,7 +176,8 @@ def entries_at(wanted: Tensor, cells: Tensor, entries: Tensor) -> Tensor:
 def largest(cells: Tensor, entries: Tensor, size: int, own: Tensor) -> Tensor:
     """The ``size`` cells with the largest entries, over all maps in the Euclidean norm; equal ones by rising index.
 
-    Where fewer than ``size`` entries differ from zero, the rest is taken evenly from the cells in ``own``.
+    To keep them is the nearest matrix with ``size`` entries: ‖W − W'‖_F² is the sum of the squares that are left out.
+    Where fewer than ``size`` entries differ from zero, the rest is taken from the cells in ``own``, at equal distances.
     """
     norm = torch.linalg.vector_norm(entries, dim=0) if entries.dim() == 2 else entries.abs()
     missing = size - cells.shape[0]
@@ -152,6 +190,7 @@ def largest(cells: Tensor, entries: Tensor, size: int, own: Tensor) -> Tensor:
 
 def top(score: Tensor, size: int) -> Tensor:
     """Which are the ``size`` largest of the scores, (n,) -> (n,) bool; of equal ones those of lower index."""
+    # ``topk`` would do, but for ties: which of them it takes depends on the device and the size.
     if size >= score.shape[0]:
         return torch.ones_like(score, dtype=torch.bool)
     if size <= 0:
@@ -162,12 +201,11 @@ def top(score: Tensor, size: int) -> Tensor:
     return chosen
 
 
-def relength(tensor: Tensor, content: Tensor) -> None:
-    """Give a tensor other numbers of another length; it stays the same object.
-
-    Autograd keeps the node that accumulates a leaf's gradient, and the shape in it, as long as any graph lives that has
-    used the leaf: in the usual loop that of the last loss. A change of dtype in between makes it forget the node.
-    """
+def set_data(tensor: Tensor, content: Tensor) -> None:
+    """Give a tensor other data, of another length; it stays the same object."""
+    # Autograd keeps the node that accumulates a leaf's gradient, and the shape in it, as long as any graph lives that
+    # has used the leaf: in the usual training loop that of the last loss. The next backward would then find a gradient
+    # of the wrong shape. A change of dtype in between makes autograd drop the node.
     if tensor.is_floating_point():
         tensor.data = content.to(torch.float32 if tensor.dtype == torch.float64 else torch.float64)
     tensor.data = content

@@ -16,18 +16,18 @@ def share_wiring(model: nn.Module, process_group: Any = None) -> None:
 
     DistributedDataParallel broadcasts all buffers before every forward; for a sparse layer that is several times as
     much as its gradient. Call this before wrapping the model: the buffers of its sparse layers are then left out.
-    Connections that move stay the same on all processes, which come to the same decisions and compare a hash of them.
-    Without this call everything works too, but slower.
+    Dynamic layers keep the same connections on all processes, which take the same decisions and compare a hash of the
+    connections. Without this call everything works too, but slower.
 
     Args:
         model: the model that will be wrapped.
         process_group: as for DistributedDataParallel; None: all processes.
 
     Raises:
-        RuntimeError: ``torch.distributed`` is not initialised.
+        RuntimeError: ``torch.distributed`` is not initialized.
     """
     if not (dist.is_available() and dist.is_initialized()):
-        raise RuntimeError("share_wiring needs torch.distributed to be initialised (init_process_group), got not")
+        raise RuntimeError("torch.distributed is not initialized; call init_process_group() first")
     left_out = set(getattr(model, "_ddp_params_and_buffers_to_ignore", ()))
     for name, layer in model.named_modules():
         if isinstance(layer, SparseLinear):

@@ -1,4 +1,4 @@
-"""A sparse layer in operations that every exporter knows."""
+"""A sparse layer in operations that every exporter supports."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,9 @@ __all__ = ["GatherScatter"]
 
 
 class GatherScatter(nn.Module):
-    """The function of a sparse layer, its connections and weights constants: inputs gathered, products scattered.
+    """The function of a sparse layer with constant connections and weights: y_i = b_i + Σ_k [row_k = i] v_k x_{col_k}.
+
+    Inputs are gathered, multiplied, and the products scattered: O(batch · nnz) memory, which exporters accept.
 
     Args:
         layer: the layer; its tensors are copied.

@@ -1,75 +1,65 @@
-"""The sparse layer: memory and work grow with the connections, not with the size of the matrix."""
+"""SparseLinear: memory and work grow with the number of connections, not with the size of the matrix."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from types import EllipsisType
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from linnet.core.autograd import eager
 from linnet.core.being import Being
 from linnet.core.dense import dense
 from linnet.core.frozen import held
 from linnet.sparse.being import SparseBeing
-from linnet.sparse.connectivity import BUFFERS, Wired
-from linnet.sparse.csr import (
-    among,
-    entries_at,
-    index_dtype,
-    largest,
-    nonzeros,
-    rows_of,
-)
-from linnet.sparse.dynamic.optimizer_hooks import attend
+from linnet.sparse.connectivity import STRUCTURE, SparseMap
+from linnet.sparse.csr import among, csr_tensor, entries_at, largest, nonzeros, rows_of
 from linnet.sparse.dynamic.rules import RigL, Rule
-from linnet.sparse.kernels.ops import affine, csr, product
-from linnet.sparse.wiring.given import compressed
+from linnet.sparse.kernels.choice import Kernel, Operation, choose_kernel
+from linnet.sparse.kernels.ops import affine, product
 from linnet.sparse.wiring.small_world import SmallWorld
 from linnet.sparse.wiring.uniform import Uniform
-from linnet.sparse.wiring.wiring import Wiring, count
 
 __all__ = ["SparseLinear"]
 
 SCHEDULE: dict[str, Any] = {"deltaT": 6000, "Tend": 150_000, "alpha": 0.1}
-DENSE_COPY = 2**25
-"""Entries of W up to which a frozen layer may keep a dense copy."""
 
 
-class SparseLinear(Wired):
+class SparseLinear(SparseMap):
     """y = x A + b where A has nnz entries and is zero elsewhere.
 
-    Memory and work are O(nnz) throughout; ``weight`` is a sparse tensor, and what needs a dense one (``to_dense``,
-    ``to_linear``, ``eigvals``) refuses beyond 10⁸ entries. The values of output i start as U(±1/√kᵢ), with kᵢ the
-    number of its own connections, so that at any sparsity the outputs start as large as nn.Linear's and learn at the
-    same learning rate.
+    Memory and work are O(nnz) throughout. ``weight`` is a sparse tensor; methods that need a dense one (``to_dense``,
+    ``to_linear``, ``eigvals``) raise ValueError above 10⁸ entries. The values of output i start as U(±1/√kᵢ), with kᵢ
+    the number of its own connections: at any sparsity the outputs start as large as nn.Linear's, and the same learning
+    rate works.
 
-    The connections stay, or with ``dynamic`` move while the layer is trained, with any optimizer and without a call in
-    the training loop; weights, gradient and optimizer state go with them. ``values`` is one Parameter for life. The
-    rules are :class:`RigL`, :class:`GSE`, :class:`SET` and :class:`GradualMagnitude`; :class:`Rewiring` has statistics.
+    With ``dynamic`` the layer is rewired while it is trained (dynamic sparse training), with any optimizer and without
+    a call in the training loop: connections are dropped and grown, and weights, gradient and optimizer state go with
+    those that stay. ``values`` remains the same Parameter. The rules are :class:`RigL`, :class:`GSE`, :class:`SET` and
+    :class:`GradualMagnitude`; :class:`Rewiring` has statistics.
 
-    ``assign`` (hence ``from_linear``) takes the largest entries of the given matrix, dense or sparse, and puts the
-    connections there; if it has fewer non-zeros than the layer has connections, the rest of these stay where they are,
-    with the value 0. ``reset_parameters`` draws a new wiring. Connections that the user gave are moved by neither; they
-    do not survive the meta device, from which only ``load_state_dict`` brings them back.
-    ``torch.func.functional_call`` with the tensors of another layer needs all of its buffers (``named_buffers``,
-    ``stack_module_state``), not just its state_dict.
+    ``assign`` (hence ``from_linear``) puts the connections at the largest entries of the given matrix, dense or sparse;
+    if that has fewer non-zeros than the layer has connections, the other connections stay where they are, with the
+    value 0. ``reset_parameters`` draws a new wiring. Neither changes connections that the user gave. Those are lost on
+    the meta device; ``load_state_dict`` restores them. ``torch.func.functional_call`` with the tensors of another layer
+    needs all of its buffers (``named_buffers``, ``stack_module_state``), not only its state_dict.
 
     Args:
         in_features, out_features, bias, beings, device, dtype: as in :class:`LinearMap`.
         sparsity: the share of absent connections; nnz = round((1 − sparsity) · in · out).
-        connectivity: where the connections are. A wiring such as :class:`Uniform`, which None stands for; or the
+        connectivity: where the connections are. A wiring that draws them, such as :class:`Uniform`, the default; or the
             connections themselves, which then determine the sparsity: a (2, nnz) LongTensor of (output, input) pairs
             in any order, a boolean mask or a sparse tensor or SciPy matrix of shape (out_features, in_features); for a
             population also (beings, 2, nnz) pairs or a mask (beings, out_features, in_features).
         small_world: short for ``connectivity=SmallWorld()``.
-        dynamic: whether the connections move: a rule, or True for ``RigL(every=deltaT, until=Tend, alpha=alpha)``.
+        dynamic: the rule of dynamic sparse training, or True for ``RigL(every=deltaT, until=Tend, alpha=alpha)``.
         deltaT: with ``dynamic=True``: optimizer steps from one rewiring to the next.
-        Tend: with ``dynamic=True``: the step from which on nothing moves.
-        alpha: with ``dynamic=True``: the share of connections that moves at first.
-        max_size: the largest number of entries of dL/dW that may exist at a time while new connections are sought.
-        shared: whether the beings share one wiring; None: they do, unless connections move or are given for each being.
-        generator: draws wiring and values; None is torch's default generator.
+        Tend: with ``dynamic=True``: the step at which rewiring ends.
+        alpha: with ``dynamic=True``: the share of connections that is dropped at the beginning.
+        max_size: the largest number of entries of dL/dW that may exist at a time during a rewiring.
+        shared: whether the beings share one wiring; None: they do, unless the layer is dynamic or connections are given
+            for each being.
+        generator: draws wiring and values; None: torch's default generator.
 
     Shape:
         - input: (*, in_features); with beings (*, beings, in_features)
@@ -81,8 +71,8 @@ class SparseLinear(Wired):
         - step: (), seed: ([beings]), buffers of a dynamic layer: steps counted, and the seed of what the rule draws
 
     Raises:
-        ValueError: sparsity is not in [0, 1) or leaves no connection; connections are given that are out of range, or
-            twice, or of a wrong shape or dtype; options exclude each other.
+        ValueError: sparsity is not in [0, 1) or leaves no connection; given connections are out of range, repeated, or
+            of a wrong shape or dtype; options exclude each other.
 
     Example:
         >>> layer = SparseLinear(20_000, 30_000, sparsity=0.9999)
@@ -98,7 +88,7 @@ class SparseLinear(Wired):
     promise = "A = 0 outside nnz connections"
     decays = ("values",)
 
-    generator: ClassVar[None] = None  # it draws in the constructor, and is no option of the layer
+    generator: ClassVar[None] = None  # used by the constructor alone; options() reads it by name
 
     def __init__(
         self,
@@ -120,59 +110,27 @@ class SparseLinear(Wired):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
-        self.small_world, self.deltaT, self.Tend, self.alpha = small_world, deltaT, Tend, alpha
-        self.max_size, self.shared = _whole(max_size), shared
-        rule = self._rule_from(dynamic)
+        rule = _rule_from(dynamic, {"deltaT": deltaT, "Tend": Tend, "alpha": alpha})
         if not isinstance(small_world, bool):
             raise TypeError(f"small_world must be True or False, got {small_world!r}")
         if small_world and connectivity is not None:
-            raise ValueError(
-                f"Either connectivity or small_world may be given, got both, connectivity={connectivity!r:.60}"
-            )
-        self._drawn = connectivity is None or (callable(connectivity) and not isinstance(connectivity, type))
-        self._wiring: Wiring = Uniform()
-        if small_world or (self._drawn and connectivity is not None):
-            self._wiring = SmallWorld() if small_world else connectivity
-        structure = None if self._drawn else compressed(connectivity, *self._size, self.beings)
-        apart = self._set_apart(rule, structure is not None and structure[1].dim() == 2)
-        nnz = self._own_count() if structure is None else structure[1].shape[-1]
-        self.sparsity = sparsity if nnz is None else 1 - nnz / (self.out_features * self.in_features)
-        nnz = count(sparsity, *self._size) if nnz is None else nnz
-        self.values = nn.Parameter(torch.empty(*self.leading, nnz, device=device, dtype=dtype))
-        lead = self.leading if apart else ()
-        for name, length in zip(BUFFERS, (self.out_features + 1, nnz, self.in_features + 1, nnz, nnz), strict=True):
-            zeros = torch.zeros(*lead, length, dtype=index_dtype(*self._size, nnz), device=self.values.device)
-            self.register_buffer(name, zeros, persistent=name in BUFFERS[:2])
-        if structure is not None and not self.values.is_meta:
-            self._connect(..., *structure)
-            self._transpose()
-        self.check_rule(rule)
-        self._follow(rule)
+            raise ValueError(f"Either connectivity or small_world may be given, not both, got {connectivity=!r:.60}")
+        super().__init__(
+            in_features,
+            out_features,
+            bias,
+            sparsity=sparsity,
+            connectivity=SmallWorld() if small_world else connectivity,
+            rule=rule,
+            max_size=_whole(max_size),
+            shared=shared,
+            beings=beings,
+            device=device,
+            dtype=dtype,
+        )
+        self.small_world, self.deltaT, self.Tend, self.alpha = small_world, deltaT, Tend, alpha
         self.dynamic = dynamic
         self.reset_parameters(seeds=None if generator is None else self._seeds(generator))
-
-    def _rule_from(self, dynamic: Any) -> Rule | None:
-        given = {name: getattr(self, name) for name in SCHEDULE}
-        if dynamic is True:
-            try:
-                return RigL(every=self.deltaT, until=self.Tend, alpha=self.alpha)
-            except ValueError as error:
-                raise ValueError(f"The schedule of dynamic=True is every=deltaT, until=Tend, alpha: {error}") from error
-        if given != SCHEDULE:
-            raise ValueError(f"deltaT, Tend and alpha belong to dynamic=True, got {given} with dynamic={dynamic}")
-        if dynamic is not False and not isinstance(dynamic, Rule):
-            raise TypeError(f"dynamic must be True, False or a rule such as RigL(), got {dynamic!r}")
-        return dynamic or None
-
-    def _set_apart(self, rule: Rule | None, each: bool) -> bool:
-        """Whether each being shall have a wiring of its own."""
-        if self.shared is not None and self.beings is None:
-            raise ValueError(f"shared is for populations (beings=n), got shared={self.shared} for one map")
-        if self.shared and (rule is not None or each):
-            why = "each being's connections are given" if each else f"dynamic={rule}"
-            raise ValueError(f"Beings may share a wiring only if it stays and is one for all, got {why}")
-        return self.beings is not None and (rule is not None or each if self.shared is None else not self.shared)
 
     def _seeds(self, generator: torch.Generator) -> int | list[int]:
         drawn = torch.randint(2**62, (self.beings or 1,), generator=generator, device=generator.device).tolist()
@@ -186,12 +144,19 @@ class SparseLinear(Wired):
             {"sparsity": 0.6, "connectivity": Uniform()},
         ]
 
+    @property
+    def connectivity(self) -> Any:
+        """As the constructor takes it: the wiring that draws the connections (or None), or the connections given."""
+        if self._wiring is None:
+            return self.indices
+        return None if self.small_world or self._wiring == Uniform() else self._wiring
+
     # ------------------------------------------------------------------ the matrix
 
     def _weight(self, values: Tensor) -> Tensor:
         *maps, nnz = values.shape
         places = self.indices  # ([beings,] 2, nnz)
-        if maps:  # (3, maps · nnz)
+        if maps:  # a batch of sparse matrices is one of three axes: (3, maps · nnz)
             which = torch.arange(maps[0], device=places.device).repeat_interleave(nnz)
             places = places.expand(maps[0], 2, nnz).transpose(0, 1).flatten(1)
             places = torch.cat([which.unsqueeze(0), places])
@@ -203,29 +168,30 @@ class SparseLinear(Wired):
 
     def _realized(self, raw: Mapping[str, Tensor]) -> Tensor:
         weight = super()._realized(raw)
-        return dense(weight) if self._may_be_dense() else weight
+        return dense(weight) if self._frozen_is_dense() else weight
 
-    def _may_be_dense(self, samples: int = 1) -> bool:
-        """Whether a dense copy, which :func:`linnet.frozen` keeps, is faster: above a density that was measured."""
-        size = self.in_features * self.out_features
-        small = size <= 2**21  # beyond that the dense copy leaves the cache
-        least = 0.1 if small and samples <= 4 else 0.25 if small else 0.35
-        return self.nnz > least * size and size * (self.beings or 1) <= DENSE_COPY
+    def _frozen_is_dense(self, samples: int = 1) -> bool:
+        """Whether :func:`linnet.frozen` takes the product with a dense copy; with few samples it does so earliest."""
+        values = self.values
+        sizes = (self.out_features, self.in_features, values.shape[-1], samples)
+        device, maps = values.device.type, self.beings or 1
+        choice = choose_kernel(Operation.FROZEN_PRODUCT, *sizes, maps=maps, device=device, dtype=values.dtype)
+        return choice.kernel is Kernel.DENSE
 
     def forward(self, input: Tensor) -> Tensor:
         if torch.is_grad_enabled():
             if self.rule is not None and eager():
-                attend(self)
-        elif (kept := held(self)) is not None and self._may_be_dense(_samples(input)):
+                self._refresh()  # the hooks tell a layer in a backward pass by the address of `col`
+        elif (kept := held(self)) is not None and self._frozen_is_dense(input.numel() // self.in_features):
             return kept.product(input)
         if self._is_plain(input):
             x = input if input.dim() == 2 else input.reshape(-1, self.in_features)  # (batch, in)
-            y = affine(x, self.values, self.bias, [self._buffers[name] for name in BUFFERS])  # type: ignore[misc]
+            y = affine(x, self.values, self.bias, [self._buffers[name] for name in STRUCTURE])  # type: ignore[misc]
             return y if input.dim() == 2 else y.view(*input.shape[:-1], self.out_features)
         return self._matrix_free(input, self._product).contiguous()
 
     def _is_plain(self, input: Tensor) -> bool:
-        """Whether nothing is at work that the fast path of one map does not know: its result is then the same."""
+        """Whether the fast path of one map gives the same result: not in transforms, graphs, autocast or subclasses."""
         return (
             self.beings is None
             and input.dim() > 0
@@ -239,7 +205,7 @@ class SparseLinear(Wired):
         )
 
     def _product(self, x: Tensor, values: Tensor) -> Tensor:
-        structure = [getattr(self, name) for name in BUFFERS]
+        structure = [getattr(self, name) for name in STRUCTURE]
         if self.beings is None:
             return product(values.unsqueeze(0), x.unsqueeze(0), *structure).squeeze(0)
         return product(values, x.expand(self.beings, -1, -1), *structure)
@@ -247,21 +213,22 @@ class SparseLinear(Wired):
     def assign(self, weight: Tensor) -> Tensor:
         parts = list(self._parts(self._checked(weight)))
         if not all(bool(torch.isfinite(entries).all()) for _, _, entries in parts):
-            raise ValueError("weight must be finite, got it contains NaN or infinity")
+            raise ValueError("weight must be finite, got NaN or infinity")
         moved = []
         with torch.no_grad():
-            self._take_places(parts)
+            self._reconnect_to_largest(parts)
             for which, cells, entries in parts:
                 norm = torch.linalg.vector_norm(entries, dim=-1)
                 self.values[which].copy_(entries_at(self._cells_of(which), cells, entries))
                 found, place = among(self._cells_of(which), cells)
-                entries[..., place[found]] -= self.values[which][..., found].to(entries)  # elsewhere they hold 0
+                # What is left of the entries is W − W_new: connections that are not among them hold 0.
+                entries[..., place[found]] -= self.values[which][..., found].to(entries)
                 moved.append(torch.linalg.vector_norm(entries, dim=-1) / norm.clamp_min(torch.finfo(norm.dtype).tiny))
         return torch.stack(moved) if self.apart else moved[0]
 
     def _assign(self, weight: Tensor) -> dict[str, Tensor]:
         parts = list(self._parts(self._checked(weight)))
-        self._take_places(parts)
+        self._reconnect_to_largest(parts)
         found = [entries_at(self._cells_of(which), cells, entries) for which, cells, entries in parts]
         return {"values": torch.stack(found) if self.apart else found[0]}
 
@@ -273,9 +240,9 @@ class SparseLinear(Wired):
         for being in range(self._population()):
             yield being, *nonzeros(weight[being])
 
-    def _take_places(self, parts: Sequence[tuple[int | EllipsisType, Tensor, Tensor]]) -> None:
-        """Put the connections, where they may be put elsewhere, at the largest entries of matrices."""
-        if not self._drawn:
+    def _reconnect_to_largest(self, parts: Sequence[tuple[int | EllipsisType, Tensor, Tensor]]) -> None:
+        """Put connections that were drawn at the largest entries of matrices; those that the user gave stay."""
+        if self._wiring is None:
             return
         cells = [largest(cells, entries, self.nnz, self._cells_of(which)) for which, cells, entries in parts]
         self.reconnect(torch.stack(cells).sort(-1).values.view_as(self.col))
@@ -284,6 +251,7 @@ class SparseLinear(Wired):
         return rows_of(self.crow[which], self.nnz) * self.in_features + self.col[which]
 
     def violation(self, weight: Tensor | None = None) -> Tensor:
+        # max |w| outside the connections over max |w|; inherited code would need W as a dense matrix.
         with torch.no_grad():
             found = []
             for which, cells, entries in self._parts(self._checked(self.weight if weight is None else weight)):
@@ -303,13 +271,13 @@ class SparseLinear(Wired):
             return weight.detach().to(self.values.device, torch.float64)
         return super()._checked(weight)
 
-    # ------------------------------------------------------------------ doors
+    # ------------------------------------------------------------------ export and conversion
 
     def to_dense(self) -> Tensor:
         """``weight`` as a dense tensor, ([beings,] out, in); gradients pass.
 
         Raises:
-            ValueError: it would have more than 10⁸ entries.
+            ValueError: ``weight`` has more than 10⁸ entries.
         """
         return dense(self.weight)
 
@@ -317,7 +285,7 @@ class SparseLinear(Wired):
         """W as an independent torch CSR tensor, ([beings,] out, in)."""
         lead = self.leading
         crow, col = (tensor.expand(*lead, -1).clone() for tensor in (self.crow, self.col))
-        return csr(crow, col, self.values.detach().clone(), self.in_features)
+        return csr_tensor(crow, col, self.values.detach().clone(), self.in_features)
 
     def to_scipy(self) -> Any:
         """W as a ``scipy.sparse.csr_array``; a population gives a list of them."""
@@ -335,10 +303,9 @@ class SparseLinear(Wired):
     # ------------------------------------------------------------------ populations and state
 
     def extra_repr(self) -> str:
+        wiring = "given" if self._wiring is None else self._wiring
         parts = [f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"]
-        parts += [
-            f"sparsity={self.sparsity:.6g}, nnz={self.nnz}, connectivity={self._wiring if self._drawn else 'given'}"
-        ]
+        parts += [f"sparsity={self.sparsity:.6g}, nnz={self.nnz}, connectivity={wiring}"]
         parts += [] if self.rule is None else [f"dynamic={self.rule}"]
         parts += [f"deltaT={self.deltaT}"] if self.deltaT != SCHEDULE["deltaT"] else []
         parts += [] if self.shared is None else [f"shared={self.shared}"]
@@ -355,7 +322,7 @@ class SparseLinear(Wired):
 
     def rows_moved(self) -> None:
         if self.apart:
-            self._transpose()
+            self._rebuild_transpose()
 
     def single(self, index: int) -> Self:
         alone = super().single(index)
@@ -371,11 +338,21 @@ class SparseLinear(Wired):
         return SparseBeing(self, super().get_single(index).index, single)
 
 
+def _rule_from(dynamic: Any, schedule: dict[str, Any]) -> Rule | None:
+    """What the constructor takes as ``dynamic`` -> a rule."""
+    if dynamic is True:
+        try:
+            return RigL(every=schedule["deltaT"], until=schedule["Tend"], alpha=schedule["alpha"])
+        except ValueError as error:
+            raise ValueError(f"dynamic=True is RigL(every=deltaT, until=Tend, alpha=alpha): {error}") from error
+    if schedule != SCHEDULE:
+        raise ValueError(f"deltaT, Tend and alpha belong to dynamic=True, got {schedule} with dynamic={dynamic}")
+    if dynamic is not False and not isinstance(dynamic, Rule):
+        raise TypeError(f"dynamic must be True, False or a rule such as RigL(), got {dynamic!r}")
+    return dynamic or None
+
+
 def _whole(max_size: Any) -> int:
     if isinstance(max_size, bool) or not isinstance(max_size, int | float) or not 1 <= max_size < 2**63:
         raise ValueError(f"max_size must be a number of entries, at least 1, got {max_size!r}")
     return int(max_size)
-
-
-def _samples(input: Tensor) -> int:
-    return input.numel() // max(1, input.shape[-1]) if input.dim() else 0

@@ -1,4 +1,4 @@
-"""What kind of graph the connections make: degrees, clustering, path length, and how small a world it is."""
+"""Graph metrics of connectivity: degrees, clustering, path length, and small-worldness σ."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,16 +15,16 @@ __all__ = ["SmallWorldness", "degrees", "small_world"]
 
 @dataclass(frozen=True)
 class SmallWorldness:
-    """How small a world a wiring is, beside random graphs with the same degrees.
+    """The small-worldness of a wiring, compared with random graphs of the same degrees.
 
     Attributes:
         clustering: the share of paths of three connections whose ends are connected too.
         path_length: mean length of the shortest paths between units that are connected by any.
         random_clustering, random_path_length: the same for the random graphs, in the mean.
         sigma: (clustering / random_clustering) / (path_length / random_path_length); a small world has σ > 1.
-        paths: how many paths of three connections were looked at; 0: all.
-        sources: from how many units paths were followed; 0: from all.
-        graphs: how many random graphs there were.
+        paths: the number of paths of three connections in the sample; 0: all.
+        sources: the number of units from which shortest paths were followed; 0: all.
+        graphs: the number of random graphs.
     """
 
     clustering: float
@@ -67,9 +67,9 @@ def small_world(
 
     Args:
         layer: a sparse layer with one wiring.
-        paths: paths of three connections to look at.
-        sources: units to start from.
-        graphs: random graphs to compare with.
+        paths: the largest number of paths of three connections to look at.
+        sources: the largest number of units to start from.
+        graphs: the number of random graphs to compare with.
         generator: draws samples and random graphs.
 
     Raises:
@@ -113,7 +113,9 @@ def small_world(
 
 
 def _threepaths(row: Tensor, col: Tensor, out_features: int, in_features: int) -> tuple[Tensor, int]:
-    """How many paths of three have each connection as their middle, and how many there are in all."""
+    """How many paths of three have each connection as their middle, and how many there are in all: L₃."""
+    # j' – i – j – i' around the connection (i, j): one of the kᵢ − 1 other inputs of i, and of the kⱼ − 1 other outputs
+    # of j. So L₃ = Σ (kᵢ − 1)(kⱼ − 1) over the connections.
     ends = (torch.bincount(row, minlength=out_features)[row] - 1) * (
         torch.bincount(col, minlength=in_features)[col] - 1
     )
@@ -123,7 +125,8 @@ def _threepaths(row: Tensor, col: Tensor, out_features: int, in_features: int) -
 def _clustering(
     row: Tensor, col: Tensor, out_features: int, in_features: int, paths: int, generator: torch.Generator | None
 ) -> float:
-    """The share of paths j' - i - j - i' whose ends j' and i' are connected."""
+    """The share of paths j' – i – j – i' whose ends j' and i' are connected."""
+    # This is 4 C₄ / L₃: a cycle of four connections contains four paths of three, one without each of them.
     ends, total = _threepaths(row, col, out_features, in_features)
     if not total:
         return 0.0
@@ -133,7 +136,8 @@ def _clustering(
     crow = F.pad(torch.bincount(row, minlength=out_features).cumsum(0), (1, 0))
     ccol = F.pad(torch.bincount(col, minlength=in_features).cumsum(0), (1, 0))
     stop = ends.cumsum(0)
-    # A path is a number: its middle connection, then one of the other inputs of i, then one of the other outputs of j.
+    # The paths are numbered 0..L₃ − 1: by their middle connection, then by which of the other inputs of i, then by
+    # which of the other outputs of j they have. A uniform number is then a uniform path, without a list of all paths.
     if total <= paths:
         number = torch.arange(total)
     else:
@@ -158,6 +162,8 @@ def _path_length(
     row: Tensor, col: Tensor, out_features: int, in_features: int, sources: int, generator: torch.Generator | None
 ) -> float:
     """Mean distance from some units to all that can be reached from them, by breadth-first search."""
+    # Inputs and outputs are the units of one undirected graph, in CSR form; each round visits all neighbours of the
+    # front at once.
     units = out_features + in_features
     a, b = torch.cat([row, col + out_features]), torch.cat([col + out_features, row])  # both directions
     a, order = a.sort(stable=True)
@@ -185,10 +191,10 @@ def _path_length(
 
 
 def _shuffled(row: Tensor, col: Tensor, in_features: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """A random graph with the same degrees: inputs are dealt out anew, pairs that occur twice swap with random others.
-
-    Where the graph is so dense that swaps do not end, those that are left are taken out.
-    """
+    """A random graph with the same degrees (configuration model)."""
+    # A permutation of the inputs over the connections keeps both degrees, and may connect a pair twice. Such a
+    # connection swaps its input with that of a random other one, which keeps the degrees too (S. Maslov, K. Sneppen,
+    # 2002). Where the graph is so dense that swaps do not end, the repetitions that are left are dropped.
     col = col[torch.randperm(col.shape[0], generator=generator)]
     for _ in range(200):
         cells = row * in_features + col

@@ -1,4 +1,4 @@
-"""Pictures of connections: where they are, how many each unit has, and how that changes while a layer is trained."""
+"""Plots of connectivity: where connections are, how many each unit has, and how both change during training."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -102,15 +102,15 @@ def plot_degrees(layer: Any, axes: Any = None, *, being: int | None = None) -> A
 
 @dataclass
 class Snapshots:
-    """How many connections each input had, at chosen moments: pass it as ``Rewiring(..., on_move=snapshots)``.
+    """The number of connections of each input at chosen steps: pass it as ``Rewiring(..., on_move=snapshots)``.
 
     Args:
-        every: keep every so manieth rewiring.
+        every: rewirings from one snapshot to the next.
         weighted: sum |w| instead of counting connections.
 
     Attributes:
-        steps: at which optimizer steps, of the layer that moved.
-        images: for each the degree of every input, (in,).
+        steps: the optimizer step of each snapshot, as the rewired layer counts.
+        images: for each snapshot the degree of every input, (in,).
 
     Example:
         >>> from linnet import SparseLinear
@@ -127,7 +127,7 @@ class Snapshots:
     _seen: int = 0
 
     def take(self, layer: Any, step: int) -> None:
-        """Keep the layer as it is now; of a population the mean over the beings."""
+        """Take a snapshot of a layer; of a population the mean over the beings."""
         col = layer.col.long()
         weights = layer.values.detach().abs() if self.weighted else torch.ones_like(layer.values)
         weights = weights.reshape(-1, layer.nnz)
@@ -142,18 +142,18 @@ class Snapshots:
 
 
 def plot_growth(snapshots: Snapshots, shape: tuple[int, int] | None = None, *, columns: int = 8) -> Any:
-    """Draw the growth of a layer over training as a strip of images: the degree of each input at each moment.
+    """Draw the growth of a layer over training as a strip of images: the degree of each input at each snapshot.
 
     Args:
-        snapshots: what was kept; if there are more than ``columns``, as many of them, evenly.
+        snapshots: the snapshots; of more than ``columns``, that many at equal distances are drawn.
         shape: of an image, such as (28, 28); None: one row of pixels.
-        columns: how many images at most.
+        columns: the largest number of images.
 
     Returns:
         The matplotlib Figure.
 
     Raises:
-        ValueError: there is no snapshot, or they do not fit the shape.
+        ValueError: there is no snapshot, or ``shape`` has another number of pixels.
 
     Example:
         >>> from linnet import SparseLinear
@@ -165,7 +165,7 @@ def plot_growth(snapshots: Snapshots, shape: tuple[int, int] | None = None, *, c
     import matplotlib.pyplot as plt
 
     if not snapshots.images:
-        raise ValueError("plot_growth needs a snapshot, got there is none")
+        raise ValueError("plot_growth needs a snapshot, got none")
     size = snapshots.images[0].numel()
     height, width = shape or (1, size)
     if height * width != size:
@@ -192,10 +192,10 @@ def _axes(axes: Any) -> Any:
 
 
 def _one(tensor: Tensor, being: int | None, axes: int) -> Tensor:
-    """The part of a tensor that belongs to one being, if each has its own."""
+    """The part of a tensor that belongs to one being, if each being has its own wiring."""
     if tensor.dim() == axes:
         if being is not None:
-            raise ValueError(f"being is for a population with a wiring for each, got {being=} of one wiring")
+            raise ValueError(f"being is for a population with a wiring for each, got {being=} for one wiring")
         return tensor
     if being is None or not 0 <= being < len(tensor):
         raise ValueError(f"being must lie in 0..{len(tensor) - 1}, got {being}")

@@ -1,1 +1,1 @@
-"""Dynamic sparse training: how connections are dropped and grown while a model is trained."""
+"""Dynamic sparse training: connections are dropped and grown while a model is trained."""

@@ -16,15 +16,16 @@ PIECE = 2**22
 
 
 class Gradient:
-    """What the backward passes before one optimizer step saw of a layer: dL/dW is Σ gᵀ x.
+    """dL/dW = Σ gᵀ x over the backward passes before one optimizer step, at any place of W.
 
-    Each pass is held as its pair (g, x); if the pairs grow larger than the matrix itself, and this is at most
-    ``max_size`` entries, they are summed up into it. All processes of ``group`` answer with the gradient of the sum
-    over their batches, so that they come to the same decisions.
+    With y = x Wᵀ and g = dL/dy, dL/dw_ij = Σ_k g_ki x_kj whether i and j are connected or not. Each use of the layer is
+    kept as its pair (g, x). Once the pairs are larger than W itself, and W has at most ``max_size`` entries, they are
+    summed up into a dense matrix. In all processes of ``group`` the gradient is the sum over their batches, so that
+    they take the same decisions.
 
     Args:
         out_features, in_features: of the layer.
-        max_size: entries of dL/dW that may exist at a time.
+        max_size: the largest number of entries of dL/dW that may exist at a time.
     """
 
     def __init__(self, out_features: int, in_features: int, max_size: int) -> None:
@@ -52,6 +53,8 @@ class Gradient:
 
     def steepest(self, being: int, nnz: int, k: int, besides: Tensor) -> Tensor:
         """The k cells with the largest |dL/dW| that are not in ``besides``, rising; equal ones by rising index."""
+        # Some rows of dL/dW at a time, O(nnz) entries: the k best of the rows so far are merged with those of the next
+        # rows, of which only entries above the least of the k best can still be among them.
         piece = max(1, min(self.max_size, max(PIECE, nnz)) // self.in_features)  # rows at a time
         best: list[Tensor] = []  # cells and scores
         for start in range(0, self.out_features, piece):
@@ -61,7 +64,7 @@ class Gradient:
             low, high = torch.searchsorted(
                 besides, torch.tensor([first, first + score.shape[0]], device=besides.device)
             )
-            score[besides[low:high] - first] = -1
+            score[besides[low:high] - first] = -1  # below every |dL/dW|
             floor = best[1].min() if best and best[1].shape[0] == k else -0.5
             cells = (score > floor).nonzero().squeeze(1)
             found = [cells + first, score[cells]]
@@ -71,7 +74,7 @@ class Gradient:
         return best[0]
 
     def slope(self, being: int, cells: Tensor) -> Tensor:
-        """|dL/dW| at the cells, which rise: (k,)."""
+        """|dL/dW| at the cells, which rise: (k,). In O(batch · k), by the product that the backward pass uses."""
         if self.summed is not None:
             found = self.summed[being].flatten()[cells]
         else:
@@ -92,6 +95,7 @@ class Gradient:
         return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
 
     def _reduced(self, tensor: Tensor) -> Tensor:
+        """The sum over the processes; DDP's mean would rank the places in the same order."""
         if self.group is not None:
             tensor = tensor.contiguous()
             dist.all_reduce(tensor, group=self.group)

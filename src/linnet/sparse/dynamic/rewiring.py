@@ -1,4 +1,4 @@
-"""Connections that move while a model is trained: explicit control, and what it tells of each rewiring."""
+"""Rewiring of all sparse layers of a model: explicit control of it, and statistics of each rewiring."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,11 +10,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from linnet.core.checks import check_positive
-from linnet.sparse.connectivity import Wired
-from linnet.sparse.dynamic.optimizer_hooks import attend
+from linnet.sparse.dynamic.optimizer_hooks import register
+from linnet.sparse.dynamic.protocol import Rewirable, is_rewirable
 from linnet.sparse.dynamic.rules import Rule
 from linnet.sparse.dynamic.update import Move
-from linnet.sparse.linear import SparseLinear
 
 __all__ = ["Rewiring", "Update"]
 
@@ -40,20 +39,21 @@ class Update:
 
 
 class Rewiring:
-    """The connections of every sparse layer in ``model`` move by ``rule`` while ``optimizer`` steps.
+    """Rewire every sparse layer in ``model`` by ``rule`` while ``optimizer`` steps.
 
-    Nothing has to be called in the training loop. ``SparseLinear(dynamic=rule)`` does the same for one layer and any
-    optimizer; this has statistics besides, and can end.
+    The training loop calls nothing. ``SparseLinear(dynamic=rule)`` does the same for one layer and any optimizer; a
+    ``Rewiring`` has statistics besides, and can be removed.
 
-    Counters and seeds are buffers of the layers: make the ``Rewiring`` before ``load_state_dict``. The statistics have
-    a :meth:`state_dict` of their own.
+    Counters and seeds are buffers of the layers: construct the ``Rewiring`` before ``load_state_dict``. The statistics
+    have a :meth:`state_dict` of their own.
 
     Args:
         model: a sparse layer, or a module that contains some; it may be wrapped in DistributedDataParallel.
-        optimizer: that which owns their ``values``.
-        rule: how they move; None: each layer keeps the rule that it has.
-        total_steps: of the training; a rule without an end ends after three quarters of them.
-        on_move: called with a :class:`Move` after each rewiring, to carry along what else belongs to connections.
+        optimizer: the optimizer that owns their ``values``.
+        rule: how they are rewired; None: each layer keeps the rule that it has.
+        total_steps: the length of the training; a rule without an end ends after three quarters of it.
+        on_move: called with a :class:`Move` after each rewiring, to carry along other tensors of the shape of
+            ``values``.
 
     Attributes:
         updates: one :class:`Update` for each rewiring of each layer.
@@ -88,9 +88,11 @@ class Rewiring:
         on_move: Callable[[Move], None] | None = None,
     ) -> None:
         root = model.module if isinstance(model, DistributedDataParallel) else model
-        self.layers = {name: module for name, module in root.named_modules() if isinstance(module, SparseLinear)}
+        self.layers: dict[str, Rewirable] = {
+            name: module for name, module in root.named_modules() if is_rewirable(module)
+        }
         if not self.layers:
-            raise ValueError(f"Rewiring needs a model with sparse layers, got {type(root).__name__} has none")
+            raise ValueError(f"Rewiring needs a model with sparse layers, got a {type(root).__name__} without one")
         if total_steps is not None:
             check_positive(total_steps=total_steps)
         owned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
@@ -98,9 +100,13 @@ class Rewiring:
         for name, layer in self.layers.items():
             own = layer.rule if rule is None else rule
             if own is None:
-                raise ValueError(f"Each layer must have a rule where none is given for all, got {name!r} has none")
+                raise ValueError(
+                    f"Layer {name!r} must have a rule of its own if Rewiring is given none, got dynamic=False"
+                )
             if id(layer.values) not in owned:
-                raise ValueError(f"The optimizer must own the values of every layer, got not those of {name!r}")
+                raise ValueError(
+                    f"The optimizer must own the values of every sparse layer, got one without those of {name!r}"
+                )
             rules[name] = own if total_steps is None or not isinstance(own, Rule) else own.ending(total_steps)
             layer.check_rule(rules[name])
         self.updates: list[Update] = []
@@ -109,16 +115,16 @@ class Rewiring:
         self._given = rule is not None
         for name, layer in self.layers.items():
             layer.set_rule(rules[name])
-            attendant = attend(layer)
+            registration = register(layer)
             if model is not root:
-                attendant.gradient.group = model.process_group
+                registration.gradient.group = model.process_group
             self._explored[name] = _numbered(layer)
-            attendant.listeners.append(self._record)
+            registration.listeners.append(self._record)
 
     def remove(self) -> None:
-        """The connections stay where they are from now on; layers with a rule of their own go on without statistics."""
+        """Rewire no longer, and take no statistics; layers that had a rule of their own go on by it."""
         for layer in self.layers.values():
-            listeners = attend(layer).listeners
+            listeners = register(layer).listeners
             if self._record in listeners:
                 listeners.remove(self._record)
             if self._given:
@@ -152,7 +158,7 @@ class Rewiring:
             self._on_move(move)
 
 
-def _numbered(layer: Wired) -> Tensor:
+def _numbered(layer: Rewirable) -> Tensor:
     """The connected cells of all beings, each with a number of its own, rising."""
     cells = layer.cells()
     if cells.dim() == 2:

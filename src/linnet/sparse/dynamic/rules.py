@@ -1,7 +1,7 @@
-"""When connections move, which are dropped and where new ones grow: rules, as frozen dataclasses.
+"""Rules of dynamic sparse training: when to rewire, which connections to drop and where to grow new ones.
 
-A rule sees one map at a time, as :class:`Connections`, and answers with the cells that shall be connected. What moves
-them, weights and optimizer state along, is :mod:`linnet.sparse.dynamic.rewiring`.
+A rule is a frozen dataclass. It sees one map at a time, as :class:`Connections`, and returns the cells to be connected
+from now on. :mod:`linnet.sparse.dynamic.update` carries weights and optimizer state along.
 """
 
 import math
@@ -27,11 +27,11 @@ class Connections:
     A cell is row · in_features + column.
 
     Attributes:
-        cells: of the connections, rising, (nnz,), int64.
+        cells: the connections, rising, (nnz,), int64.
         values: their weights, (nnz,).
         total: in_features · out_features.
-        first: how many connections the layer was made with.
-        generator: on the CPU, of this map and this step; the same on every process.
+        first: the number of connections that the layer was made with.
+        generator: random numbers of this map and this step, on the CPU; the same on every process.
         steepest: ``(k, besides) -> cells``, the k cells with the largest |dL/dW| outside the cells ``besides``.
         slope: ``cells -> |dL/dW|`` there.
     """
@@ -51,23 +51,23 @@ class Connections:
 
 @dataclass(frozen=True)
 class Rule(ABC):
-    """When and how connections move.
+    """When and how connections are rewired.
 
-    Steps are optimizer steps in which the layer had a gradient, counted from 1. A rule moves connections at step t if
-    t is a multiple of ``every`` and t < ``until``.
+    Steps are optimizer steps in which the layer had a gradient, counted from 1. A rule rewires at step t if t is a
+    multiple of ``every`` and t < ``until``.
 
     Args:
         every: steps from one rewiring to the next.
-        until: the step from which on nothing moves; None: no end, or three quarters of ``Rewiring(total_steps=)``.
+        until: the step at which rewiring ends; None: never, or after three quarters of ``Rewiring(total_steps=)``.
     """
 
     every: int = 100
     until: int | None = None
 
     replaces_step: ClassVar[bool] = False
-    """Whether a step in which connections move is no gradient step: the optimizer leaves its parameters alone."""
+    """Whether a step that rewires takes no gradient step: the optimizer leaves all of its parameters alone."""
     sees_gradient: ClassVar[bool] = False
-    """Whether ``move`` calls ``steepest`` or ``slope``, for which inputs and gradients are kept."""
+    """Whether ``move`` calls ``steepest`` or ``slope``, for which inputs and output gradients are kept."""
     keeps_count: ClassVar[bool] = True
     """Whether there are as many connections afterwards as before."""
 
@@ -75,12 +75,12 @@ class Rule(ABC):
         check_positive(every=self.every, **({} if self.until is None else {"until": self.until}))
 
     def due(self, step: int) -> bool:
-        """Whether connections move at this step."""
+        """Whether this step rewires."""
         return step % self.every == 0 and (self.until is None or step < self.until)
 
     @abstractmethod
     def move(self, now: Connections, step: int) -> Tensor:
-        """The cells to be connected from now on, rising, (nnz,); for every map of a population as many."""
+        """The cells to be connected from now on, rising, (nnz,); equally many for every map of a population."""
 
     def ending(self, total_steps: int) -> Self:
         """This rule, with an end after three quarters of the training if it has none."""
@@ -88,12 +88,11 @@ class Rule(ABC):
 
 
 def cells_elsewhere(total: int, size: int, taken: Tensor, generator: torch.Generator) -> Tensor:
-    """``size`` different cells of 0..total-1 that are not in ``taken``, which rises; every set of them equally likely.
-
-    They rise, and are drawn in O(size + taken) on the CPU.
-    """
-    rank = draw_cells(total - taken.shape[0], size, generator).to(taken.device)  # among the cells that are free
-    free_before = taken - torch.arange(taken.shape[0], device=taken.device)  # free cells below each taken one
+    """``size`` different cells of 0..total-1, rising, none in ``taken``, which rises; every set is equally likely."""
+    # Drawn in O(size + taken) on the CPU, by rank among the free cells, of which f(i) = taken_i − i lie below the i-th
+    # taken one. The free cell of rank r is r + #{i : f(i) ≤ r}; f rises, so that a binary search counts.
+    rank = draw_cells(total - taken.shape[0], size, generator).to(taken.device)
+    free_before = taken - torch.arange(taken.shape[0], device=taken.device)
     return rank + torch.searchsorted(free_before, rank, right=True)
 
 
@@ -105,7 +104,7 @@ def check_share(**shares: float) -> None:
 
 @dataclass(frozen=True)
 class _Cosine(Rule):
-    """Drop a share of the weakest connections that falls as f(t) = α/2 · (1 + cos(π t / until))."""
+    """Drop the share f(t) = α/2 · (1 + cos(π t / until)) of the connections, those with the smallest |w|."""
 
     alpha: float = 0.3
 
@@ -126,6 +125,7 @@ class _Cosine(Rule):
         if k == 0:
             return now.cells
         kept = now.strongest(nnz - k)
+        # The dropped ones may grow again at once, as in the reference implementation: only the kept ones are left out.
         return torch.cat([kept, self.grown(now, k, kept)]).sort().values
 
     @abstractmethod
@@ -137,15 +137,15 @@ class _Cosine(Rule):
 class RigL(_Cosine):
     """Drop the k = ⌊f(t) · nnz⌋ connections with the smallest |w|, grow k where |dL/dW| is largest.
 
-    f(t) = α/2 · (1 + cos(π t / until)); without an end f = α. A connection that is dropped and grown at once keeps its
-    weight and its optimizer state, one that is new starts with 0 in both. In such a step the optimizer takes no
-    gradient step, as in the paper's reference implementation, whose random noise on |w| is left out: of equal ones the
-    lower index is kept. The gradient is computed in pieces of O(nnz) entries, but for every place: where in · out is
-    beyond reach, take :class:`GSE`.
+    f(t) = α/2 · (1 + cos(π t / until)); without an end f = α. A connection that is dropped and grown in one step keeps
+    its weight and its optimizer state; a new one starts with 0 in both. In a step that rewires, the optimizer takes no
+    gradient step, as in the paper's reference implementation. That adds random noise to |w|, which this one does not:
+    of equal ones the lower index is kept. The gradient is computed in pieces of O(nnz) entries, but for every place:
+    where in · out is too large for that, use :class:`GSE`.
 
     Args:
         every, until: as in :class:`Rule`; the paper has 100 and three quarters of the training.
-        alpha: the share dropped at first.
+        alpha: the share that is dropped at the beginning.
 
     Raises:
         ValueError: ``every`` or ``until`` is no positive integer, or ``alpha`` is not in [0, 1].
@@ -170,12 +170,12 @@ class RigL(_Cosine):
 class GSE(_Cosine):
     """Drop as :class:`RigL`, grow where |dL/dW| is largest among randomly drawn candidates: work and memory O(nnz).
 
-    The candidates are drawn evenly from all places that are not kept. For layers so large that the gradient of every
-    place cannot be computed.
+    The candidates are drawn uniformly from all places that are not kept. GSE is for layers so large that the gradient
+    of every place cannot be computed.
 
     Args:
         every, until, alpha: as in :class:`RigL`.
-        candidates: how many there are, as a multiple of nnz; never fewer than are grown.
+        candidates: their number, as a multiple of nnz; never fewer than are grown.
 
     Raises:
         ValueError: as in :class:`RigL`, or ``candidates`` is not positive.
@@ -205,13 +205,13 @@ class GSE(_Cosine):
 
 @dataclass(frozen=True)
 class SET(Rule):
-    """Drop a share ζ of the positive weights that are smallest and of the negative ones that are largest, grow anew.
+    """Drop the share ζ of the positive weights nearest to 0, and of the negative ones; grow as many at random.
 
-    As many new connections are drawn evenly from all places that are not kept. Weights of 0 count as positive. New
-    connections start with weight 0; the gradient step is taken as always, after the connections have moved.
+    New connections are drawn uniformly from all places that are not kept, and start with weight 0. Weights of 0 count
+    as positive. The optimizer takes its gradient step as always, after the rewiring.
 
     Args:
-        every, until: as in :class:`Rule`; the paper moves once an epoch, to the end.
+        every, until: as in :class:`Rule`; the paper rewires once an epoch, to the end of the training.
         zeta: the share ζ.
 
     Raises:
@@ -248,8 +248,8 @@ class GradualMagnitude(Rule):
     """Prune the smallest |w| so that the sparsity is s_t = s_f + (s_i − s_f)(1 − (t − begin)/(until − begin))³.
 
     s_i is the sparsity that the layer was made with. The layer shrinks: ``values`` stays the same Parameter and gets
-    shorter, and so does its state in the optimizer. Distributed data parallel training cannot follow that and is
-    refused.
+    shorter, and so does its state in the optimizer. DistributedDataParallel cannot follow that: the step raises
+    ValueError.
 
     Args:
         every: steps from one pruning to the next.
@@ -280,11 +280,13 @@ class GradualMagnitude(Rule):
         if not 0 <= self.sparsity < 1:
             raise ValueError(f"sparsity must lie in [0, 1), got {self.sparsity!r}")
         if self.begin < 0 or (self.until is not None and self.until <= self.begin):
-            raise ValueError(f"Pruning must end after it begins, at 0 or later, got {self.begin} to {self.until}")
+            raise ValueError(
+                f"Pruning must end after it begins, at 0 or later, got begin={self.begin}, until={self.until}"
+            )
 
     def due(self, step: int) -> bool:
         if self.until is None:
-            raise ValueError("Gradual pruning must have an end (until=, or total_steps= of Rewiring), got it has none")
+            raise ValueError("Gradual pruning must have an end; give until=, or total_steps= to Rewiring")
         return step == self.until or (step % self.every == 0 and self.begin <= step < self.until)
 
     def sparsity_at(self, step: int, first: float) -> float:

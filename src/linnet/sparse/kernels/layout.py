@@ -1,5 +1,10 @@
-"""Samples as columns: the layout in which products with a sparse matrix are fast, some at a time so that they stay in
-the cache, in memory that a thread uses again and again."""
+"""Samples as columns: the layout in which products with a sparse matrix are fast.
+
+For Y = W X with W sparse, entry (i, j) of W adds w_ij times row j of X to row i of Y. With a sample in each column
+these rows are contiguous, and every entry of W is one vector operation over the samples; with a sample in each row it
+would be as many single numbers, each on a cache line of its own. So samples, (batch, n), are transposed on the way in
+and out: some at a time, so that they stay in the cache, and in memory that a thread uses again and again.
+"""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -7,25 +12,23 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Columns", "samples_at_a_time", "widths", "workspace"]
+__all__ = ["LEFT", "RESULT", "RIGHT", "Columns", "widths", "workspace"]
 
+LEFT, RESULT, RIGHT = range(3)
+"""The memory of a workspace: what a product reads, what it gives, and the second thing that a sampled one reads."""
 KEPT = 2**20
-"""Numbers that a thread keeps, three times, as memory for its products."""
+"""Numbers that a thread keeps as memory for its products, in each of the three places."""
 
 
-def samples_at_a_time(nnz: int, units: int, best: int) -> int:
-    """How many columns a product takes at a time: ``best``, which was measured, or more if a product is hardly a call.
-
-    Above 2²² numbers it is fewer, so that memory stays small.
-    """
-    wanted = max(best, min(256, 2**21 // max(nnz, 1)))
-    return max(min(wanted, 2**22 // units) // 8 * 8, 8)
-
-
-def widths(batch: int, step: int) -> Iterator[tuple[int, int]]:
+def widths(batch: int, samples: int) -> Iterator[tuple[int, int]]:
     """Pieces of a batch, where each starts and its width: multiples of 8, for which torch's products are fast."""
+    # The pieces are equally wide up to 8, at most ``samples``, since a narrow last one would cost a whole call. What is
+    # left of the batch is a last piece of 8 columns that are filled up with zeros. One sample stays alone.
+    if samples == 1:
+        yield from ((start, 1) for start in range(batch))
+        return
     eights = batch // 8
-    pieces = -(-8 * eights // step)
+    pieces = -(-8 * eights // samples)
     for i in range(pieces):
         start, end = 8 * (i * eights // pieces), 8 * ((i + 1) * eights // pieces)
         yield start, end - start
@@ -34,19 +37,19 @@ def widths(batch: int, step: int) -> Iterator[tuple[int, int]]:
 
 
 class Workspace(threading.local):
-    """Memory that a thread keeps between products: fresh memory costs more than what is computed in it."""
+    """Memory that a thread keeps between products: the page faults of fresh memory cost more than the products."""
 
     def __init__(self) -> None:
         self.kept: dict[tuple[int, torch.dtype], Tensor] = {}
 
-    def take(self, slot: int, size: int, like: Tensor) -> Tensor:
-        """At least ``size`` numbers; at most as many as are kept for good are."""
+    def take(self, place: int, size: int, like: Tensor) -> Tensor:
+        """At least ``size`` numbers; kept if they are few, else fresh. Only the current product may use them."""
         if size > KEPT or like.device.type != "cpu":
             return like.new_empty(size)
-        space = self.kept.get((slot, like.dtype))
+        space = self.kept.get((place, like.dtype))
         if space is None or space.shape[0] < size:
-            with torch.inference_mode(False):  # what is made inside could not be written to outside
-                space = self.kept[slot, like.dtype] = torch.empty(size, dtype=like.dtype, device="cpu")
+            with torch.inference_mode(False):  # an inference tensor could not be written to in other modes
+                space = self.kept[place, like.dtype] = torch.empty(size, dtype=like.dtype, device="cpu")
         return space
 
 
@@ -58,32 +61,34 @@ class Columns:
 
     Args:
         parts: the samples of each map, (batch, n).
-        step: how many samples at a time.
-        slot: which memory of the workspace serves all of them in turn.
+        samples: how many at a time.
+        place: which memory of the workspace serves all of them in turn.
         kept: memory for all of them instead, as :meth:`keep` makes it.
         filled: whether they already lie there.
     """
 
     def __init__(
-        self, parts: Sequence[Tensor], step: int, slot: int, kept: Tensor | None = None, filled: bool = False
+        self, parts: Sequence[Tensor], samples: int, place: int, kept: Tensor | None = None, filled: bool = False
     ) -> None:
-        self.parts, self.step, self.slot, self.kept, self.filled = parts, step, slot, kept, filled
+        self.parts, self.samples, self.place, self.kept, self.filled = parts, samples, place, kept, filled
         self.batch, self.n = parts[0].shape
         self.rows = len(parts) * self.n
         self.space: Tensor | None = None
 
     @staticmethod
-    def keep(part: Tensor) -> Tensor:
-        """Memory for all samples of one map, (batch, n)."""
+    def keep(part: Tensor) -> Tensor | None:
+        """Memory for all samples of one map, (batch, n), so that backward need not transpose them; None if large."""
+        # Many samples are transposed twice instead of held twice.
         batch, n = part.shape
-        return part.new_empty(n * (batch + -batch % 8))
+        return part.new_empty(n * (batch + -batch % 8)) if part.numel() <= KEPT else None
 
     def empty(self, start: int, width: int) -> Tensor:
         """(maps · n, width), contiguous."""
         if self.kept is not None:
             return self.kept[self.rows * start : self.rows * (start + width)].view(self.rows, width)
         if self.space is None:
-            self.space = workspace.take(self.slot, self.rows * min(self.step, self.batch + 7), self.parts[0])
+            # A piece is at most `samples` wide, and at most the batch rounded up to a multiple of 8.
+            self.space = workspace.take(self.place, self.rows * min(self.samples, self.batch + 7), self.parts[0])
         return self.space[: self.rows * width].view(self.rows, width)
 
     def pairs(self, start: int, columns: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -102,7 +107,7 @@ class Columns:
         columns = self.empty(start, width)
         if self.filled:
             return columns
-        if start + width > self.batch:
+        if start + width > self.batch:  # left over from another product, NaN would spread: 0 · NaN is NaN
             columns.zero_()
         for own, part in self.pairs(start, columns):
             own.copy_(part.T)  # two axes to two axes: for that torch has a fast transpose

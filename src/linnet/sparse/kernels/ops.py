@@ -1,4 +1,4 @@
-"""Products with a matrix of few entries: three operators of torch that are each other's derivatives.
+"""Products with a sparse matrix as operators of torch: three that are each other's derivatives.
 
 With W (out, in) given by its non-zero entries `values`, for each of the maps of a population at once:
 
@@ -13,161 +13,32 @@ times. They take, leading axes and all,
 * the structure, one for all or with an axis of maps in front one for each: W in CSR form, crow (out + 1) and col
   (nnz), and Wᵀ in CSR form, ccol (in + 1), row (nnz), and perm (nnz), the place in `values` of each of its entries.
 
-What runs is torch's sum of weighted rows (``embedding_bag``: FBGEMM, on x86 in float32) or its CSR product (MKL), and
-its sampled product; all are fast only with the batch along the last axis, see :mod:`linnet.sparse.kernels.layout`.
+What runs inside is :mod:`linnet.sparse.kernels.products`; exported programs name the operators, which must not change.
 """
 
-import threading
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from linnet.sparse.kernels.layout import KEPT, Columns, samples_at_a_time, widths, workspace
+from linnet.sparse.kernels.layout import Columns
+from linnet.sparse.kernels.products import Matrix, add_sampled, multiply, multiply_and_add_sampled, multiply_one, sample
 
-__all__ = ["WATCHED", "affine", "product", "sparse_mm", "sparse_mm_t", "sparse_sampled_mm"]
+__all__ = ["OBSERVERS", "affine", "product", "sparse_mm", "sparse_mm_t", "sparse_sampled_mm"]
 
-TILE = 2**16  # numbers that stay in the second-level cache, and entries below which a product is mostly overhead
-WATCHED: dict[int, Callable[[Tensor, Tensor], None]] = {}
-"""Who wants to see g and x wherever a backward pass computes the gradient of `values`, by the address of `col`."""
-_AVX = torch.backends.cpu.get_cpu_capability().startswith("AVX")
-_lock = threading.Lock()
-_warned = False
+OBSERVERS: dict[int, Callable[[Tensor, Tensor], None]] = {}
+"""Who is shown g and x wherever a backward pass computes the gradient of `values`, by the address of `col`.
 
-
-def watched(col: Tensor, g: Tensor, x: Tensor) -> None:
-    """Show g and x, (maps, batch, ·), to whoever watches the layer that these connections belong to."""
-    if WATCHED and (watcher := WATCHED.get(col.data_ptr())) is not None:
-        watcher(g, x)
+Rewiring needs dL/dW = gᵀ x outside the connections too. Module hooks would not do: they see g only after the layer's
+own backward, miss functional calls, and break graphs of torch.compile.
+"""
 
 
-def csr(crow: Tensor, col: Tensor, values: Tensor, columns: int) -> Tensor:
-    """A CSR tensor on the given storage; torch's notice that CSR tensors are in beta, once a process, is held back."""
-    global _warned
-    if not _warned:
-        with _lock, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state", UserWarning)
-            empty = torch.zeros(1, dtype=torch.int64, device="cpu")
-            torch.sparse_csr_tensor(empty, empty[:0], empty[:0], (0, 0), check_invariants=False)
-            _warned = True
-    size = (*crow.shape[:-1], crow.shape[-1] - 1, columns)
-    return torch.sparse_csr_tensor(crow, col, values, size, check_invariants=False)
-
-
-class Matrix(NamedTuple):
-    """A matrix in CSR form, without axes of maps."""
-
-    crow: Tensor
-    col: Tensor
-    values: Tensor
-    columns: int
-
-    def csr(self) -> Tensor:
-        return csr(*self)
-
-    def units(self) -> int:
-        return max(self.columns, self.crow.shape[0] - 1)
-
-    def step(self) -> int:
-        """How many samples a product takes at a time; measured."""
-        best = (64 if self.columns <= 2048 else 32) if quick(self.values) else (32 if self.units() <= 2048 else 16)
-        return samples_at_a_time(self.values.shape[0], self.units(), best)
-
-
-def quick(values: Tensor) -> bool:
-    """Whether ``embedding_bag`` is fast: where FBGEMM, which torch has on x86, adds up rows in registers."""
-    return values.dtype == torch.float32 and values.device.type == "cpu" and _AVX
-
-
-def times(matrix: Matrix, width: int) -> Callable[[Tensor], Tensor]:
-    """The product with a matrix from the left: (columns, width) -> (rows, width)."""
-    if width > 8 and quick(matrix.values):  # row i of the result: the rows of `right` that it is connected to, weighted
-        crow, col, values, _ = matrix
-        return lambda right: torch.embedding_bag(right, col, crow, False, 0, False, values, True)[0]
-    left, rows = matrix.csr(), matrix.crow.shape[0] - 1
-    space = workspace.take(1, rows * width, matrix.values)
-
-    def product(right: Tensor) -> Tensor:
-        result = space[: rows * right.shape[1]].view(rows, right.shape[1])
-        return torch.addmm(result, left, right, beta=0, out=result)
-
-    return product
-
-
-def blocks(values: Tensor, crow: Tensor, col: Tensor, columns: int) -> Iterator[tuple[slice, Matrix]]:
-    """The maps as block-diagonal matrices on the storage of ``values``: each with the slice of maps that it holds.
-
-    One matrix for as many maps as together make a product worth its overhead; large maps stay alone.
-    """
-    maps, nnz = values.shape
-    size = max(1, TILE // max(nnz, crow.shape[-1], columns))
-    for start in range(0, maps, size):
-        some = slice(start, min(start + size, maps))
-        count = some.stop - start
-        own_crow, own_col = (crow, col) if col.dim() == 1 else (crow[some], col[some])
-        if count > 1:
-            block = torch.arange(count, device=col.device, dtype=col.dtype).unsqueeze(1)  # (count, 1)
-            own_crow = F.pad((own_crow[..., 1:] + nnz * block).flatten(), (1, 0))
-            own_col = own_col + columns * block
-        yield some, Matrix(own_crow.flatten(), own_col.flatten(), values[some].flatten(), count * columns)
-
-
-def apply(matrix: Matrix, x: Sequence[Tensor], y: Sequence[Tensor], kept: Tensor | None = None) -> None:
-    """y = x Wᵀ for each map on the diagonal of W: (batch, columns), written to (batch, rows)."""
-    batch = x[0].shape[0]
-    if batch == 0:
-        return
-    if batch == 1:
-        found = torch.mv(matrix.csr(), x[0][0] if len(x) == 1 else torch.cat(list(x), 1)[0])
-        for part, own in zip(y, found.split(y[0].shape[1]), strict=True):
-            part[0] = own
-        return
-    step = matrix.step()
-    inputs, outputs = Columns(x, step, 0, kept), Columns(y, step, 1)
-    product = times(matrix, min(step, batch + 7))
-    for start, width in widths(batch, step):
-        outputs.write(start, product(inputs.read(start, width)))
-
-
-def add_sampled(matrix: Matrix, g: Sequence[Tensor], x: Sequence[Tensor]) -> None:
-    """Add gᵀ x to the entries of a matrix, at its places: (batch, rows), (batch, columns) of each map."""
-    batch = g[0].shape[0]
-    step = samples_at_a_time(matrix.values.shape[0], matrix.units(), 64)
-    left, right, entries = Columns(g, step, 0), Columns(x, step, 1), matrix.csr()
-    for start, width in widths(batch, step) if batch > 1 else [(0, 1)]:
-        torch.sparse.sampled_addmm(entries, left.read(start, width), right.read(start, width).T, out=entries)
-
-
-def apply_and_add_sampled(
-    transposed: Matrix, matrix: Matrix, g: Tensor, x: Tensor, h: Tensor, kept: Tensor | None
-) -> None:
-    """:func:`apply` for h = g W and :func:`add_sampled` for gᵀ x, one map, which share g as columns."""
-    step = matrix.step()
-    left, right, result = Columns((g,), step, 0), Columns((x,), step, 2, kept, kept is not None), Columns((h,), step, 1)
-    product, entries = times(transposed, min(step, g.shape[0] + 7)), matrix.csr()
-    for start, width in widths(g.shape[0], step):
-        columns = left.read(start, width)
-        result.write(start, product(columns))
-        torch.sparse.sampled_addmm(entries, columns, right.read(start, width).T, out=entries)
-
-
-def multiply(values: Tensor, x: Tensor, crow: Tensor, col: Tensor) -> Tensor:
-    """x Wᵀ for W in CSR form: (maps, nnz), (maps, batch, columns) -> (maps, batch, rows)."""
-    y = x.new_empty(*x.shape[:2], crow.shape[-1] - 1)
-    for some, matrix in blocks(values.contiguous(), crow, col, x.shape[2]):
-        apply(matrix, x[some].unbind(0), y[some].unbind(0))
-    return y
-
-
-def sample(g: Tensor, x: Tensor, crow: Tensor, col: Tensor) -> Tensor:
-    """gᵀ x at the places of a CSR structure: (maps, batch, rows), (maps, batch, columns) -> (maps, nnz)."""
-    entries = x.new_zeros(x.shape[0], col.shape[-1])
-    for some, matrix in blocks(entries, crow, col, x.shape[2]):  # they lie on the storage of `entries`
-        add_sampled(matrix, g[some].unbind(0), x[some].unbind(0))
-    return entries
+def show(col: Tensor, g: Tensor, x: Tensor) -> None:
+    """Show g and x, (maps, batch, ·), to the observer of the layer that these connections belong to."""
+    if OBSERVERS and (observer := OBSERVERS.get(col.data_ptr())) is not None:
+        observer(g, x)
 
 
 # ---------------------------------------------------------------------- the operators
@@ -193,7 +64,7 @@ def sparse_sampled_mm(
     g: Tensor, x: Tensor, crow: Tensor, col: Tensor, ccol: Tensor, row: Tensor, perm: Tensor
 ) -> Tensor:
     """v = gᵀ x at the non-zeros: (maps, batch, out), (maps, batch, in) -> (maps, nnz)."""
-    watched(col, g, x)
+    show(col, g, x)
     return sample(g, x, crow, col)
 
 
@@ -212,7 +83,9 @@ def _(g: Tensor, x: Tensor, crow: Tensor, col: Tensor, *structure: Tensor) -> Te
     return x.new_empty(x.shape[0], col.shape[-1])
 
 
-for operator in (sparse_mm, sparse_mm_t, sparse_sampled_mm):  # as the layer does: half precision is computed in float32
+# Half precision is computed in float32, as the layer does it: sums of many products lose too much in half precision,
+# and torch has no sparse kernels for it.
+for operator in (sparse_mm, sparse_mm_t, sparse_sampled_mm):
     for device in ("cpu", "cuda"):
         operator.register_autocast(device, torch.float32)
 
@@ -253,6 +126,13 @@ def _differentiable(operator: Any, by_first: Operator, by_second: Operator) -> O
     return apply
 
 
+# With upstream gradients ȳ, h̄, v̄, and V̄ the matrix that has the entries v̄ at the connections:
+#
+#   y_ki = Σ_j w_ij x_kj     dL/dw_ij = Σ_k ȳ_ki x_kj = (ȳᵀ x)_ij     dL/dx = ȳ W
+#   h_kj = Σ_i g_ki w_ij     dL/dw_ij = Σ_k g_ki h̄_kj = (gᵀ h̄)_ij     dL/dg = h̄ Wᵀ
+#   v_ij = Σ_k g_ki x_kj     dL/dg = x V̄ᵀ                             dL/dx = g V̄
+#
+# So each derivative is one of the three products again, and none of them needs a matrix that is dense.
 product: Operator = _differentiable(
     sparse_mm, lambda x, g, *s: product_sampled(g, x, *s), lambda v, g, *s: product_t(v, g, *s)
 )
@@ -267,53 +147,42 @@ product_sampled: Operator = _differentiable(
 # ---------------------------------------------------------------------- one map, in eager mode
 
 
-def affine_without_gradient(
-    x: Tensor, values: Tensor, bias: Tensor | None, structure: Sequence[Tensor], kept: Tensor | None = None
-) -> Tensor:
-    crow, col = structure[:2]
-    matrix = Matrix(crow, col, values, x.shape[1])
-    if x.shape[0] == 1:
-        y = torch.mv(matrix.csr(), x[0]).unsqueeze_(0)
-    else:
-        y = x.new_empty(x.shape[0], crow.shape[0] - 1)
-        apply(matrix, (x,), (y,), kept)
-    return y if bias is None else y.add_(bias)
-
-
 class _Affine(torch.autograd.Function):
     """y = x Wᵀ + b for one map: the operators above without their dispatch, and one backward for all gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, *structure: Tensor) -> Tensor:
-        kept = Columns.keep(x) if ctx.needs_input_grad[1] and 1 < x.shape[0] and x.numel() <= KEPT else None
+        crow, col = structure[:2]
+        matrix = Matrix(crow, col, values, x.shape[1])
+        ctx.choice = choice = matrix.choice(x.shape[0])
+        kept = Columns.keep(x) if choice.kernel.by_columns and ctx.needs_input_grad[1] else None
         ctx.save_for_backward(x, values, kept, *structure)
-        return affine_without_gradient(x, values, bias, structure, kept)
+        y = multiply_one(matrix, x, choice, kept)
+        return y if bias is None else y.add_(bias)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, values, kept, *structure = ctx.saved_tensors
         of_x, of_values, of_bias = ctx.needs_input_grad[:3]
         h = v = None
-        if torch.is_grad_enabled():  # gradients of gradients
+        if torch.is_grad_enabled():  # gradients of gradients: the operators know theirs
             h = product_t(values[None], g[None], *structure)[0] if of_x else None
             v = product_sampled(g[None], x[None], *structure)[0] if of_values else None
         else:
             crow, col, ccol, row, perm = structure
-            transposed = matrix = None
             if of_x:
-                h = torch.empty_like(x, memory_format=torch.contiguous_format)
                 transposed = Matrix(ccol, row, values.index_select(0, perm), g.shape[1])
             if of_values:
-                watched(col, g[None], x[None])
+                show(col, g[None], x[None])
                 v = torch.zeros_like(values)
-                matrix = Matrix(crow, col, v, x.shape[1])  # on the storage of v
-            if transposed is not None and h is not None and matrix is not None and g.shape[0] > 1:
-                apply_and_add_sampled(transposed, matrix, g, x, h, kept)
+                sampled = Matrix(crow, col, v, x.shape[1])  # on the storage of v
+            if of_x and of_values and ctx.choice.kernel.by_columns:
+                h = multiply_and_add_sampled(transposed, sampled, g, x, ctx.choice, kept)
             else:
-                if transposed is not None and h is not None:
-                    apply(transposed, (g,), (h,))
-                if matrix is not None:
-                    add_sampled(matrix, (g,), (x,))
+                if of_x:
+                    h = multiply_one(transposed, g, transposed.choice(g.shape[0]))
+                if of_values:
+                    add_sampled(sampled, (g,), (x,))
         return (h, v, g.sum(0) if of_bias else None, *[None] * len(structure))
 
 
@@ -324,7 +193,10 @@ def affine(x: Tensor, values: Tensor, bias: Tensor | None, structure: Sequence[T
     """
     if torch.is_grad_enabled():
         return _Affine.apply(x, values, bias, *structure)
-    return affine_without_gradient(x, values, bias, structure)
+    crow, col = structure[:2]
+    matrix = Matrix(crow, col, values, x.shape[1])
+    y = multiply_one(matrix, x, matrix.choice(x.shape[0]))
+    return y if bias is None else y.add_(bias)
 
 
 # ---------------------------------------------------------------------- vmap
@@ -332,6 +204,7 @@ def affine(x: Tensor, values: Tensor, bias: Tensor | None, structure: Sequence[T
 
 def _more_samples(operator: Operator) -> Callable[..., tuple[Tensor, int]]:
     """The batching rule of a product: inputs alone become more samples; everything else becomes more maps."""
+    # Where only x has the new axis, W is the same for all of it, and its entries are read once for v · batch samples.
     more_maps = _more_maps(operator)
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Tensor) -> tuple[Tensor, int]:
@@ -346,7 +219,9 @@ def _more_samples(operator: Operator) -> Callable[..., tuple[Tensor, int]]:
 
 
 def _more_maps(operator: Operator) -> Callable[..., tuple[Tensor, int]]:
-    """The batching rule by which the new axis and that of the maps become one."""
+    """The batching rule by which the new axis, v, and that of the maps become one: v · maps maps."""
+    # What lacks the new axis is expanded, which costs no memory until it is flattened. The structure stays one for all
+    # if it was, and has no new axis; else each of the v · maps maps gets a copy of its own.
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Tensor) -> tuple[Tensor, int]:
         v = info.batch_size

@@ -1,1 +1,1 @@
-"""Where connections start, a file for each wiring."""
+"""Wirings: how connections are drawn when a layer is constructed."""

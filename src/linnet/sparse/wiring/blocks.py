@@ -1,4 +1,4 @@
-"""Connections in blocks."""
+"""Blocks: connections fill dense blocks of the matrix."""
 
 from dataclasses import dataclass
 

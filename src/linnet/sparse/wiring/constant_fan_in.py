@@ -1,4 +1,4 @@
-"""As many connections for every output."""
+"""Constant fan-in: every output has equally many connections."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Connections drawn each for itself."""
+"""Erdős-Rényi: ε (in + out) connections."""
 
 import math
 from dataclasses import dataclass

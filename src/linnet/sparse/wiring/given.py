@@ -1,4 +1,4 @@
-"""Connections that are given, in any form, -> a CSR structure."""
+"""Connections that the user gives, in any form, -> a CSR structure."""
 
 from typing import Any
 
@@ -23,12 +23,13 @@ def compressed(
         return compress(given(connectivity, out_features, in_features), out_features, in_features)
     if connectivity.shape[0] != beings:
         raise ValueError(
-            f"connectivity with an axis of beings must have {beings} of them, got {tuple(connectivity.shape)}"
+            f"connectivity of three axes needs a population of as many beings, got {tuple(connectivity.shape)} for "
+            f"beings={beings}"
         )
     found = [compress(given(one, out_features, in_features), out_features, in_features) for one in connectivity]
     sizes = {col.shape[0] for _, col in found}
     if len(sizes) > 1:
-        raise ValueError(f"All beings must have as many connections, got {sorted(sizes)}")
+        raise ValueError(f"All beings must have equally many connections, got {sorted(sizes)}")
     crow, col = zip(*found, strict=True)
     return torch.stack(crow), torch.stack(col)
 
@@ -58,7 +59,7 @@ def given(connectivity: Any, out_features: int, in_features: int) -> Tensor:
             )
         coo = connectivity.detach().to_sparse_coo()
         if coo.sparse_dim() != 2:
-            raise ValueError(f"connectivity must be sparse in both axes, got in {coo.sparse_dim()} of 2")
+            raise ValueError(f"connectivity must be sparse in both axes, got {coo.sparse_dim()} sparse axes of 2")
         return coo.coalesce().indices().cpu()
     if len(shape) != 2 or shape[0] != 2 or connectivity.dtype not in (torch.int64, torch.int32):
         raise ValueError(

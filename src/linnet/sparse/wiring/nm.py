@@ -1,4 +1,4 @@
-"""N of every M inputs connected."""
+"""N:M sparsity: n of every m consecutive inputs are connected."""
 
 from dataclasses import dataclass
 

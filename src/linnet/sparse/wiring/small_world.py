@@ -1,4 +1,4 @@
-"""Connections whose probability falls with distance: small worlds."""
+"""Small worlds: the probability of a connection falls with the distance of its units."""
 
 import math
 from collections.abc import Callable
@@ -14,13 +14,13 @@ __all__ = ["SmallWorld"]
 
 @dataclass(frozen=True)
 class SmallWorld:
-    """Units on a line; the farther apart two are, the seldomer they are connected: P = min(1, c (d + 1)^−λ).
+    """Units on a line, connected with a probability that falls with their distance d: P = min(1, c (d + 1)^−λ).
 
-    Both sides are spread evenly along the line, which has the length of the longer one; d is the distance there,
-    rounded. Every unit of the longer side is connected to its nearest one of the shorter side (between equal sides that
-    is the diagonal), so that no unit is left without a connection if nnz >= max(in_features, out_features). The other
-    connections are drawn so that each pair has its probability and their number is exact, in O(nnz + in + out) time and
-    memory. With fewer connections than that as many units as possible have one.
+    Both sides are spread evenly along a line as long as the longer side; d is the distance there, rounded. Every unit
+    of the longer side is connected to its nearest one of the shorter side (between equal sides that is the diagonal),
+    so that no unit is without a connection if nnz >= max(in_features, out_features). The other connections are drawn so
+    that each pair has its probability and their number is exact, in O(nnz + in + out) time and memory. With fewer
+    connections than that, as many units as possible have one.
 
     Args:
         exponent: λ; None: c is 1 and λ is such that nnz connections are expected, as in sparselinear.
@@ -55,15 +55,18 @@ class SmallWorld:
             spread = _spread(nnz, long, short, nearest)
             return torch.stack([nearest[spread], spread] if out_features == short else [spread, nearest[spread]])
         centre = torch.arange(short, device="cpu").mul_(2).add_(1).mul_(long) // (2 * short)  # (short,)
+        # All pairs (l, s) of one offset l − c_s have the same distance, hence the same probability. So it is enough to
+        # say how many connections each such class has, of O(in + out) classes, and to draw that many of its pairs
+        # uniformly: no table of all in · out pairs is made.
         offset, low, size = self._classes(centre, long)
-        # The backbone is left out of its classes: they hold what is still to be drawn from.
+        # The nearest pairs, the backbone, are already connected: they are left out of their classes.
         step = torch.arange(long, device="cpu") - centre[nearest]
         step = step % long if self.ring else step + long - 1
         taken = torch.bincount(step, minlength=offset.shape[0])
         expected = self._expected(self._distance(offset, long), size - taken, nnz - long)
         wanted = _rounded(expected, size - taken, nnz - long, generator)
         group, place = draw_in_groups(size - taken, wanted, generator)
-        # The places that are left in a class, in order: skip those of the backbone.
+        # A place counts the pairs of its class that are left, in order of their short unit.
         unit = _skipping(group, place, low, step, nearest, size, short)
         far = centre[unit] + offset[group]
         short_side = torch.cat([nearest, unit])
@@ -83,7 +86,9 @@ class SmallWorld:
         return torch.minimum(offset, long - offset) if self.ring else offset.abs()
 
     def _expected(self, distance: Tensor, size: Tensor, total: int) -> Tensor:
-        """How many connections each class shall have, of ``size`` pairs at this distance; together ``total``."""
+        """The expected number of connections in each class, of ``size`` pairs at this distance; together ``total``."""
+        # Σ_d size_d · P(d) falls with λ and rises with c: bisection finds λ for c = 1, or c for a given λ. If c = 1
+        # gives too many at every λ (each pair at distance 0 has P = 1), all are scaled down.
         log = (distance.double() + 1).log()
         if self.exponent is None:
             power = _root(lambda x: float((size * torch.exp(-x * log)).sum()) - total, 0.0, 64.0)
@@ -108,6 +113,8 @@ def _root(falling: Callable[[float], float], low: float, high: float) -> float:
 
 def _rounded(expected: Tensor, size: Tensor, total: int, generator: torch.Generator | None) -> Tensor:
     """Whole numbers with these expectations that add up to ``total``, none above its size: systematic sampling."""
+    # With E_i = e_1 + … + e_i and one u ~ U(0, 1), n_i = ⌊E_i + u⌋ − ⌊E_{i−1} + u⌋ is ⌊e_i⌋ or ⌈e_i⌉ and has the mean
+    # e_i, and the n_i add up to ⌊E + u⌋ = E (W. G. Madow, L. H. Madow, On the theory of systematic sampling, 1944).
     ends = expected.clamp_max(size.double()).cumsum(0)
     ends = ends * (total / max(float(ends[-1]), 1e-300))
     start = torch.rand((), generator=generator, dtype=torch.float64, device="cpu")
@@ -115,7 +122,7 @@ def _rounded(expected: Tensor, size: Tensor, total: int, generator: torch.Genera
     marks[-1] = total  # what rounding left over
     wanted = torch.minimum(marks.clamp_max(total).diff(prepend=torch.zeros(1, dtype=torch.int64, device="cpu")), size)
     missing = total - int(wanted.sum())
-    while missing > 0:  # a class was full: the next ones that have room take what is left
+    while missing > 0:  # a class is full: the likeliest ones that have room take what is left
         room = (wanted < size).nonzero().squeeze(1)
         order = room[expected[room].argsort(descending=True, stable=True)][:missing]
         wanted[order] += 1
@@ -139,7 +146,8 @@ def _skipping(
 
 
 def _spread(nnz: int, long: int, short: int, nearest: Tensor) -> Tensor:
-    """Units of the long side, evenly spread, so that their nearest ones are as many as possible: (nnz,)."""
+    """Units of the long side, at equal distances, so that their nearest ones are as many as possible: (nnz,)."""
+    # With nnz <= short, the first long unit of nnz short ones; else that of every short one, and of the others some.
     if nnz <= short:
         unit = torch.arange(nnz, device="cpu") * short // nnz
         return torch.searchsorted(nearest, unit)

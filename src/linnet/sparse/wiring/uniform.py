@@ -1,4 +1,4 @@
-"""Connections drawn uniformly."""
+"""Uniform: every set of connections is equally likely."""
 
 from dataclasses import dataclass
 

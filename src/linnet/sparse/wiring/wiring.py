@@ -1,8 +1,8 @@
-"""Where connections start: rules that draw them, and connections given by hand.
+"""What a wiring is, and the random draws that several share.
 
 A wiring is any callable ``(out_features, in_features, nnz, generator) -> indices``, (2, nnz), with row 0 the outputs
-and row 1 the inputs. Those of this library are frozen dataclasses. One that decides itself how many connections there
-are has a method ``nnz(out_features, in_features) -> int | None``; None: as many as the sparsity says.
+and row 1 the inputs. Those of this library are frozen dataclasses. A wiring that decides on the number of connections
+itself has a method ``nnz(out_features, in_features) -> int | None``; None: as many as the sparsity says.
 """
 
 import math
@@ -28,7 +28,8 @@ class Wiring(Protocol):
 def draw_in_groups(sizes: Tensor, wanted: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
     """``wanted[g]`` different places of 0..sizes[g]-1 for each group g, every set of them equally likely.
 
-    Groups that are nearly full are drawn by what they leave out; repetitions are drawn again, in all groups at once.
+    Repetitions are drawn again, in all groups at once: rejection keeps every set equally likely. In a group that is
+    more than half full most draws would be repetitions; there the places that are left out are drawn instead.
 
     Returns:
         The group and the place of each, (wanted.sum(),), by rising group.
@@ -59,11 +60,9 @@ def draw_in_groups(sizes: Tensor, wanted: Tensor, generator: torch.Generator | N
 
 
 def draw_cells(total: int, size: int, generator: torch.Generator | None = None) -> Tensor:
-    """``size`` different cells of 0..total-1, rising, every set of them equally likely: (size,), in O(size).
-
-    A few more are drawn than wanted, and a random few of those are taken out again; no step treats one cell otherwise
-    than another.
-    """
+    """``size`` different cells of 0..total-1, rising, every set of them equally likely: (size,), in O(size)."""
+    # A few more are drawn than wanted, and a random few of those are taken out again. No step distinguishes one cell
+    # from another, so by symmetry all sets of a size are equally likely, whatever the number that was drawn.
     if total <= 2**12:
         return torch.randperm(total, generator=generator, device="cpu")[:size].sort().values
     margin = 5 * math.sqrt(size) + 10  # that five standard deviations do not suffice is left to the loop
@@ -73,6 +72,7 @@ def draw_cells(total: int, size: int, generator: torch.Generator | None = None) 
             share = (size + margin) / total
             cells = (torch.rand(total, generator=generator, device="cpu") < share).nonzero().squeeze(1)
         else:  # draw with replacement
+            # n draws leave a cell out with probability (1 − 1/total)ⁿ ≈ exp(−n / total): n for ``size`` different ones.
             draws = math.ceil(-total * math.log1p(-size / total) + margin)
             # In two digits, because randint of a range that is not small against 2³² is not quite uniform.
             digit = math.isqrt(total - 1) + 1
@@ -85,6 +85,8 @@ def draw_cells(total: int, size: int, generator: torch.Generator | None = None) 
 
 def revive(unit: Tensor, units: int, generator: torch.Generator | None = None) -> Tensor:
     """The unit of each connection, (nnz,) -> the same, with dead units having taken over connections of others."""
+    # A dead unit has no connection. Each takes one over from a unit that has several, as long as there is any; which
+    # connection is random, and every unit keeps one.
     dead = (torch.bincount(unit, minlength=units) == 0).nonzero().squeeze(1)
     if not dead.numel():
         return unit
@@ -112,7 +114,7 @@ def count(sparsity: float, out_features: int, in_features: int) -> int:
     nnz = round((1 - sparsity) * in_features * out_features)
     if nnz == 0:
         raise ValueError(
-            f"A sparse layer must have a connection, got sparsity={sparsity} leaves none of "
+            f"A sparse layer must have a connection, got sparsity={sparsity}, which leaves none of "
             f"{in_features} x {out_features}"
         )
     return nnz
