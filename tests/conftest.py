@@ -11,6 +11,8 @@ import torch
 
 torch.set_num_threads(1)
 
+collect_ignore = ["support", "written_by_0_1_0"]  # no tests; as doctests they would be imported under a second name
+
 
 @pytest.fixture
 def threads_back():
