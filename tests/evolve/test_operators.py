@@ -192,7 +192,7 @@ def test_a_refused_generation_changes_nothing(parents, options, message):
 
 
 def test_a_model_that_is_no_population_is_refused():
-    with pytest.raises(ValueError, match="got no part has any"):
+    with pytest.raises(ValueError, match="A population must have beings, got Linear without any"):
         reproduce(nn.Linear(3, 2), [0])
     with pytest.raises(ValueError, match=r"got \[2, 3\]"):
         beings_of(nn.Sequential(Linear(3, 3, beings=2), Linear(3, 3, beings=3)))
