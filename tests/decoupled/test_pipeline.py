@@ -235,7 +235,7 @@ def test_a_killed_stage_ends_the_other_with_a_clear_error(victim):
     began = time.monotonic()
     found, codes = start(killed, 2, victim)
     assert codes[victim] == -signal.SIGKILL and codes[1 - victim] == 0
-    assert found[1 - victim].startswith("RuntimeError: A pipeline needs all its stages, got rank"), found
+    assert found[1 - victim].startswith("RuntimeError: Pipeline failed: rank"), found
     assert f"rank {victim}" in found[1 - victim]
     assert time.monotonic() - began < 45
 
@@ -261,7 +261,7 @@ def test_two_processes_for_each_stage_keep_one_set_of_weights():
 
 
 def test_what_a_pipeline_refuses():
-    with pytest.raises(RuntimeError, match="init_process_group"):
+    with pytest.raises(RuntimeError, match=r"torch\.distributed is not initialized; call init_process_group\(\) first"):
         Pipeline(stages(), ADAM, CRITERION)
     with tempfile.TemporaryDirectory() as folder:
         dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=0, world_size=1)
@@ -336,7 +336,7 @@ def test_what_one_process_cannot_load_none_takes_over():
     assert codes == [0, 0] and all(one["kept"] for one in found), found
     for one in found:
         assert "truncated or altered" in one["said"][0]
-        assert re.search("must take over one of as many, got .* is of .*'processes': 4", one["said"][1])
+        assert re.search(r"must be of a pipeline of .*'processes': 2}, got .*'processes': 4} in ", one["said"][1])
 
 
 def half_saved(rank, folder):
@@ -365,4 +365,4 @@ def test_a_save_that_fails_on_one_process_leaves_the_former_checkpoint_of_all():
     found, codes = start(half_saved, 2)
     assert codes == [0, 0] and all(one["kept"] for one in found), found
     assert found[1]["said"].startswith("TypeError: safetensors has no torch.complex128")
-    assert found[0]["said"].startswith("ValueError: All processes must save or load a checkpoint, got process 1")
+    assert found[0]["said"].startswith("ValueError: Process 1 could not save or load the checkpoint: ")

@@ -454,7 +454,10 @@ def test_context_for_each_boundary():
         backward(net, data(net))
     with pytest.raises(ValueError, match="needs the context"):
         net(data(net))
-    with pytest.raises(ValueError, match="needs a source that takes one"), wrapped("gru").context(per_step[0]):
+    with (
+        pytest.raises(ValueError, match="a gradient source that takes a context"),
+        wrapped("gru").context(per_step[0]),
+    ):
         pass
     with pytest.raises(TypeError, match="must be a tensor"), net.context("labels"):
         pass
@@ -657,22 +660,22 @@ def test_errors_state_the_rule():
         TruncatedBPTT(gru, 0)
     with pytest.raises(TypeError, match=r"gradient must be Synthetic\(...\) or None, got Backprop"):
         TruncatedBPTT(gru, 2, linnet.Backprop())
-    with pytest.raises(ValueError, match="must be bootstrapped"):
+    with pytest.raises(ValueError, match="gradient must have targets='bootstrapped'"):
         TruncatedBPTT(gru, 2, Synthetic(targets="true"))
-    with pytest.raises(ValueError, match="factor must be at least 0 and finite, got -1"):
+    with pytest.raises(ValueError, match="factor must be a finite number >= 0, got -1"):
         TruncatedBPTT(gru, 2, factor=-1)
-    with pytest.raises(ValueError, match="auxiliary task foretells"):
+    with pytest.raises(ValueError, match=r"auxiliary= predicts synthetic gradients and needs gradient="):
         TruncatedBPTT(gru, 2, auxiliary=0.1)
-    with pytest.raises(ValueError, match="network must not contain a DNI"):
+    with pytest.raises(ValueError, match="network already contains a DNI; DNI modules cannot be nested"):
         TruncatedBPTT(DNI(gru), 2)
     net = TruncatedBPTT(gru, 2, Synthetic())
     with pytest.raises(TypeError, match="input must be a tensor, got PackedSequence"):
         net(nn.utils.rnn.pack_sequence([torch.zeros(2, INPUT)]))
-    with pytest.raises(ValueError, match=r"\(length, batch, \*\) with a step and a sample, got \(4, 3\)"):
+    with pytest.raises(ValueError, match=r"\(length, batch, \*\) with at least one step and one sample, got \(4, 3\)"):
         net(torch.zeros(4, INPUT))
-    with pytest.raises(ValueError, match="with a step and a sample"):
+    with pytest.raises(ValueError, match="with at least one step and one sample"):
         net(torch.zeros(0, 2, INPUT))
-    with pytest.raises(ValueError, match=r"samples along its axis 0 \(state_axis=\), got \(1, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"samples of the batch along axis 0, got shape \(1, 4, 4\); set state_axis="):
         TruncatedBPTT(gru, 2, Synthetic(), state_axis=0)(torch.zeros(4, 4, INPUT)[:, :, :].expand(4, 4, INPUT))
     with pytest.raises(TypeError, match=r"must return \(output, state\), got Tensor"):
         TruncatedBPTT(nn.Linear(3, 3), 2)(torch.zeros(4, 2, INPUT))

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 import linnet.decoupled
 from linnet.compat.dni.networks import DNI_Network, Linear_DNI
 from linnet.decoupled.engine.forward_pass import replaced, tensors
-from linnet.decoupled.engine.owned_optimizer import having
+from linnet.decoupled.engine.owned_optimizer import temporary_grads
 from linnet.decoupled.sources.synthetic import Prediction, Synthetic
 
 __all__ = ["DNI", "detach_all", "get_padding"]
@@ -140,7 +140,7 @@ class DNI(linnet.decoupled.DNI):
         if self._listening is not None:
             self._listening.remove()
             self._listening = None
-        with torch.no_grad(), having(learning, gradients):
+        with torch.no_grad(), temporary_grads(learning, gradients):
             self.optim.step()
 
 
