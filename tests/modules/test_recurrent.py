@@ -181,7 +181,7 @@ def test_as_a_module():
     [
         (lambda: RNN(0, 5), "input_size must be a positive integer, got 0"),
         (lambda: RNN(3, 5, 0), "num_layers must be a positive integer, got 0"),
-        (lambda: RNN(3, 5, dropout=2.0), "dropout must be a probability, got 2.0"),
+        (lambda: RNN(3, 5, dropout=2.0), r"dropout must be a probability in \[0, 1\], got 2.0"),
         (
             lambda: RNN(3, 5, nonlinearity="sigmoid"),
             "tanh, relu or a callable, got 'sigmoid'",
