@@ -323,7 +323,7 @@ def test_b14_the_usual_arguments_exist():
     assert (layer.in_features, layer.out_features) == (5, 3)
     assert (wl.WideLinear(4, 5, 3).input_size, wl.WideLinear(4, 5, 3).output_size) == (5, 3)
     assert wl.WideLinear.from_linears([nn.Linear(5, 3) for _ in range(2)]).beings == 2
-    with pytest.raises(ValueError, match="has a bias"):
+    with pytest.raises(ValueError, match="always has a bias, got bias=False"):
         wl.WideLinear.from_linears([nn.Linear(5, 3, bias=False)])
 
 
