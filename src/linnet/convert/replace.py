@@ -20,16 +20,7 @@ from linnet.modules.pointwise import Pointwise, as_linear, is_pointwise
 from linnet.sparse.linear import SparseLinear
 from linnet.wide.widen import Wide
 
-__all__ = [
-    "Replacement",
-    "Replacements",
-    "check_not_widened",
-    "children",
-    "linear_layers",
-    "replace",
-    "shared_tensors",
-    "swap",
-]
+__all__ = ["Replacement", "Replacements", "check_not_widened", "children", "linear_layers", "replace", "swap", "ties"]
 
 Where = str | Callable[[str, nn.Module], bool]
 
@@ -130,7 +121,7 @@ def swap(
         matches: the layers to replace, from :func:`linear_layers`.
         choose: returns the class, its options, and whether the new layer takes the weights.
     """
-    shared = shared_tensors(model, matches)
+    shared = ties(model, matches)
     readers = _read_by_attention(model)
     choices = {old: choose(name, old) for old, name in matches.items()}
     maps: dict[nn.Module, Any] = {}
@@ -203,12 +194,8 @@ def linear_layers(model: nn.Module, where: Where, convolutions: bool = False) ->
     return found
 
 
-def shared_tensors(model: nn.Module, matches: dict[nn.Module, str]) -> dict[tuple[nn.Module, str], nn.Module]:
-    """From (match, "weight" or "bias") to the first match that has the same tensor.
-
-    Raises:
-        ValueError: a match shares a tensor with a module that does not match, or is lazy.
-    """
+def ties(model: nn.Module, matches: dict[nn.Module, str]) -> dict[tuple[nn.Module, str], nn.Module]:
+    """From (match, "weight" or "bias") to the first match with the same tensor; a ValueError if others share it."""
     owners: dict[nn.Parameter, list[tuple[nn.Module, str, str]]] = {}
     for name, module in model.named_modules():
         for key, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
@@ -234,11 +221,7 @@ def shared_tensors(model: nn.Module, matches: dict[nn.Module, str]) -> dict[tupl
 
 
 def check_not_widened(model: nn.Module) -> None:
-    """Check that a model contains no widened module with linear layers.
-
-    Raises:
-        ValueError: it contains one.
-    """
+    """Raise a ValueError if a model contains a widened module with linear layers."""
     for name, module in model.named_modules():
         inside = module.modules() if isinstance(module, Wide) else ()
         if any(isinstance(part, nn.Linear | LinearMap | Constrained) for part in inside):
@@ -250,11 +233,7 @@ def check_not_widened(model: nn.Module) -> None:
 
 
 def _check_convertible(old: Any) -> None:
-    """Check that a layer computes only its formula: anything else would be lost.
-
-    Raises:
-        ValueError: the layer is parametrized, has hooks or its own forward.
-    """
+    """Raise a ValueError if a layer does more than its formula, which would be lost: hooks, its own forward."""
     linear = isinstance(old, nn.Linear)
     kind: Any = nn.Linear if linear else next(cls for cls in (nn.Conv1d, nn.Conv2d, nn.Conv3d) if isinstance(old, cls))
     own = type(old).forward is not kind.forward

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from linnet.convert.replace import Replacements, linear_layers, shared_tensors, swap
+from linnet.convert.replace import Replacements, linear_layers, swap, ties
 from linnet.sparse.budget import erk, uniform
 from linnet.sparse.dynamic.rules import Rule
 from linnet.sparse.linear import SparseLinear
@@ -76,7 +76,7 @@ def sparsify(
         options = {"sparsity": 1 - budget[name] / (out_features * in_features), "dynamic": rewiring}
         return SparseLinear, options if wiring is None else {**options, "connectivity": wiring}, wiring is None
 
-    if shared := shared_tensors(model, shrinking):
+    if shared := ties(model, shrinking):
         names = " and ".join(f"{shrinking[old]}.{tensor}" for old, tensor in shared)
         raise ValueError(
             f"sparsify cannot share a tensor between layers, got {names}; exclude these layers and convert them with "

@@ -106,12 +106,7 @@ def _never_compiled(kind: type[Decoupled]) -> None:
 
 
 def check_optimizer(optim: Optimizer, network: nn.Module) -> None:
-    """Check that an optimizer holds every trainable parameter of the network.
-
-    Raises:
-        TypeError: optim is not an optimizer.
-        ValueError: a trainable parameter is missing in optim.
-    """
+    """Raise an error unless ``optim`` is an optimizer with every trainable parameter of the network."""
     if not isinstance(optim, Optimizer):
         raise TypeError(f"optim must be a torch.optim.Optimizer, got {type(optim).__name__}")
     held = {id(parameter) for group in optim.param_groups for parameter in group["params"]}

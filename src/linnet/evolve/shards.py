@@ -19,11 +19,7 @@ __all__ = ["Shards", "check_shards"]
 
 
 def check_shards(beings: int, block: int, world: int) -> None:
-    """Check that each of ``world`` processes gets the same number of whole blocks of beings.
-
-    Raises:
-        ValueError: ``beings`` is not a multiple of ``world · block``.
-    """
+    """Raise a ValueError unless each of ``world`` processes gets the same number of whole blocks of beings."""
     if beings % (world * block):
         raise ValueError(
             f"The number of beings must be a multiple of {world} · {block} (processes · block), got {beings}"

@@ -26,11 +26,7 @@ Dims = int | None | tuple[Any, ...]
 
 
 def checked_dims(in_dims: Any) -> Dims:
-    """Return ``in_dims`` unchanged.
-
-    Raises:
-        TypeError: ``in_dims`` is neither an int, None nor a tuple of them.
-    """
+    """Return ``in_dims`` unchanged, or raise a TypeError."""
     for dim in in_dims if isinstance(in_dims, tuple) else (in_dims,):
         if dim is not None and (isinstance(dim, bool) or not isinstance(dim, int)):
             raise TypeError(f"in_dims must be an int, None, or a tuple of them, got {in_dims!r}")
@@ -38,11 +34,7 @@ def checked_dims(in_dims: Any) -> Dims:
 
 
 def checked_range(start: int, stop: int, beings: int) -> tuple[int, int]:
-    """Return ``start`` and ``stop`` unchanged.
-
-    Raises:
-        ValueError: the range is empty or not inside the population.
-    """
+    """Return ``start`` and ``stop`` of a part unchanged, or raise a ValueError."""
     if not 0 <= start < stop <= beings:
         raise ValueError(f"A part must satisfy 0 <= start < stop <= {beings} (beings), got {start=} and {stop=}")
     return start, stop
@@ -117,11 +109,7 @@ def split_tensors(tree: Any) -> tuple[list[Tensor], Callable[[Iterable[Tensor]],
 
 
 def checked_results(out: Any) -> Any:
-    """Return the results of a member unchanged.
-
-    Raises:
-        TypeError: a result is an object inside which tensors would stay hidden.
-    """
+    """Return the results of a member unchanged, or raise a TypeError for an object that could hide tensors."""
     return tree_map(_result, out)
 
 

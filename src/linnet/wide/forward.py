@@ -1,8 +1,7 @@
 """The forward of a population: each part of the member runs by a batched kernel, under torch.vmap or in a loop.
 
-A kernel computes a leaf for all beings at once. A module without a kernel runs under torch.vmap; inside its forward the
-parts that have a kernel leave vmap again (:class:`_LeaveVmap`). A module that vmap cannot run is called once for each
-being.
+A kernel computes a leaf for all beings at once. A module without a kernel runs under torch.vmap, which its parts with a
+kernel leave again (:class:`_LeaveVmap`). A module that vmap cannot run is called once for each being.
 """
 
 import warnings
@@ -18,17 +17,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_map
 
 from linnet.core.linear import Linear
-from linnet.wide.axes import (
-    Dims,
-    beings_at,
-    beings_first,
-    checked_results,
-    join_results,
-    split_tensors,
-    squeezed,
-    unsqueezed,
-)
-from linnet.wide.kernels.leaves import KERNELS, LEAVES_VMAP, STOCHASTIC, Kernel, is_customized, is_known, shared
+from linnet.wide import axes
+from linnet.wide.axes import Dims
+from linnet.wide.kernels.leaves import KERNELS, LEAVING, STOCHASTIC, Kernel, customized, is_known, shared
 from linnet.wide.kernels.measured import loop_is_cheaper
 from linnet.wide.random import Noise
 
@@ -48,11 +39,7 @@ class _NoKernel(Exception):
 
 
 class _LeaveVmap(torch.autograd.Function):
-    """Leave vmap: ``call`` gets the tensors of all beings, that axis in front, and autograd records its operations.
-
-    torch.vmap calls :meth:`vmap` with the batched tensors. ``marker`` is batched, so that vmap takes this rule even if
-    no other argument is.
-    """
+    """Leave vmap: ``call`` gets the tensors of all beings; ``marker`` is batched, so that vmap uses this rule."""
 
     @staticmethod
     def forward(call: Callable[..., Any], marker: Tensor, *tensors: Tensor) -> Any:
@@ -101,23 +88,19 @@ class Population(Protocol):
 def evaluate(wide: Population, member: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], rows: slice) -> Any:
     """The forward of some beings, ``chunk_size`` of them at a time."""
     beings = rows.stop - rows.start
-    args, kwargs = beings_first(args, kwargs, wide.in_dims, beings)
+    args, kwargs = axes.beings_first(args, kwargs, wide.in_dims, beings)
     if wide.chunk_size is None or wide.chunk_size >= beings:
-        return beings_at(Pass(wide, rows).run(member, "", args, kwargs), wide.out_dims)
+        return axes.beings_at(Pass(wide, rows).run(member, "", args, kwargs), wide.out_dims)
     parts = []
     for first in range(0, beings, wide.chunk_size):
         some = slice(first, min(beings, first + wide.chunk_size))
         own = tree_map(lambda x, some=some: x[some] if isinstance(x, Tensor) else x, (args, kwargs))
         parts.append(Pass(wide, slice(rows.start + some.start, rows.start + some.stop)).run(member, "", *own))
-    return beings_at(join_results(parts, torch.cat), wide.out_dims)
+    return axes.beings_at(axes.join_results(parts, torch.cat), wide.out_dims)
 
 
 def checked_strategy(strategy: Any, member: nn.Module) -> dict[str, str]:
-    """A strategy -> a dict from names of sub-modules to strategies, ``""`` for all other modules.
-
-    Raises:
-        ValueError: a strategy or the name of a sub-module is unknown.
-    """
+    """A strategy -> a dict from names of sub-modules to strategies, ``""`` for all other modules."""
     by_name = {"": strategy} if isinstance(strategy, str) else {"": "auto", **strategy}
     names = dict(member.named_modules())
     if any(kind not in STRATEGIES or name not in names for name, kind in by_name.items()):
@@ -209,7 +192,7 @@ class Pass:
     def vmap(self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The module's own forward under torch.vmap; leaves that have a kernel run by that kernel."""
         state = self.wide.state(module, self.rows)
-        inputs, rebuilt = split_tensors((args, kwargs))
+        inputs, rebuilt = axes.split_tensors((args, kwargs))
         dims = [None if shared(x) else 0 for x in inputs]
         inputs = [x if dim == 0 else x[0] for x, dim in zip(inputs, dims, strict=True)]
         outer: dict[str, Any] = {}
@@ -219,7 +202,7 @@ class Pass:
             args, kwargs = rebuilt(inputs)
             with self._leaving_vmap(module, path, marker):
                 out = functional_call(module, given, args, kwargs)
-            tensors, outer["rebuilt"] = split_tensors(checked_results(out))
+            tensors, outer["rebuilt"] = axes.split_tensors(axes.checked_results(out))
             outer["changed"] = [name for name, tensor in given.items() if tensor is not rows[name]]
             return (*tensors, *(given[name] for name in outer["changed"]))
 
@@ -235,7 +218,7 @@ class Pass:
     def loop(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The module's own forward for one being after another; dropout draws from the stream of each being."""
         slots = _slots_of(module, {name: rows.unbind() for name, rows in self.wide.state(module, self.rows).items()})
-        inputs, rebuilt = split_tensors((args, kwargs))
+        inputs, rebuilt = axes.split_tensors((args, kwargs))
         each = [x.unbind() for x in inputs]
         draws, outs = any(_draws(leaf) for leaf in module.modules()), []
         for i in range(self.beings):
@@ -245,7 +228,7 @@ class Pass:
             one = Pass(self.wide, slice(number, number + 1))._with_own_streams(module) if draws else nullcontext()
             with one, _with_tensors(slots, i):
                 outs.append(module(*own_args, **own_kwargs))
-        return join_results(outs, torch.stack)
+        return axes.join_results(outs, torch.stack)
 
     @contextmanager
     def _leaving_vmap(self, module: nn.Module, path: str, marker: Tensor) -> Iterator[None]:
@@ -253,12 +236,12 @@ class Pass:
         parts = self._outermost(module, path)
 
         def forward(part: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            inputs, rebuilt = split_tensors((args, kwargs))
+            inputs, rebuilt = axes.split_tensors((args, kwargs))
             outer: dict[str, Any] = {}
 
             def call(*tensors: Tensor) -> tuple[Tensor, ...]:
                 args, kwargs = rebuilt(tensors)
-                found, outer["rebuilt"] = split_tensors(self.run(part, parts[part], args, kwargs))
+                found, outer["rebuilt"] = axes.split_tensors(self.run(part, parts[part], args, kwargs))
                 return tuple(found)
 
             try:
@@ -281,8 +264,7 @@ class Pass:
         for name, child in module._modules.items():
             if child is not None:
                 below = f"{path}.{name}" if path else name
-                leaves = self._can_leave_vmap(child, below)
-                if leaves and any(self._gains_outside_vmap(leaf) for leaf in child.modules()):
+                if self._can_leave_vmap(child, below) and any(self._gains(leaf) for leaf in child.modules()):
                     found[child] = below
                 else:
                     found |= self._outermost(child, below)
@@ -296,7 +278,7 @@ class Pass:
             return all(self._can_leave_vmap(child, f"{path}.{name}") for name, child in children)
         return is_known(module)
 
-    def _gains_outside_vmap(self, leaf: nn.Module) -> bool:
+    def _gains(self, leaf: nn.Module) -> bool:
         """Whether a leaf must or should run outside vmap; leaving vmap costs more than a small product."""
         if isinstance(leaf, nn.Linear | Linear):  # vmap's gradient of the weight makes a transposed copy
             return torch.is_grad_enabled() or self.wide.kernels is not KERNELS
@@ -304,20 +286,20 @@ class Pass:
             return _draws(leaf)
         if isinstance(leaf, nn.Embedding):  # vmap's gradient ignores padding_idx
             return leaf.padding_idx is not None
-        return type(leaf) in LEAVES_VMAP
+        return type(leaf) in LEAVING
 
     @contextmanager
     def _with_own_streams(self, module: nn.Module) -> Iterator[None]:
         """In a loop: make the leaves that draw random numbers use the stream of the being."""
 
         def forward(leaf: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            own_args, own_kwargs = unsqueezed((args, kwargs))
+            own_args, own_kwargs = axes.unsqueezed((args, kwargs))
             named = {**leaf._parameters, **leaf._buffers}.items()
             own = {name: tensor.unsqueeze(0) for name, tensor in named if tensor is not None}
             out = KERNELS[type(leaf)](leaf, own, self.noise, *own_args, **own_kwargs)
             if out is NotImplemented:
                 return type(leaf).forward(leaf, *args, **kwargs)
-            return squeezed(out)
+            return axes.squeezed(out)
 
         with _with_forward([leaf for leaf in module.modules() if _draws(leaf) and is_known(leaf)], forward):
             yield
@@ -399,7 +381,7 @@ def _without_fused_attention() -> Iterator[None]:
 
 def _is_sequential(module: nn.Module) -> bool:
     """Whether the module only calls its children in order."""
-    return type(module).forward is nn.Sequential.forward and not is_customized(module)
+    return type(module).forward is nn.Sequential.forward and not customized(module)
 
 
 def _copy(x: Any) -> Any:

@@ -151,11 +151,7 @@ class Wide(nn.Module):
                 own[name][i].copy_(tensor)
 
     def check_being(self, module: nn.Module) -> None:
-        """Check that a module has the tensors of one being.
-
-        Raises:
-            ValueError: the tensors differ in name or shape.
-        """
+        """Raise a ValueError unless the module has the tensors of one being."""
         wanted = {name: tuple(tensor.shape[1:]) for name, tensor in tensors_of(self).items() if name != STREAMS}
         given = {name: tuple(tensor.shape) for name, tensor in tensors_of(module).items()}
         if wanted != given:
@@ -243,12 +239,7 @@ def widen(
         {'0.weight': (5, 8, 3), '0.bias': (5, 8), '2.weight': (5, 2, 8), '2.bias': (5, 2)}
     """
     count = check_positive(beings=beings)[0]
-    options: dict[str, Any] = {
-        "in_dims": in_dims,
-        "out_dims": out_dims,
-        "strategy": strategy,
-        "chunk_size": chunk_size,
-    }
+    options: dict[str, Any] = dict(in_dims=in_dims, out_dims=out_dims, strategy=strategy, chunk_size=chunk_size)
     if isinstance(module, nn.Module):
         if seeds is not None:
             raise ValueError("seeds= needs a factory such as lambda: Net(); a module is copied as it is")
@@ -314,12 +305,7 @@ def stack(
             raise ValueError(f"All modules must have the same structure; in module {i} {_difference(first, other)}")
     every = [tensors_of(member) for member in members]
     member = renewed(members[0], lambda name, _: torch.stack([tensors[name].detach() for tensors in every]))
-    options: dict[str, Any] = {
-        "in_dims": in_dims,
-        "out_dims": out_dims,
-        "strategy": strategy,
-        "chunk_size": chunk_size,
-    }
+    options: dict[str, Any] = dict(in_dims=in_dims, out_dims=out_dims, strategy=strategy, chunk_size=chunk_size)
     return _population(member, len(members), seeds, options)
 
 

@@ -8,11 +8,7 @@ __all__ = ["attach", "check_context"]
 
 
 def check_context(source: str, context: Tensor | None) -> Tensor:
-    """Return the context of a source.
-
-    Raises:
-        ValueError: the context is missing.
-    """
+    """Return the context of a source, or raise a ValueError if it is missing."""
     if context is None:
         raise ValueError(
             f"{source} needs the context of the batch; call the network inside `with net.context(labels):`"

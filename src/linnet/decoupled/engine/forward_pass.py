@@ -34,11 +34,7 @@ __all__ = ["ForwardPass", "replaced", "tensors"]
 
 @dataclass(eq=False, repr=False)
 class PassState:
-    """The state that all cuts of one pass share.
-
-    Autograd nodes hold the CutStates; a reference from these to the ForwardPass, which holds the nodes, would be a
-    cycle.
-    """
+    """The state that all cuts of one pass share; autograd nodes hold it, so that it must not hold the ForwardPass."""
 
     scale: float
     scaled: bool  # whether the loss is scaled, so that gradients may overflow
@@ -87,17 +83,15 @@ class Stage:
 class CutState:
     """One cut in one pass, from forward to backward: its sources, and the gradients of the stage below.
 
-    ``memories`` are what the sources keep from forward. ``gradients`` are those of the leaves, if known in forward.
-    ``stage`` is the graph below, if backward needs it. ``targets`` come from the source of the next cut, not from the
-    loss.
+    ``targets`` are gradients from the source of the next cut, where none arrives from the loss.
     """
 
     name: str
     sources: list[Source]
     memories: list[Any]
     run: PassState
-    gradients: tuple[Tensor | None, ...] = ()
-    stage: Stage | None = None
+    gradients: tuple[Tensor | None, ...] = ()  # of the leaves, if known in forward
+    stage: Stage | None = None  # if backward needs its graph
     targets: list[Tensor | None] = field(default_factory=list)
     finished: bool = False
 

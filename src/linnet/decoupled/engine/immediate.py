@@ -97,11 +97,7 @@ class Immediate(nn.Module):
                 group["params"] = parameters
 
     def enter_backward(self, run: object) -> None:
-        """Note that backward has reached a cut of this pass.
-
-        Raises:
-            RuntimeError: backward has reached another pass since the last ``optim.step()``.
-        """
+        """Note that backward has reached a cut of this pass; only one pass may do so between two ``optim.step()``."""
         if self._open is not None and self._open is not run:
             raise RuntimeError(
                 "With update='immediate' gradients cannot accumulate; call optim.step() after each backward, or use "

@@ -23,10 +23,10 @@ from linnet.wide.random import Noise
 __all__ = [
     "ELEMENTWISE",
     "KERNELS",
-    "LEAVES_VMAP",
+    "LEAVING",
     "STOCHASTIC",
     "Kernel",
-    "is_customized",
+    "customized",
     "is_known",
     "may_draw",
     "shared",
@@ -82,12 +82,12 @@ def shared(x: Tensor) -> bool:
 
 def is_known(module: nn.Module) -> bool:
     """Whether a kernel can replace the module: its exact class has one, it has no hooks, and its options are known."""
-    if type(module) not in KERNELS or is_customized(module):
+    if type(module) not in KERNELS or customized(module):
         return False
     return type(module) not in CONDITIONAL or _options_are_supported(module)
 
 
-def is_customized(module: nn.Module) -> bool:
+def customized(module: nn.Module) -> bool:
     """Whether a module has hooks or a forward of its own, so that its class does not say what a call does."""
     return "forward" in vars(module) or hooked(module)
 
@@ -330,5 +330,5 @@ DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 STOCHASTIC: tuple[type[nn.Module], ...] = (*DROPOUTS, nn.RNN, nn.LSTM, nn.GRU)
 """Modules that may draw random numbers."""
 
-LEAVES_VMAP = {nn.Linear, Linear, nn.EmbeddingBag, nn.Bilinear, *STOCHASTIC, *CELLS}
+LEAVING = {nn.Linear, Linear, nn.EmbeddingBag, nn.Bilinear, *STOCHASTIC, *CELLS}
 """Modules that leave vmap inside another module's forward; for the others vmap's own rule is as fast."""
