@@ -1,4 +1,4 @@
-"""linnet.compat.slim as programs written for neuromancer use it."""
+"""linnet.compat.slim, used the way programs written for neuromancer use slim."""
 
 import copy
 import inspect
@@ -34,7 +34,7 @@ def sizes(cls):
 
 
 class Circular(slim.LinearBase):
-    """A map of a user: nothing but effective_W."""
+    """A user's map that defines effective_W only."""
 
     def effective_W(self):
         return (self.weight + self.weight.roll(1, 0)) / 2
@@ -46,7 +46,7 @@ class Rotated(slim.SquareLinear):
 
 
 class Doubled(slim.OrthogonalLinear):
-    """A shipped map whose matrix a user changes."""
+    """A subclass of a shipped map that changes its matrix."""
 
     def effective_W(self):
         return 2 * super().effective_W()

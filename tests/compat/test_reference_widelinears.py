@@ -1,4 +1,4 @@
-"""What the page of widelinears says, sentence by sentence, in the page's order, and the defects of its code.
+"""The documentation of widelinears as tests, sentence by sentence, in its order, and the defects of its code.
 
 Every test of a sentence runs on linnet's class ("native") and on that of linnet.compat.widelinears ("compat").
 """

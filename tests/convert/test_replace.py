@@ -323,7 +323,7 @@ def test_bake_copies_and_keeps_sharing():
 
 
 def test_an_encoder_with_sparse_layers_leaves_torchs_fused_path():
-    """In eval mode without gradient the encoder hands the weights of its layers to one fused, dense operation."""
+    """In eval mode without gradients the encoder passes the weights of its layers to one fused, dense operation."""
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     encoder = nn.TransformerEncoder(layer, 2).eval()
     replace(encoder, "sparse", where="*linear*", sparsity=0.5)

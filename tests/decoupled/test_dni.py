@@ -1,4 +1,4 @@
-"""DNI against a step written by hand, and against every way to get a synthetic gradient wrong."""
+"""DNI against a step written by hand, and against planted faults of the synthetic gradient."""
 
 import copy
 import functools
@@ -73,7 +73,7 @@ def same_state(first, second):
 
 @pytest.fixture
 def alive(monkeypatch):
-    """Counts what cuts hold for backward: claims and predictions that have not been freed."""
+    """Counts the states of cuts and the predictions that have not been freed."""
     references = []
 
     def watch(cls):
@@ -212,7 +212,7 @@ def test_the_top_stage_gets_the_gradient_of_backpropagation():
 
 
 def test_nothing_of_the_loss_passes_a_cut():
-    """Another loss for the same forward: below the top cut not a bit of that step's gradient changes."""
+    """For another loss after the same forward the gradients below the top cut are equal bit for bit."""
     first = DNI(network())
     train(first, adam(first.network), batches(4))
     second = copy.deepcopy(first)
@@ -836,7 +836,7 @@ def test_any_module_by_name():
 
 
 def test_a_target_gathers_what_the_stage_above_sends_by_every_way():
-    """y = a + b(a) with a cut after a: what the synthesizer learns from is the sum over both ways."""
+    """y = a + b(a) with a cut after a: the target of the synthesizer is the sum over both paths."""
 
     class Fork(nn.Module):
         def __init__(self):
@@ -968,7 +968,7 @@ def test_a_synthesizer_of_ones_own():
 
 
 class Einsum(Synthesizer):
-    """Its weight's gradient comes with other strides than the weight."""
+    """A synthesizer whose weight gradient has other strides than the weight."""
 
     def __init__(self, input_size, hidden_size, output_size):
         super().__init__(input_size, hidden_size, output_size)
@@ -979,7 +979,7 @@ class Einsum(Synthesizer):
 
 
 class Columns(nn.Module):
-    """A linear layer whose weight's gradient comes with other strides than the weight."""
+    """A linear layer whose weight gradient has other strides than the weight."""
 
     def __init__(self, features):
         super().__init__()
@@ -991,7 +991,7 @@ class Columns(nn.Module):
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_optimizers_see_gradients_with_the_strides_of_their_parameters(fused):
-    """A fused one on CPUs reads them in the order of memory: it took those of other strides for a jumble."""
+    """A fused optimizer on a CPU reads gradients in memory order and would misread other strides."""
     seen = []
 
     class Watched(torch.optim.Adam):
@@ -1180,7 +1180,7 @@ def test_digits_are_learned_better_than_by_the_last_layer_alone_longer():
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo looks at it in every input
 def test_torch_compile():
-    """Of a stage, and of the whole: there the cuts run uncompiled."""
+    """A compiled stage, and the compiled DNI, whose cuts run uncompiled."""
     torch.compiler.reset()
     expected = DNI(network())
     train(expected, adam(expected.network), batches(4))
@@ -1196,6 +1196,6 @@ def test_torch_compile():
 
 
 def test_import_of_linnet_leaves_the_compiler_alone():
-    """It takes longer to import than all the rest."""
+    """torch.compiler takes longer to import than all of linnet."""
     code = "import sys, linnet; sys.exit('torch._dynamo' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

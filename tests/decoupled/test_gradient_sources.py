@@ -1,4 +1,4 @@
-"""Every gradient source at a cut against backpropagation or its formula; updates, contexts, places of any network."""
+"""Every gradient source against backpropagation or its formula; updates, contexts, places of cuts in any network."""
 
 import copy
 import functools
@@ -173,7 +173,7 @@ def test_direct_feedback_is_the_error_times_a_fixed_matrix():
 
 
 def test_a_loaded_seed_brings_its_own_matrix():
-    """Into a network that has drawn one already."""
+    """Loading into a network that has drawn its matrix already."""
     trained, used = (DNI(network(seed), gradient=DirectFeedback()) for seed in (0, 5))
     for dni in (trained, used):
         train(dni, adam(dni.network), batches(2))
@@ -264,7 +264,7 @@ def test_every_source_learns_and_passes_eval_through(name):
 @pytest.mark.parametrize("name", SOURCES)
 @pytest.mark.parametrize("scale", [1.0, 2.0**12])
 def test_a_loss_scale_that_is_given_changes_nothing(name, scale):
-    """A power of two: also not in the first steps, and right after it has changed."""
+    """For a power of two exactly, also in the first steps and directly after a change of the scale."""
     nets = []
     for scaled in (False, True):
         net = network()
@@ -309,7 +309,7 @@ def test_below_the_cuts_weights_have_changed_before_the_loss_exists(own):
 
 @pytest.mark.parametrize("own", [False, True])
 def test_immediate_updates_are_the_deferred_ones(own):
-    """Each stage used its old weights for the pass itself, so Adam's steps are the same to the bit."""
+    """Each stage uses its old weights in the pass itself, so that Adam's steps are equal bit for bit."""
     nets = []
     for update in ("deferred", "immediate"):
         net = network()
@@ -569,7 +569,7 @@ def test_every_synthesizer_starts_at_zero_learns_and_resumes(name, context):
 
 @pytest.mark.parametrize("name", ["linear", *SYNTHESIZERS])
 def test_every_synthesizer_can_follow_a_gradient_it_can_represent(name):
-    """Regress h -> -h: the mean squared error falls below a tenth of predicting nothing."""
+    """Regress h -> -h: the mean squared error falls below a tenth of that of predicting 0."""
     make, hidden = SYNTHESIZERS.get(name, (linnet.LinearSynthesizer, None))
     source = Synthetic(make, hidden, functools.partial(torch.optim.Adam, lr=3e-2)).double()
     generator = torch.Generator().manual_seed(0)

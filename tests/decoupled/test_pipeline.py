@@ -1,4 +1,4 @@
-"""A network over processes: what arrives, what it learns, what it counts, how it ends, orderly and otherwise."""
+"""Pipelines over processes: messages, training, statistics, checkpoints, failures."""
 
 import functools
 import os
@@ -81,7 +81,7 @@ def in_one_process(count, gradient):
 
 
 def start(body, world, *args, patience=60.0):
-    """Run ``body(rank, folder, *args)`` on as many processes; what each wrote or raised, and how it ended."""
+    """Run ``body(rank, folder, *args)`` in so many processes; return what each wrote or raised, and the exit codes."""
     with tempfile.TemporaryDirectory() as folder:
         context = torch.multiprocessing.get_context("spawn")
         running = [context.Process(target=process, args=(rank, world, folder, body, args)) for rank in range(world)]
@@ -141,7 +141,7 @@ def post(rank):
 
 
 def two(rank, folder):
-    """Everything that two living processes can show, one after the other."""
+    """All tests of two running processes, one after the other."""
     found = {"tensors": post(rank)}
     context = Synthetic(context=10)
     for name, options in {
@@ -307,7 +307,7 @@ def test_the_example_goes_on_after_a_killed_process(tmp_path):
 
 
 def refuses(rank, folder):
-    """What is no checkpoint of this pipeline, on one process or on all, and what is left of it then."""
+    """Load files that are not checkpoints of this pipeline, in one process or in all; the pipeline stays unchanged."""
     pipe = Pipeline(stages(), ADAM, CRITERION)
     pipe.save(f"{folder}/kept")
     other = Pipeline(stages(seed=5), ADAM, CRITERION)

@@ -310,7 +310,7 @@ def test_it_learns_in_units_of_their_size():
 
 
 def test_a_linear_synthesizer_finds_the_true_gradient():
-    """A loss that is linear in the last state: the true gradient at a boundary is a constant, and it is found."""
+    """For a loss linear in the last state the true gradient at a boundary is constant, and it is learned."""
     torch.manual_seed(0)
     cell = nn.RNNCell(1, 2, nonlinearity="tanh").double()
     with torch.no_grad():
@@ -375,7 +375,7 @@ def test_the_optimizer_may_step_between_windows():
 
 
 def test_two_forwards_before_their_backwards():
-    """The first backward steps the synthesizer in place; the second learns all the same."""
+    """The first backward steps the synthesizer in place; the second still learns."""
     net = wrapped("gru", gradient=Synthetic(optim=SGD), factor=1.0)
     losses = [net(data(net, seed=seed))[0].square().mean() for seed in (0, 1)]
     learned = []
@@ -408,7 +408,7 @@ def test_a_mix_has_nothing_true_to_mix_in_behind_the_call():
 
 
 def test_a_given_state_that_needs_a_gradient_gets_it():
-    """That of an encoder, say: from the first window, and from the synthetic gradient at its end."""
+    """A given state, such as that of an encoder, gets the gradient of the first window and the synthetic one at its end."""
     net = wrapped("gru", gradient=Synthetic(Fixed), factor=0)
     start = torch.randn(1, BATCH, HIDDEN, dtype=torch.float64).requires_grad_()
     x = data(net)
@@ -464,7 +464,7 @@ def test_context_for_each_boundary():
 
 
 def test_the_auxiliary_task_foretells_the_next_synthetic_gradient():
-    """What it adds to the gradients is that of its loss in the state at the end of each window; 0 follows the last."""
+    """It adds the gradient of its loss in the state at the end of each window; the target after the last is 0."""
     plain, aux = (wrapped("gru", gradient=Synthetic(Fixed, optim=STILL), factor=1.0, auxiliary=w) for w in (0, 0.7))
     x = data(plain)
     for net in (plain, aux):

@@ -1,4 +1,4 @@
-"""Evolution on the beings axis, against loops over ordinary modules and their own optimizers."""
+"""Operators of evolution against loops over ordinary modules with their own optimizers."""
 
 import copy
 import math

@@ -1,4 +1,4 @@
-"""Populations over two processes: the same bits as in one."""
+"""Populations sharded across two processes equal those of one process bit for bit."""
 
 import copy
 import dataclasses

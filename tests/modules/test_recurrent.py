@@ -122,7 +122,7 @@ def test_the_mask_of_l0_is_one_for_a_sequence():
 
 
 def test_memory_over_a_long_time():
-    """An orthogonal recurrence keeps the norm for ever, a stable one forgets."""
+    """An orthogonal recurrence preserves the norm, a stable one forgets."""
     x = torch.zeros(1000, 2, 8)
     x[0] = torch.randn(2, 8)
     keep = RNN(8, 8, hidden_map="orthogonal", input_map="identity", nonlinearity=lambda z: z, bias=False)

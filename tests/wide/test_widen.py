@@ -32,7 +32,7 @@ from linnet.wide.kernels import leaves
 
 
 class Block(nn.Module):
-    """Everything that only means what it says where there is no axis of beings."""
+    """Operations whose axes are correct only without an axis of beings."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Forward hooks at the cuts of a network, dry runs without side effects, and sources built from what they first see."""
+"""Forward hooks at the cuts of a network, dry runs without side effects, and sources built at first use."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager

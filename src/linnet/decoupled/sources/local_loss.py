@@ -1,4 +1,4 @@
-"""LocalLoss: the gradient of an auxiliary head, which classifies the activations at the cut."""
+"""LocalLoss: the gradient of the loss of an auxiliary head at the cut."""
 
 import functools
 from collections.abc import Callable, Mapping
