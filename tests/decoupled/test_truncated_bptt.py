@@ -408,7 +408,7 @@ def test_a_mix_has_nothing_true_to_mix_in_behind_the_call():
 
 
 def test_a_given_state_that_needs_a_gradient_gets_it():
-    """A given state, such as that of an encoder, gets the gradient of the first window and the synthetic one at its end."""
+    """A state that requires a gradient gets that of the first window and the synthetic one at its end."""
     net = wrapped("gru", gradient=Synthetic(Fixed), factor=0)
     start = torch.randn(1, BATCH, HIDDEN, dtype=torch.float64).requires_grad_()
     x = data(net)

@@ -141,7 +141,7 @@ def swap(
         if old in readers and maps[old].weight.layout != torch.strided:
             raise ValueError(
                 f"{name} cannot become {cls.__name__}: nn.MultiheadAttention reads its weight, which must be dense; "
-                "exclude it with where="
+                "exclude it with where= or exclude="
             )
         new = Pointwise(maps[old], axes).train(old.training) if (axes := is_pointwise(old)) else maps[old]
         swaps[old] = Replacement(name, new, moved, f"{type(old).__name__}({_sizes(old)})")

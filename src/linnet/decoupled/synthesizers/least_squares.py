@@ -13,7 +13,9 @@ __all__ = ["LeastSquaresSynthesizer"]
 
 
 class LeastSquaresSynthesizer(FittedSynthesizer):
-    """g = h A + b with (A, b) = argmin Σ_t decay^t ‖h_t A + b − δ_t‖² + ridge ‖A, b‖², t batches ago; 0 at the start.
+    """g = h A + b with (A, b) = argmin mean_t ‖h_t A + b − δ_t‖² + ridge ‖A, b‖², weighted by decay^t, t batches ago.
+
+    At the start A = b = 0.
 
     A network that trains on synthetic gradients changes in every step, and its synthesizers must follow. Gradient steps
     follow slowly where activations are correlated. This synthesizer solves the linear regression on recent batches,
@@ -92,15 +94,15 @@ class LeastSquaresSynthesizer(FittedSynthesizer):
         h = F.pad(input.detach().reshape(-1, self.input_size), (0, 1), value=1.0)  # (samples, input_size + 1)
         return h.mT @ h, h.mT @ target.reshape(-1, self.output_size), h.new_tensor(float(len(h)))
 
-    # With rows H = (h, 1) and weights decay^t the minimum solves the normal equations
-    # (Σ HᵀH / n + ridge I) [A; b] = Σ Hᵀδ / n, n = Σ weights. Dividing by n makes ridge relative to the mean square of
-    # the activations, which Synthetic scales to 1. ridge > 0 keeps the matrix positive definite where activations are
-    # dependent or fewer than input_size samples have been seen.
     def fit(self, moments: Sequence[Tensor]) -> None:
         for running, new in zip((self.gram, self.cross, self.samples), moments, strict=True):
             running.mul_(self.decay).add_(new)
         self.steps += 1
         if int(self.steps) % self.every == 0:
+            # With rows H = (h, 1) and weights decay^t of the samples the minimum solves the normal equations
+            # (Σ HᵀH / n + ridge I) [A; b] = Σ Hᵀδ / n, n = Σ weights. Dividing by n makes ridge relative to the mean
+            # square of the activations, which Synthetic scales to 1. ridge > 0 keeps the matrix positive definite where
+            # activations are linearly dependent or samples are fewer than input_size.
             gram = self.gram / self.samples
             gram.diagonal().add_(self.ridge)
             factor, failed = torch.linalg.cholesky_ex(gram)
