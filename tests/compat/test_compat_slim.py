@@ -1,4 +1,4 @@
-"""linnet.compat.slim as programs written for neuromancer use it."""
+"""linnet.compat.slim, used the way programs written for neuromancer use slim."""
 
 import copy
 import inspect
@@ -34,7 +34,7 @@ def sizes(cls):
 
 
 class Circular(slim.LinearBase):
-    """A map of a user: nothing but effective_W."""
+    """A user's map that defines effective_W only."""
 
     def effective_W(self):
         return (self.weight + self.weight.roll(1, 0)) / 2
@@ -46,7 +46,7 @@ class Rotated(slim.SquareLinear):
 
 
 class Doubled(slim.OrthogonalLinear):
-    """A shipped map whose matrix a user changes."""
+    """A subclass of a shipped map that changes its matrix."""
 
     def effective_W(self):
         return 2 * super().effective_W()
@@ -198,7 +198,7 @@ def test_options_of_other_classes_pass_and_unknown_ones_warn(cls):
         return
     foreign = {"sigma_min": 0.1, "sigma_max": 0.9, "gamma": 2.0, "real": True, "p": 2, "rank": None, "l2": 0.1}
     cls(i, o, bias=True, **foreign)
-    with pytest.warns(UserWarning, match=rf"got {cls.__name__} got 'sigma_mni'") as caught:
+    with pytest.warns(UserWarning, match=rf"{cls.__name__} ignores 'sigma_mni', which is neither") as caught:
         cls(i, o, sigma_mni=0.1)
     assert len(caught) == 1
 
@@ -243,7 +243,7 @@ def test_a_square_subclass_is_square():
     assert np.allclose(np.abs(layer.eig().detach().numpy()), 1)
     with pytest.raises(ValueError, match="insize must equal outsize, got 4 and 5"):
         Rotated(4, 5)
-    with pytest.warns(UserWarning, match="Rotated got 'gama'"):
+    with pytest.warns(UserWarning, match="Rotated ignores 'gama'"):
         Rotated(4, 4, gama=1.0)
     for cls in (slim.LinearBase, slim.SquareLinear):
         with pytest.raises(TypeError, match="abstract"):

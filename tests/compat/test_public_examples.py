@@ -1,8 +1,8 @@
-"""What the forerunners' README files, notebooks, tasks and tests do with them, as programs of their users.
+"""The public programs of the reference packages: their README files, notebooks, tasks and tests, run on linnet.
 
-Each is written anew around the same calls, in their order, with no change for linnet but the import line. Sentences
-of the documentation, with the examples in them, are in the files test_reference_*.py, and slim.RNN over every map in
-test_compat_slim.py.
+Each test repeats the calls of a program in their order; only the import line is changed for linnet. The files
+test_reference_*.py test the sentences of the documentation with their examples, and test_compat_slim.py tests slim.RNN
+over every map.
 """
 
 import copy
@@ -19,7 +19,7 @@ from torch import nn, optim
 
 @pytest.fixture(scope="module")
 def digits():
-    """Images (n, 1, 8, 8) of mean 0 and deviation 1, and labels: to learn from, and held out."""
+    """Images (n, 1, 8, 8) of mean 0 and standard deviation 1, and labels: a training set and a test set."""
     images, labels = (torch.as_tensor(a) for a in load_digits(return_X_y=True))
     images = ((images - images.mean()) / images.std()).float().view(-1, 1, 8, 8)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
@@ -73,7 +73,7 @@ def test_maps_learn_a_sparse_matrix_from_samples(name):
     import linnet.compat.slim as slim
 
     class Quarter(slim.LinearBase):
-        """A matrix of which a quarter is not 0."""
+        """A matrix with a quarter of nonzero entries."""
 
         def __init__(self, n):
             super().__init__(n, n)
@@ -104,12 +104,12 @@ def test_maps_learn_a_matrix_of_bounded_spectrum_from_samples(name):
             return self.left * self.values @ self.right
 
     torch.manual_seed(0)
-    # Rows of a Perron-Frobenius matrix sum to 0.8 at least, those of this one to anything: it learns what it can
+    # Rows of a Perron-Frobenius matrix sum to at least 0.8, those of the target to anything: the error stays positive
     learn(getattr(slim, name), Bounded(16), share=0.8 if name == "PerronFrobeniusLinear" else 0.05)
 
 
 def learn(layer, truth, share):
-    """Held out, no more than this share is left of the error before training."""
+    """On the test set the error falls to at most this share of the error before training."""
     seen, held_out = samples(truth, 400), samples(truth, 100)
     layer = layer(16, 16).to("cpu")
     optimizer = torch.optim.AdamW(layer.parameters(), lr=0.02)
@@ -293,7 +293,7 @@ class Flatten(nn.Module):
 
 
 def two_layers(sl, name):
-    """The models of the notebook, narrower, and their learning rates there."""
+    """The models of the notebook, narrower, with the learning rates of the notebook."""
     if name == "user":
         torch.manual_seed(1)
         pairs = torch.stack([torch.randint(200, (1280,)), torch.arange(1280) // 20])  # some are drawn twice
@@ -353,7 +353,7 @@ def test_the_notebook_trains_a_very_wide_model(digits):
     import linnet.compat.sparselinear as sl
 
     class Wide(nn.Module):
-        """Every pixel ten times, scaled and shifted; many outputs are summed for each class."""
+        """Repeat every pixel ten times, scaled and shifted; sum many outputs for each class."""
 
         def __init__(self, width):
             super().__init__()
@@ -416,7 +416,7 @@ def test_the_checks_of_the_network():
 
 
 def test_agents_that_evolve():
-    """What the README recommends the package for: the best agent is cloned over the others, which then vary."""
+    """The use that the README recommends: the best agent is cloned over the others, which then vary."""
     from linnet.compat.widelinears import WideDeep
 
     torch.manual_seed(0)
@@ -549,7 +549,7 @@ def test_chosen_layers_are_wrapped(digits):
 
 @pytest.mark.parametrize("λ", [1, -1, 0.5, 0])
 def test_wrapped_layers_get_the_share_of_the_true_gradient_that_λ_says(λ, digits):
-    """At first, where the synthetic gradient is 0: 1 and -1 all of it, 0.5 a half at every wrapped layer."""
+    """While the synthetic gradient is 0: λ = 1 and -1 pass the true gradient, 0.5 half of it at every wrapped layer."""
     images, labels = digits[0][0][:32], digits[0][1][:32]
     torch.manual_seed(0)
     plain, net = Blocks(), Blocks(wrapped=[0, 2], λ=λ)
@@ -570,7 +570,7 @@ def test_a_custom_dni_net_with_parameters(digits):
     from linnet.compat.dni import DNI, DNINetwork
 
     class Mine(DNINetwork):
-        """Hidden layers in a list, and an attribute for each; the sizes that it keeps are its own."""
+        """Hidden layers in a list, and an attribute for each; the module stores its own sizes."""
 
         def __init__(self, input_size, hidden_size, output_size, num_layers=2, bias=True):
             super().__init__(input_size, hidden_size, output_size)
@@ -625,7 +625,7 @@ def test_the_task_of_convolutions(λ, enough, digits):
     from linnet.compat.dni import DNI, Conv2dDNI, get_padding
 
     class Convolutions(nn.Module):
-        """Each doubles its image, which pooling halves again."""
+        """Each convolution doubles the size of its image, and pooling halves it again."""
 
         def __init__(self, filters):
             super().__init__()
@@ -673,7 +673,7 @@ def test_the_task_of_convolutions(λ, enough, digits):
 
 
 def test_the_task_of_images_in_colour(digits):
-    """The network's own layers are asked of the wrapper, and only the last of them is given to the optimizer."""
+    """The layers of the network are attributes of the wrapper; the optimizer gets only the last layer."""
     from linnet.compat.dni import DNI, LinearDNI
 
     class Images(nn.Module):
@@ -773,7 +773,7 @@ def test_the_task_of_a_language_model(kind, tmp_path):
 
 
 class Remembering(nn.Module):
-    """What stands in the tasks for a network with a memory: it takes and gives three states."""
+    """The replacement of the tasks' network with a memory: it takes and returns three states."""
 
     def __init__(self, size, hidden_size):
         super().__init__()
@@ -785,7 +785,7 @@ class Remembering(nn.Module):
 
 
 def copies(rng, batch, length, size):
-    """Random bits, a mark, and the same bits behind it: (batch, 2 length + 1, size)."""
+    """Random bits, a marker, and the same bits again: (batch, 2 length + 1, size)."""
     bits = torch.from_numpy(rng.integers(0, 2, (batch, length, size - 1))).float()
     question, answer = torch.zeros(2, batch, 2 * length + 1, size)
     question[:, :length, :-1] = answer[:, length + 1 :, :-1] = bits

@@ -1,4 +1,4 @@
-"""What the page of pytorch-dni says, sentence by sentence, in the page's order.
+"""The documentation of pytorch-dni as tests, sentence by sentence, in its order.
 
 Every test of a sentence runs on linnet's classes ("native") and on those of linnet.compat.dni ("compat").
 """
@@ -111,7 +111,7 @@ def test_importing_writes_no_file_and_touches_no_logger(tmp_path):
 
 @both
 def test_this_is_an_implementation_of_decoupled_neural_interfaces_using_synthetic_gradients(kind):
-    """Below the cuts the weights get gradients that do not contain the loss, from networks that learn."""
+    """Weights below the cuts get gradients that do not depend on the loss, from gradient networks that learn."""
     net = whatever_network()
     model = DNI[kind](net, optim=optim.Adam(net.parameters()))
     x, y = task()
@@ -141,7 +141,7 @@ def test_usage_custom_network_can_be_anything_extending_nn_module(kind):
 
 @both
 def test_after_that_we_go_about_our_business_as_usual(kind):
-    """The loop of the page, and far better than by the last layer alone."""
+    """The training loop of the documentation trains far better than the last layer alone."""
     options = {"grad_lr": 0.1} if kind == COMPAT else {}
     net = whatever_network()
     opt = optim.Adam(net.parameters(), lr=0.01)
@@ -255,7 +255,7 @@ def test_a_recurrent_or_convolutional_network_predicts_inside_dni(kind):
 
 
 def fitted(synthesizer, gradient_of, steps=1500):
-    """The mean squared error that is left of predicting a gradient, in units of its mean square."""
+    """The mean squared error of the predicted gradient, in units of its mean square."""
     source = Synthetic(synthesizer, None, functools.partial(torch.optim.Adam, lr=0.02)).double()
     generator = torch.Generator().manual_seed(0)
     errors = []
@@ -291,7 +291,7 @@ def test_for_log_loss_one_should_use_architectures_including_a_sigmoid_applied_p
 
 
 def test_any_optimizer_keeps_its_settings():
-    """There only lr was copied, and AdamW was an UnboundLocalError."""
+    """pytorch-dni copied only lr, and AdamW raised an UnboundLocalError."""
     net = whatever_network()
     opt = optim.AdamW(net.parameters(), lr=0.01, weight_decay=0.5, betas=(0.5, 0.6))
     model = dni.DNI(net, optim=opt)
@@ -311,14 +311,14 @@ def test_every_optimizer_of_the_gradient_networks(name):
 
 
 def test_without_an_optimizer_the_wrapper_steps_one_of_its_own():
-    """One step for each backward, by the settings that grad_optim names, beside a loop that knows nothing of it."""
+    """One step for each backward, with the settings of grad_optim, in a training loop without a step."""
     x, y = task()
     alone = whatever_network()
     net = dni.DNI(copy.deepcopy(alone), grad_lr=0.01, λ=1)  # so that the gradients are those of backpropagation
     opt = optim.Adam(alone.parameters(), lr=0.01, eps=1e-9, betas=(0.9, 0.98))
     for _ in range(4):
         net(x)  # a forward without a backward changes nothing
-        F.cross_entropy(net(x), y).backward()  # nobody zeroes the gradients, nobody steps
+        F.cross_entropy(net(x), y).backward()  # the loop calls neither zero_grad nor step
         opt.zero_grad()
         F.cross_entropy(alone(x), y).backward()
         opt.step()
@@ -326,7 +326,7 @@ def test_without_an_optimizer_the_wrapper_steps_one_of_its_own():
     for mine, other in zip(net.network.parameters(), alone.parameters(), strict=True):
         torch.testing.assert_close(mine, other)
     kept = copy.deepcopy(net.network.state_dict())
-    F.cross_entropy(net.network(x), y).backward()  # what does not pass through the wrapper is not its business
+    F.cross_entropy(net.network(x), y).backward()  # a backward that does not pass through the wrapper makes no step
     F.cross_entropy(net.eval()(x), y).backward()
     assert all(torch.equal(value, kept[name]) for name, value in net.network.state_dict().items())
     with pytest.raises(ValueError, match=r"grad_optim must be one of adam, .*got 'lion'"):
@@ -347,7 +347,7 @@ def test_what_cannot_be_is_refused():
     for λ in (-0.5, 1.5, float("nan")):
         with pytest.raises(ValueError, match=r"λ must lie in \[0, 1\] or be -1, got "):
             dni.DNI(whatever_network(), λ=λ)
-    with pytest.raises(ValueError, match="got skip_last_layer=False"):
+    with pytest.raises(ValueError, match=r"skip_last_layer must be True, .* got False"):
         dni.DNI(whatever_network(), skip_last_layer=False)
     with pytest.raises(AttributeError, match="nothing_of_the_kind"):
         dni.DNI(whatever_network()).nothing_of_the_kind  # noqa: B018
@@ -369,5 +369,5 @@ def test_images_keep_their_size():
             2, 5, 8, 6,
         )  # fmt: skip
     for options in ({"stride": 2}, {"padding": 1}):
-        with pytest.raises(ValueError, match="A gradient has the size of its image"):
+        with pytest.raises(ValueError, match="since the gradient has the size of the image, got "):
             dni.Conv2dDNI(3, 10, 3, **options)

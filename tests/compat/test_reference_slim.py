@@ -1,4 +1,4 @@
-"""What the page of neuromancer.slim.linear promises, sentence by sentence, in the page's order.
+"""The promises in the documentation of neuromancer.slim.linear as tests, sentence by sentence, in its order.
 
 Every test runs on linnet's class ("native") and on the class of the same name in linnet.compat.slim ("slim"). The
 predicates are NumPy's, in float64, on A of y = x A + b, after training towards a matrix that has no structure.
@@ -73,7 +73,7 @@ def parts(layer):
 
 @functools.cache
 def trained(kind, name, insize, outsize, **options):
-    """The layer after 40 steps that pull it, at a large learning rate and with weight decay, to three times noise."""
+    """The layer after 40 steps towards noise of three times its size, with a large learning rate and weight decay."""
     torch.manual_seed(0)
     layer = build(kind, name, insize, outsize, **options)
     x, target, start = torch.randn(32, insize), 3 * torch.randn(insize, outsize), matrix(layer)
@@ -292,7 +292,7 @@ def test_l0_regularization_for_the_input_units(kind):
     torch.manual_seed(0)
     layer = build(kind, "L0Linear", 8, 3, bias=True, weight_decay=0.0)
     target = torch.randn(8, 3).sign() + torch.randn(8, 3) / 10
-    target[3:] = 0  # five inputs say nothing
+    target[3:] = 0  # five inputs have no effect
     optimizer = torch.optim.Adam(layer.parameters(), lr=0.05)
     before = float(penalty(layer).detach())
     for _ in range(400):
@@ -340,7 +340,7 @@ def test_l0_the_sampling_need_not_differ_for_each_call_in_a_recurrent_computatio
     assert not torch.equal(held(x), first)
     drawn = slim.L0Linear(6, 6)
     assert not torch.equal(drawn(x), drawn(x))
-    # slim.RNN holds one sampling for a sequence: with a unit vector in, every step multiplies by the same matrix
+    # slim.RNN draws one sample for a sequence: for a unit vector as input every step multiplies by the same matrix
     rnn = slim.RNN(6, 6, cell_args={"hidden_map": slim.L0Linear, "nonlin": nn.Identity(), "bias": False})
     silence = torch.zeros(3, 6, 6)
     output, _ = rnn(silence, torch.eye(6)[None])

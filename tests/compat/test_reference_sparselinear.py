@@ -1,4 +1,4 @@
-"""What the page of sparselinear says, sentence by sentence, in the page's order.
+"""The documentation of sparselinear as tests, sentence by sentence, in its order.
 
 Every test runs on linnet's class ("native") and on the class of the same name in linnet.compat.sparselinear ("compat").
 """

@@ -61,7 +61,7 @@ def test_bake_names_a_huge_sparse_layer(monkeypatch):
     with pytest.raises(ValueError, match=r"'0' is a sparse layer of 20000 x 20000, 400,000,000 .*; to_onnx"):
         bake(model)
     monkeypatch.setattr("linnet.convert.bake.LARGEST_DENSE", 11)
-    with pytest.raises(ValueError, match="it is a sparse layer of 3 x 4, 12 "):
+    with pytest.raises(ValueError, match="the model is a sparse layer of 3 x 4, 12 "):
         bake(SparseLinear(3, 4, sparsity=0.5))
     monkeypatch.setattr("linnet.convert.bake.LARGEST_DENSE", 12)
     assert type(bake(SparseLinear(3, 4, sparsity=0.5))) is nn.Linear

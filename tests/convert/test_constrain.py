@@ -160,9 +160,9 @@ def test_a_buffer_and_a_frozen_parameter_stay_without_gradient():
     ("arguments", "options", "message"),
     [
         (("wight", OrthogonalLinear), {}, r"module's own tensors \(weight, bias\), got 'wight'"),
-        (("bias", OrthogonalLinear), {}, r"at least 2 axes, .* got bias has shape \(6,\)"),
+        (("bias", OrthogonalLinear), {}, r"bias must have at least 2 axes, .* got shape \(6,\)"),
         (("weight", OrthogonalLinear), {}, "in_features must equal out_features, got 3 and 6"),
-        (("weight", OrthogonalLinear), {"blocks": 4}, r"divisible by blocks=4, got weight has shape \(6, 3\)"),
+        (("weight", OrthogonalLinear), {"blocks": 4}, r"weight must have .*divisible by blocks=4, got shape \(6, 3\)"),
         (("weight", OrthogonalLinear), {"blocks": 0}, "blocks must be a positive integer, got 0"),
         (("weight", SparseLinear), {}, "must be dense, got SparseLinear"),
     ],
@@ -176,7 +176,7 @@ def test_mistakes_are_named(arguments, options, message):
 
 def test_more_mistakes():
     module = constrain(nn.Linear(3, 3), "weight", OrthogonalLinear)
-    with pytest.raises(ValueError, match="constrained once, got weight"):
+    with pytest.raises(ValueError, match="weight is parametrized already; a tensor can be constrained only once"):
         constrain(module, "weight", SVDLinear)
     with pytest.raises(TypeError, match="cls must be a LinearMap class"):
         constrain(nn.Linear(3, 3), "weight", nn.Linear)
@@ -190,7 +190,7 @@ def test_a_map_with_noise_is_sampled_at_every_reading():
     module = constrain(nn.Linear(8, 4), "weight", linnet.L0Linear)
     assert not torch.equal(module.weight, module.weight)
     assert torch.equal(module.eval().weight, module.weight)
-    with pytest.raises(ValueError, match=r"one matrix, got L0Linear.*one for every sample"):
+    with pytest.raises(ValueError, match=r"one matrix; L0Linear.*one for every sample"):
         constrain(nn.Linear(8, 4), "weight", linnet.L0Linear, noise="sample")
 
 
@@ -204,5 +204,5 @@ def test_on_the_meta_device():
 
 @pytest.mark.parametrize("option", ["beings", "bias", "device", "dtype"])
 def test_what_the_tensor_decides_is_no_option(option):
-    with pytest.raises(TypeError, match=rf"decides on beings \(blocks=\), device and dtype, got {option}"):
+    with pytest.raises(TypeError, match=rf"determines bias, beings \(by blocks=\), .*; remove the option {option}"):
         constrain(nn.Linear(4, 4), "weight", OrthogonalLinear, **{option: 2})

@@ -20,7 +20,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 
 def package(name):
-    """The package, or a skip; what it deprecates in itself is not ours to mend."""
+    """The package, or a skip; deprecation warnings of the package itself are ignored."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return pytest.importorskip(name)
@@ -66,7 +66,7 @@ KINDS = {
 
 
 def replaced(name, dtype=torch.float32):
-    """A model with layers of three kinds, after one step of training, its input, and how many were replaced."""
+    """A model with layers of three classes after one training step, its input, and the number of replaced layers."""
     make, draw = CASES[name]
     torch.manual_seed(0)
     model, x = make().to(dtype), draw(dtype)

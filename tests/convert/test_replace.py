@@ -83,7 +83,7 @@ def test_a_failed_replace_leaves_the_model_as_it_was():
 
 def test_replace_refuses_what_it_cannot_do_well():
     model = Model()
-    with pytest.raises(ValueError, match="matches none"):
+    with pytest.raises(ValueError, match=r"where must match at least one nn.Linear of the model, got 'decoder\.\*'"):
         replace(model, "symmetric", where="decoder.*")
     with pytest.raises(ValueError, match="did you mean symmetric"):
         replace(model, "symetric")
@@ -91,7 +91,7 @@ def test_replace_refuses_what_it_cannot_do_well():
         replace(model, nn.Bilinear)
     with pytest.raises(TypeError, match=r"encoder\.0 .*foo"):
         replace(model, "symmetric", where="encoder.*", foo=1)
-    with pytest.raises(ValueError, match="the model is itself the layer"):
+    with pytest.raises(ValueError, match="The model is itself the layer to replace; use the from_linear"):
         replace(nn.Linear(3, 3), "symmetric")
 
 
@@ -100,13 +100,13 @@ def test_replace_refuses_what_would_be_lost():
         def forward(self, x):
             return 2 * super().forward(x)
 
-    with pytest.raises(ValueError, match="Doubled has a forward of its own"):
+    with pytest.raises(ValueError, match=r"Doubled has its own forward; only x Wᵀ \+ b can be converted"):
         replace(nn.Sequential(Doubled(3, 3)), "orthogonal")
-    with pytest.raises(ValueError, match="they are parametrized"):
+    with pytest.raises(ValueError, match=r"it is parametrized; call .*remove_parametrizations first"):
         replace(nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 3))), "orthogonal")
     hooked = nn.Sequential(nn.Linear(3, 3))
     hooked[0].register_forward_hook(lambda module, args, output: 2 * output)
-    with pytest.raises(ValueError, match="it has some, which would be lost"):
+    with pytest.raises(ValueError, match="it has hooks, which would be lost; remove them first"):
         replace(hooked, "orthogonal")
 
 
@@ -134,7 +134,7 @@ def test_replace_refuses_to_untie_a_shared_tensor():
 
     model = Tied()
     with pytest.raises(
-        ValueError, match=r"embedding\.weight and decoder\.weight are one tensor \(leave it out by where="
+        ValueError, match=r"embedding\.weight and decoder\.weight are one tensor \(exclude the layer with where="
     ):
         replace(model, "symmetric")
     model.decoder.weight = nn.Parameter(model.decoder.weight.detach().clone())  # what the message says
@@ -188,10 +188,10 @@ def test_a_tie_is_kept_whole_or_refused():
     with pytest.raises(ValueError, match=r"a\.weight and b\.weight and c\.weight are one tensor"):
         replace(model, "symmetric", where="[ab]")
     model.b.bias = model.a.bias
-    with pytest.raises(ValueError, match="connections that move"):
+    with pytest.raises(ValueError, match="under dynamic sparse training cannot share its weight; untie"):
         replace(model, "sparse", dynamic=RigL(every=2, until=8))
     assert all(type(layer) is nn.Linear for layer in model.children())
-    with pytest.raises(ValueError, match=r"must own its tensors alone, got b\.weight and c\.weight"):
+    with pytest.raises(ValueError, match=r"sparsify cannot share a tensor between layers, got b\.weight and c\.weight"):
         sparsify(Shared(), 0.5)
     replace(model, "symmetric")
     assert model.a.bias is model.b.bias  # and a tied bias too
@@ -207,9 +207,9 @@ def test_a_lazy_layer_becomes_the_map_at_its_first_input():
     seen = []
     handle = lazy.register_forward_hook(lambda module, args, output: seen.append(output))
     copied = copy.deepcopy(model)
-    with pytest.raises(ValueError, match="0 is lazy"):
+    with pytest.raises(ValueError, match=r"0 is lazy .*; run one batch first"):
         bake(model)
-    with pytest.raises(ValueError, match=r"must see an input before it loads a state, got 0 has"):
+    with pytest.raises(ValueError, match=r"0 is lazy and must see an input before it loads a state"):
         model.load_state_dict(nn.Sequential(LowRankLinear(7, 3, rank=2)).state_dict(), strict=False)
     x = torch.randn(4, 7, dtype=torch.float64)
     torch.manual_seed(3)
@@ -228,7 +228,7 @@ def test_a_lazy_layer_becomes_the_map_at_its_first_input():
 
 
 def test_a_lazy_layer_says_what_it_cannot_be():
-    with pytest.raises(TypeError, match=r"0 .* cannot become SymmetricLinear: .*rank"):
+    with pytest.raises(TypeError, match=r"0 .* cannot become SymmetricLinear: SymmetricLinear has no option rank"):
         replace(nn.Sequential(nn.LazyLinear(3)), "symmetric", rank=2)
     model = nn.Sequential(nn.LazyLinear(3))
     replace(model, "symmetric")
@@ -237,9 +237,9 @@ def test_a_lazy_layer_says_what_it_cannot_be():
     assert model(torch.randn(2, 3)).shape == (2, 3)  # a wrong input does not decide
     hooked = nn.Sequential(nn.LazyLinear(3))
     hooked[0].register_forward_hook(lambda module, args, output: 2 * output)
-    with pytest.raises(ValueError, match="it has some, which would be lost"):
+    with pytest.raises(ValueError, match="it has hooks, which would be lost; remove them first"):
         replace(hooked, "symmetric")
-    with pytest.raises(ValueError, match="is lazy"):
+    with pytest.raises(ValueError, match="it is lazy and its size is not known yet; run one batch first"):
         replace(nn.Sequential(nn.LazyConv2d(3, 1)), "symmetric", convolutions=True)
 
 
@@ -279,11 +279,11 @@ def test_pointwise_keeps_the_memory_format_and_reads_like_a_convolution():
     assert layer(x).is_contiguous()
     assert layer(x.to(memory_format=torch.channels_last)).is_contiguous(memory_format=torch.channels_last)
     assert "dims=2" in repr(layer) and "OrthogonalLinear" in repr(layer)
-    with pytest.raises(ValueError, match="channel axis"):
+    with pytest.raises(ValueError, match=r"must have 3 or 4 axes, .* channels, \*places\), got shape \(3, 4\)"):
         layer(torch.randn(3, 4))
     with pytest.raises(ValueError, match="dims must be"):
         Pointwise(OrthogonalLinear(3, 3), 4)
-    with pytest.raises(ValueError, match="population of 2"):
+    with pytest.raises(ValueError, match="must be a single map, got a population of 2"):
         Pointwise(OrthogonalLinear(3, 3, beings=2))
     with pytest.raises(TypeError, match="must be a linear map"):
         Pointwise(nn.Linear(3, 3))
@@ -323,7 +323,7 @@ def test_bake_copies_and_keeps_sharing():
 
 
 def test_an_encoder_with_sparse_layers_leaves_torchs_fused_path():
-    """In eval mode without gradient the encoder hands the weights of its layers to one fused, dense operation."""
+    """In eval mode without gradients the encoder passes the weights of its layers to one fused, dense operation."""
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     encoder = nn.TransformerEncoder(layer, 2).eval()
     replace(encoder, "sparse", where="*linear*", sparsity=0.5)

@@ -21,7 +21,7 @@ from support.stages import SOURCES, adam, batches, close, grads, network, output
 
 @pytest.mark.parametrize("name", [name for name in SOURCES if name != "delayed"])
 def test_gradients_accumulate(name):
-    """Over two passes: the sum of what each gives alone from the same state of the sources, where none has learned."""
+    """Over two passes the gradients are the sum of those of each pass, from the same state of the sources."""
     dni = DNI(network(), gradient=SOURCES[name])
     train(dni, adam(dni.network), batches(3))
     dni.zero_grad()
@@ -135,7 +135,7 @@ def test_activation_memory_is_that_of_one_stage():
 
 
 def test_a_rewiring_layer_counts_one_step_per_step_of_its_optimizer():
-    """Deferred and immediate: connections move when those of plain training do."""
+    """With deferred and immediate updates the connections are rewired in the same steps as in plain training."""
     counts = {}
     for kind in ("plain", "deferred", "immediate"):
         torch.manual_seed(0)
@@ -220,6 +220,6 @@ def test_under_ddp_two_processes_are_one_with_the_joined_batch():
 
 
 def test_sharing_needs_processes_and_built_sources():
-    with pytest.raises(RuntimeError, match="init_process_group"):
+    with pytest.raises(RuntimeError, match=r"torch\.distributed is not initialized; call init_process_group\(\) first"):
         linnet.share_sources(DNI(network()))
     assert same_state(network(), network())

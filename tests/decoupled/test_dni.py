@@ -1,4 +1,4 @@
-"""DNI against a step written by hand, and against every way to get a synthetic gradient wrong."""
+"""DNI against a step written by hand, and against planted faults of the synthetic gradient."""
 
 import copy
 import functools
@@ -73,7 +73,7 @@ def same_state(first, second):
 
 @pytest.fixture
 def alive(monkeypatch):
-    """Counts what cuts hold for backward: claims and predictions that have not been freed."""
+    """Counts the states of cuts and the predictions that have not been freed."""
     references = []
 
     def watch(cls):
@@ -84,7 +84,7 @@ def alive(monkeypatch):
 
         return make
 
-    monkeypatch.setattr(boundary, "Claim", watch(boundary.Claim))
+    monkeypatch.setattr(boundary, "CutState", watch(boundary.CutState))
     monkeypatch.setattr(synthetic, "Prediction", watch(synthetic.Prediction))
     return lambda kind="": sum(name.startswith(kind) and found() is not None for name, found in references)
 
@@ -180,8 +180,8 @@ def test_the_hand_written_step_catches(fault, monkeypatch):
     elif fault == "size":
         monkeypatch.setattr(synthetic, "root_mean_square", lambda x: x.abs().mean())
     elif fault == "doubled":
-        settle = boundary.Claim.settle
-        monkeypatch.setattr(boundary.Claim, "settle", lambda *args: tuple(2 * g for g in settle(*args)))
+        backward = boundary.CutState.backward
+        monkeypatch.setattr(boundary.CutState, "backward", lambda *args: tuple(2 * g for g in backward(*args)))
     elif fault == "untaught":
         monkeypatch.setattr(synthetic.Synthetic, "learn", lambda *args: None)
         with pytest.raises(AssertionError):
@@ -212,7 +212,7 @@ def test_the_top_stage_gets_the_gradient_of_backpropagation():
 
 
 def test_nothing_of_the_loss_passes_a_cut():
-    """Another loss for the same forward: below the top cut not a bit of that step's gradient changes."""
+    """For another loss after the same forward the gradients below the top cut are equal bit for bit."""
     first = DNI(network())
     train(first, adam(first.network), batches(4))
     second = copy.deepcopy(first)
@@ -324,7 +324,7 @@ def test_a_second_backward_is_refused():
     x, y = next(batches(1))
     output = dni(x)
     F.cross_entropy(output, y).backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match=r"at most one backward.*got.*'3'"):
+    with pytest.raises(RuntimeError, match=r"at most one backward.*; a second one reached the cut after '3'"):
         output.sum().backward()
 
 
@@ -589,7 +589,7 @@ def test_a_state_that_is_not_tensors_is_refused():
 
     dni = DNI(network(), gradient=Synthetic(optim=functools.partial(Counting, lr=0.1)))
     train(dni, adam(dni.network), batches(2))
-    with pytest.raises(TypeError, match="must be tensors, got 'count' is a int"):
+    with pytest.raises(TypeError, match="must be tensors, got int for 'count'"):
         dni.state_dict()
 
 
@@ -703,7 +703,7 @@ def test_a_target_that_is_not_finite_is_refused_or_with_a_scaler_teaches_nothing
     dni = DNI(network())
     train(dni, adam(dni.network), batches(3))
     x, y = next(batches(1, seed=5))
-    with pytest.raises(ValueError, match=r"must be finite, got that after '3' holds NaN or infinity .*scaler="):
+    with pytest.raises(ValueError, match=r"at the cut after '3' must be finite, got NaN or infinity .*scaler="):
         (F.cross_entropy(dni(x), y) * math.nan).backward()
     dni = DNI(network(), scaler=torch.amp.GradScaler("cpu", init_scale=1.0))
     train(dni, adam(dni.network), batches(3))
@@ -761,14 +761,14 @@ def test_nested_sequentials_and_blocks():
 @pytest.mark.parametrize(
     ("at", "match"),
     [
-        ([], "at least one module, got it is empty"),
-        (["layer"], r"must name modules of the network, got 'layer' \(there are 0, 1, 2, 3, 4\)"),
+        ([], "at least one module, got an empty list"),
+        (["layer"], r"must name modules of the network, got 'layer'; it has 0, 1, 2, 3, 4"),
         (["1", "5"], "got '5'"),
         ([5], r"must lie in 0\.\.3, got 5"),
         ([-1], r"must lie in 0\.\.3, got -1"),
-        ([4], "must leave a module above it, got '4' is the last"),
+        ([4], "must leave a module above it; '4' is the last"),
         ("*.*", r"got '\*\.\*'"),
-        ([0.5], "must hold indices and names, got 0.5"),
+        ([0.5], "must hold int indices and names of modules, got 0.5"),
     ],
 )
 def test_bad_places_are_refused(at, match):
@@ -779,13 +779,13 @@ def test_bad_places_are_refused(at, match):
 def test_networks_that_cannot_be_cut():
     with pytest.raises(ValueError, match=r"two layers with parameters to cut between, got 1"):
         DNI(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU()))
-    with pytest.raises(ValueError, match=r"must count the modules of an nn.Sequential, got Residual"):
+    with pytest.raises(ValueError, match=r"An index in at needs an nn.Sequential, got Residual"):
         DNI(Residual(), at=[0])
-    with pytest.raises(ValueError, match="must not contain a DNI"):
+    with pytest.raises(ValueError, match="network already contains a DNI; DNI modules cannot be nested"):
         DNI(nn.Sequential(DNI(network()), nn.Linear(3, 3)))
     with pytest.raises(TypeError, match=r"must be an nn.Module, got function"):
         DNI(lambda x: x)
-    with pytest.raises(ValueError, match="'blocks' is a mere container"):
+    with pytest.raises(ValueError, match="must follow a module that is called; 'blocks' is only a container"):
         DNI(Branches(), at="blocks")
 
 
@@ -836,7 +836,7 @@ def test_any_module_by_name():
 
 
 def test_a_target_gathers_what_the_stage_above_sends_by_every_way():
-    """y = a + b(a) with a cut after a: what the synthesizer learns from is the sum over both ways."""
+    """y = a + b(a) with a cut after a: the target of the synthesizer is the sum over both paths."""
 
     class Fork(nn.Module):
         def __init__(self):
@@ -918,11 +918,11 @@ def test_a_module_that_is_called_again_or_never():
             return self.last(x)
 
     DNI(Odd(1), at="act")(torch.ones(2, 4))
-    with pytest.raises(ValueError, match=r"must be called once in a forward, got \['act'\] again"):
+    with pytest.raises(ValueError, match=r"'act' must be called once in a forward, got one call more"):
         DNI(Odd(2), at="act")(torch.ones(2, 4))
-    with pytest.raises(ValueError, match=r"must reach a cut, got none of \['act'\]"):
+    with pytest.raises(ValueError, match=r"must reach a cut; none of the modules \['act'\]"):
         DNI(Odd(0), at="act")(torch.ones(2, 4))
-    with pytest.raises(ValueError, match=r"must reach every cut, got \['act'\]"):
+    with pytest.raises(ValueError, match=r"must reach every cut; the modules \['act'\]"):
         DNI(Odd(0), at=["first", "act"], example=torch.ones(2, 4))
 
 
@@ -932,7 +932,7 @@ def test_activations_that_have_no_gradient():
             return x.argmax(-1)
 
     rounds = nn.Sequential(nn.Linear(4, 4), Chosen(), nn.Embedding(4, 2))
-    with pytest.raises(ValueError, match=r"must give a floating tensor.*got '1' gives torch.int64 \(2,\)"):
+    with pytest.raises(ValueError, match=r"'1' before a cut must return a floating tensor.*got torch.int64 \(2,\)"):
         DNI(rounds)(torch.zeros(2, 4))
     dni = DNI(network())
     dni.network[:4].requires_grad_(False)  # nothing below the cuts can learn
@@ -968,7 +968,7 @@ def test_a_synthesizer_of_ones_own():
 
 
 class Einsum(Synthesizer):
-    """Its weight's gradient comes with other strides than the weight."""
+    """A synthesizer whose weight gradient has other strides than the weight."""
 
     def __init__(self, input_size, hidden_size, output_size):
         super().__init__(input_size, hidden_size, output_size)
@@ -979,7 +979,7 @@ class Einsum(Synthesizer):
 
 
 class Columns(nn.Module):
-    """A linear layer whose weight's gradient comes with other strides than the weight."""
+    """A linear layer whose weight gradient has other strides than the weight."""
 
     def __init__(self, features):
         super().__init__()
@@ -991,7 +991,7 @@ class Columns(nn.Module):
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_optimizers_see_gradients_with_the_strides_of_their_parameters(fused):
-    """A fused one on CPUs reads them in the order of memory: it took those of other strides for a jumble."""
+    """A fused optimizer on a CPU reads gradients in memory order and would misread other strides."""
     seen = []
 
     class Watched(torch.optim.Adam):
@@ -1059,9 +1059,9 @@ def test_a_frozen_synthesizer_does_not_change_by_a_bit():
 
 def test_bad_synthesizers():
     x, _ = next(batches(1))
-    with pytest.raises(TypeError, match="must make a Synthesizer, got Linear"):
+    with pytest.raises(TypeError, match="must return a Synthesizer, got Linear"):
         DNI(network(), gradient=Synthetic(lambda i, h, o: nn.Linear(i, o)))(x)
-    with pytest.raises(TypeError, match="must make an Optimizer, got list"):
+    with pytest.raises(TypeError, match="must return an Optimizer, got list"):
         DNI(network(), gradient=Synthetic(optim=list))(x)
     with pytest.raises(ValueError, match="hidden_size of a LinearSynthesizer must be None, got 10"):
         DNI(network(), gradient=Synthetic(hidden_size=10))(x)
@@ -1083,7 +1083,7 @@ def test_the_optimizer_is_checked():
     net = network()
     with pytest.raises(TypeError, match=r"must be a torch.optim.Optimizer, got type"):
         DNI(net, optim=torch.optim.Adam)
-    with pytest.raises(ValueError, match=r"got 0.weight, 0.bias, 2.weight, 2.bias are not in it"):
+    with pytest.raises(ValueError, match=r"missing: 0.weight, 0.bias, 2.weight, 2.bias"):
         DNI(net, optim=adam(net[4]))
     net[:4].requires_grad_(False)
     opt = adam(net[4])
@@ -1180,7 +1180,7 @@ def test_digits_are_learned_better_than_by_the_last_layer_alone_longer():
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo looks at it in every input
 def test_torch_compile():
-    """Of a stage, and of the whole: there the cuts run uncompiled."""
+    """A compiled stage, and the compiled DNI, whose cuts run uncompiled."""
     torch.compiler.reset()
     expected = DNI(network())
     train(expected, adam(expected.network), batches(4))
@@ -1196,6 +1196,6 @@ def test_torch_compile():
 
 
 def test_import_of_linnet_leaves_the_compiler_alone():
-    """It takes longer to import than all the rest."""
+    """torch.compiler takes longer to import than all of linnet."""
     code = "import sys, linnet; sys.exit('torch._dynamo' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

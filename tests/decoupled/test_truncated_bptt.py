@@ -310,7 +310,7 @@ def test_it_learns_in_units_of_their_size():
 
 
 def test_a_linear_synthesizer_finds_the_true_gradient():
-    """A loss that is linear in the last state: the true gradient at a boundary is a constant, and it is found."""
+    """For a loss linear in the last state the true gradient at a boundary is constant, and it is learned."""
     torch.manual_seed(0)
     cell = nn.RNNCell(1, 2, nonlinearity="tanh").double()
     with torch.no_grad():
@@ -375,7 +375,7 @@ def test_the_optimizer_may_step_between_windows():
 
 
 def test_two_forwards_before_their_backwards():
-    """The first backward steps the synthesizer in place; the second learns all the same."""
+    """The first backward steps the synthesizer in place; the second still learns."""
     net = wrapped("gru", gradient=Synthetic(optim=SGD), factor=1.0)
     losses = [net(data(net, seed=seed))[0].square().mean() for seed in (0, 1)]
     learned = []
@@ -408,7 +408,7 @@ def test_a_mix_has_nothing_true_to_mix_in_behind_the_call():
 
 
 def test_a_given_state_that_needs_a_gradient_gets_it():
-    """That of an encoder, say: from the first window, and from the synthetic gradient at its end."""
+    """A state that requires a gradient gets that of the first window and the synthetic one at its end."""
     net = wrapped("gru", gradient=Synthetic(Fixed), factor=0)
     start = torch.randn(1, BATCH, HIDDEN, dtype=torch.float64).requires_grad_()
     x = data(net)
@@ -454,14 +454,17 @@ def test_context_for_each_boundary():
         backward(net, data(net))
     with pytest.raises(ValueError, match="needs the context"):
         net(data(net))
-    with pytest.raises(ValueError, match="needs a source that takes one"), wrapped("gru").context(per_step[0]):
+    with (
+        pytest.raises(ValueError, match="a gradient source that takes a context"),
+        wrapped("gru").context(per_step[0]),
+    ):
         pass
     with pytest.raises(TypeError, match="must be a tensor"), net.context("labels"):
         pass
 
 
 def test_the_auxiliary_task_foretells_the_next_synthetic_gradient():
-    """What it adds to the gradients is that of its loss in the state at the end of each window; 0 follows the last."""
+    """It adds the gradient of its loss in the state at the end of each window; the target after the last is 0."""
     plain, aux = (wrapped("gru", gradient=Synthetic(Fixed, optim=STILL), factor=1.0, auxiliary=w) for w in (0, 0.7))
     x = data(plain)
     for net in (plain, aux):
@@ -657,22 +660,22 @@ def test_errors_state_the_rule():
         TruncatedBPTT(gru, 0)
     with pytest.raises(TypeError, match=r"gradient must be Synthetic\(...\) or None, got Backprop"):
         TruncatedBPTT(gru, 2, linnet.Backprop())
-    with pytest.raises(ValueError, match="must be bootstrapped"):
+    with pytest.raises(ValueError, match="gradient must have targets='bootstrapped'"):
         TruncatedBPTT(gru, 2, Synthetic(targets="true"))
-    with pytest.raises(ValueError, match="factor must be at least 0 and finite, got -1"):
+    with pytest.raises(ValueError, match="factor must be a finite number >= 0, got -1"):
         TruncatedBPTT(gru, 2, factor=-1)
-    with pytest.raises(ValueError, match="auxiliary task foretells"):
+    with pytest.raises(ValueError, match=r"auxiliary= predicts synthetic gradients and needs gradient="):
         TruncatedBPTT(gru, 2, auxiliary=0.1)
-    with pytest.raises(ValueError, match="network must not contain a DNI"):
+    with pytest.raises(ValueError, match="network already contains a DNI; DNI modules cannot be nested"):
         TruncatedBPTT(DNI(gru), 2)
     net = TruncatedBPTT(gru, 2, Synthetic())
     with pytest.raises(TypeError, match="input must be a tensor, got PackedSequence"):
         net(nn.utils.rnn.pack_sequence([torch.zeros(2, INPUT)]))
-    with pytest.raises(ValueError, match=r"\(length, batch, \*\) with a step and a sample, got \(4, 3\)"):
+    with pytest.raises(ValueError, match=r"\(length, batch, \*\) with at least one step and one sample, got \(4, 3\)"):
         net(torch.zeros(4, INPUT))
-    with pytest.raises(ValueError, match="with a step and a sample"):
+    with pytest.raises(ValueError, match="with at least one step and one sample"):
         net(torch.zeros(0, 2, INPUT))
-    with pytest.raises(ValueError, match=r"samples along its axis 0 \(state_axis=\), got \(1, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"samples of the batch along axis 0, got shape \(1, 4, 4\); set state_axis="):
         TruncatedBPTT(gru, 2, Synthetic(), state_axis=0)(torch.zeros(4, 4, INPUT)[:, :, :].expand(4, 4, INPUT))
     with pytest.raises(TypeError, match=r"must return \(output, state\), got Tensor"):
         TruncatedBPTT(nn.Linear(3, 3), 2)(torch.zeros(4, 2, INPUT))

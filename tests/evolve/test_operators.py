@@ -1,4 +1,4 @@
-"""Evolution on the beings axis, against loops over ordinary modules and their own optimizers."""
+"""Operators of evolution against loops over ordinary modules with their own optimizers."""
 
 import copy
 import math
@@ -72,7 +72,7 @@ def test_selection_repeats_with_the_generator_and_never_chooses_nan(selection):
     "make, message",
     [
         (lambda: Truncation(share=0.0), "share must lie in"),
-        (lambda: Truncation(elites=-1), "elites must not be negative"),
+        (lambda: Truncation(elites=-1), "elites must be at least 0"),
         (lambda: Tournament(size=0), "size must be at least 1"),
         (lambda: Tournament(elites=4)(torch.ones(3)), "elites must be at most the number of beings, 3"),
         (lambda: ranking(torch.ones(2, 2)), r"fitness must have shape \(beings,\)"),
@@ -167,7 +167,7 @@ def test_connections_that_move_belong_to_their_being():
     reproduce(layer, PARENTS, optimizer)
     assert torch.equal(layer.indices, indices[PARENTS]) and torch.equal(layer.values, values[PARENTS])
     assert torch.equal(optimizer.state[layer.values]["exp_avg"], moments[PARENTS])
-    with pytest.raises(ValueError, match="one wiring"):
+    with pytest.raises(ValueError, match="one connectivity for all beings"):
         reproduce(layer, PARENTS, mates=PARENTS, crossover=Blend())
 
 
@@ -192,7 +192,7 @@ def test_a_refused_generation_changes_nothing(parents, options, message):
 
 
 def test_a_model_that_is_no_population_is_refused():
-    with pytest.raises(ValueError, match="got no part has any"):
+    with pytest.raises(ValueError, match="A population must have beings, got Linear without any"):
         reproduce(nn.Linear(3, 2), [0])
     with pytest.raises(ValueError, match=r"got \[2, 3\]"):
         beings_of(nn.Sequential(Linear(3, 3, beings=2), Linear(3, 3, beings=3)))

@@ -1,4 +1,4 @@
-"""Populations over two processes: the same bits as in one."""
+"""Populations sharded across two processes equal those of one process bit for bit."""
 
 import copy
 import dataclasses
@@ -123,16 +123,16 @@ def test_an_evolution_on_two_processes_is_that_on_one(tmp_path):
 
 
 def test_what_shards_refuse(tmp_path):
-    with pytest.raises(ValueError, match="init_process_group has not been called"):
+    with pytest.raises(ValueError, match=r"torch\.distributed is not initialized; call init_process_group\(\)"):
         Shards(8)
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
     try:
-        with pytest.raises(ValueError, match="whole blocks in every process"):
+        with pytest.raises(ValueError, match=r"must be a multiple of 1 · 3 \(processes · block\), got 8"):
             Shards(8, block=3)
         nets = widen(nn.Linear(3, 2), 4)
-        with pytest.raises(ValueError, match="must hold its 8 beings"):
+        with pytest.raises(ValueError, match="must hold the 8 beings of this process, got 4"):
             evolve.reproduce(nets, torch.arange(8), shards=Shards(8))
-        with pytest.raises(ValueError, match="a crossover is given"):
+        with pytest.raises(ValueError, match="one parent for each being; leave crossover= out"):
             evolve.reproduce(nets, range(4), mates=range(4), crossover=evolve.ByLayer(), shards=Shards(4))
         before = copy.deepcopy(nets.state_dict())
         evolve.reproduce(nets, [3, 2, 1, 0], shards=Shards(4))

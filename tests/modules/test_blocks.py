@@ -143,13 +143,13 @@ def test_the_fixed_matrix_of_the_chapter():
 
 def test_what_blocks_refuse():
     x = torch.randn(2, 8)
-    with pytest.raises(ValueError, match=r"must give one shape.*\(2, 8\) past the module and \(2, 1\) through it"):
+    with pytest.raises(ValueError, match=r"must return the shape of its input, \(2, 8\), got \(2, 1\)"):
         Residual(nn.Linear(8, 1))(x)  # which would broadcast
     with pytest.raises(ValueError, match="at least one module"):
         Parallel()
     with pytest.raises(ValueError, match="merge must be"):
         Parallel(nn.Linear(8, 8), merge="max")
-    with pytest.raises(ValueError, match="must give one shape"):
+    with pytest.raises(ValueError, match="must return equal shapes"):
         Parallel(nn.Linear(8, 8), nn.Linear(8, 1), merge="sum")(x)
     with pytest.raises(ValueError, match="differ in the last size only"):
         Parallel(nn.Linear(8, 8), nn.Flatten(0))(x)

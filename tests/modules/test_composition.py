@@ -1,4 +1,4 @@
-"""The d2l chapter on model construction, as it stands there, then with every nn.Linear replaced by every layer."""
+"""The d2l chapter on model construction, unchanged, and with every nn.Linear replaced by every layer."""
 
 import pytest
 import torch

@@ -122,7 +122,7 @@ def test_the_mask_of_l0_is_one_for_a_sequence():
 
 
 def test_memory_over_a_long_time():
-    """An orthogonal recurrence keeps the norm for ever, a stable one forgets."""
+    """An orthogonal recurrence preserves the norm, a stable one forgets."""
     x = torch.zeros(1000, 2, 8)
     x[0] = torch.randn(2, 8)
     keep = RNN(8, 8, hidden_map="orthogonal", input_map="identity", nonlinearity=lambda z: z, bias=False)
@@ -181,7 +181,7 @@ def test_as_a_module():
     [
         (lambda: RNN(0, 5), "input_size must be a positive integer, got 0"),
         (lambda: RNN(3, 5, 0), "num_layers must be a positive integer, got 0"),
-        (lambda: RNN(3, 5, dropout=2.0), "dropout must be a probability, got 2.0"),
+        (lambda: RNN(3, 5, dropout=2.0), r"dropout must be a probability in \[0, 1\], got 2.0"),
         (
             lambda: RNN(3, 5, nonlinearity="sigmoid"),
             "tanh, relu or a callable, got 'sigmoid'",

@@ -1,4 +1,4 @@
-"""param_groups and matrix_decay: what weight decay does to the matrix."""
+"""param_groups and matrix_decay: the effect of weight decay on the matrices of maps."""
 
 import copy
 

@@ -326,15 +326,15 @@ def test_sparsify_refuses_and_leaves_the_model_alone() -> None:
     tied[4].weight = nn.Parameter(torch.randn(128, 64))
     tied[0].weight = tied[4].weight
     cases: list[tuple[nn.Module, tuple, dict, str]] = [
-        (nn.ReLU(), (0.9,), {}, "needs a model with an nn.Linear"),
-        (net(), (0.9,), {"exclude": "*"}, "needs a model with an nn.Linear"),
-        (net(), (0.9,), {"exclude": "layer*"}, "Each pattern of exclude must fit a layer"),
-        (net(), (0.9, {"9": 0.5}), {}, "Each pattern of distribution must fit a layer"),
+        (nn.ReLU(), (0.9,), {}, "sparsify needs an nn.Linear that is not excluded"),
+        (net(), (0.9,), {"exclude": "*"}, "sparsify needs an nn.Linear that is not excluded"),
+        (net(), (0.9,), {"exclude": "layer*"}, "Each pattern of exclude must match a layer"),
+        (net(), (0.9, {"9": 0.5}), {}, "Each pattern of distribution must match a layer"),
         (net(), (0.9, "ers"), {}, "distribution must be one of erk, uniform"),
         (net(), (1.0,), {}, "sparsity must lie"),
         (net(), (0.9, {"0": -1.0}), {}, "sparsity must lie"),
         (nn.Sequential(nn.LazyLinear(4)), (0.9,), {}, "is lazy"),
-        (tied, (0.9,), {}, "must own its tensors alone"),
+        (tied, (0.9,), {}, "sparsify cannot share a tensor between layers"),
     ]
     for model, args, options, message in cases:
         before = list(model.modules())

@@ -446,10 +446,10 @@ def replaced(row: Row) -> None:
 MOVING = "SparseLinear, (RigL|SET|GSE|GradualMagnitude)"
 OVER_BEINGS = "WideLinear|WideDeep"
 _MOVES = (
-    "Connections that move belong to one layer of all beings",
+    "Dynamic sparse training cannot be widened; build one layer of all beings",
     "a wiring for each being is SparseLinear(..., beings=n, dynamic=...), which evolves as it is",
 )
-_BEINGS = ("Only modules without beings can be widened", "it is a population already")
+_BEINGS = ("widen and stack need a module without beings", "it is a population already")
 _COUNT = (
     "Distributed data parallel training needs as many connections always",
     "DDP's buckets have the sizes of the first step, and pruning changes them",
@@ -463,7 +463,7 @@ _EMPTY = (
     "FSDP2 cannot shard a parameter without elements, as this one of full rank has",
 )
 _NO_MAP = ("layer must be a LinearMap class", "replace swaps single maps; this row is none")
-_ONE = ("is a population, its number of beings must be given", "an nn.Linear is one map, this row is several")
+_ONE = ("is a population; give its number of beings, beings=n", "an nn.Linear is one map, this row is several")
 REFUSALS: dict[tuple[str, str], tuple[str, str]] = {
     **{(MOVING, name): _MOVES for name in ("widen(…, 4)", "DNI of a widened net", "an evolved population")},
     **{(OVER_BEINGS, name): _BEINGS for name in ("widen(…, 4)", "DNI of a widened net", "an evolved population")},

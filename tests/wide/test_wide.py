@@ -160,7 +160,7 @@ def test_each_being_can_have_its_own_target():
     outputs, targets = torch.randn(8, 4, 3), torch.randn(8, 4, 3)
     losses = per_being(F.mse_loss, shared_target=False)(outputs, targets)
     torch.testing.assert_close(losses, (outputs - targets).square().mean((0, 2)))
-    with pytest.raises(ValueError, match="not shared"):
+    with pytest.raises(ValueError, match=r"A target that is not shared must have \(batch, beings\) = "):
         per_being(F.mse_loss, shared_target=False)(outputs, targets[:, 0])
 
 

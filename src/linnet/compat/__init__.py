@@ -1,1 +1,1 @@
-"""The application interfaces of other packages, name for name, on linnet's layers; nothing in linnet imports them."""
+"""The interfaces of other packages, name for name, on linnet's layers; nothing else in linnet imports them."""

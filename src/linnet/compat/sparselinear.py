@@ -1,6 +1,7 @@
 """The API of sparselinear, name for name: change ``import sparselinear`` to ``import linnet.compat.sparselinear``.
 
-Where the package's code and its documentation disagree, the documentation holds here (docs/compat-sparselinear.md).
+Where the code and the documentation of sparselinear disagree, linnet follows the documentation
+(docs/compat-sparselinear.md).
 """
 
 from typing import Any, Self
@@ -16,21 +17,21 @@ __all__ = ["ActivationSparsity", "SparseLinear"]
 
 
 class SparseLinear(linnet.sparse.linear.SparseLinear):
-    """y = x A + b with A sparse: sparselinear's layer.
+    """y = x A + b with a sparse A: the layer of sparselinear, on :class:`linnet.SparseLinear`.
 
     Args:
         in_features: size of each input sample.
         out_features: size of each output sample.
         bias: whether an additive bias is learned.
         sparsity: the share of absent connections.
-        connectivity: (2, nnz) LongTensor of (output, input) pairs, of which those given again are one connection;
-            everything else that linnet's layer takes too.
-        small_world: whether connections are distance-dependent.
-        dynamic: whether connections move as in RigL.
-        deltaT: steps from one rewiring to the next.
-        Tend: the step from which on nothing moves.
-        alpha: the share of connections that moves at first.
-        max_size: the largest number of entries of dL/dW that may exist at a time.
+        connectivity: (2, nnz) LongTensor of (output, input) pairs, where repeated pairs are one connection; or any
+            connectivity of :class:`linnet.SparseLinear`.
+        small_world: whether the connections depend on distance.
+        dynamic: whether the connections are rewired by RigL (dynamic sparse training).
+        deltaT: number of steps between two updates of the connectivity.
+        Tend: the step from which on the connectivity is fixed.
+        alpha: the share of connections that the first update rewires.
+        max_size: the largest number of entries of dL/dW in memory at a time.
 
     Shape:
         - input: (*, in_features)
@@ -39,7 +40,7 @@ class SparseLinear(linnet.sparse.linear.SparseLinear):
         - indices: (2, nnz), rows (outputs) and columns (inputs)
 
     Raises:
-        ValueError: as linnet's layer.
+        ValueError: see :class:`linnet.SparseLinear`.
 
     Example:
         >>> import torch
@@ -62,25 +63,25 @@ class SparseLinear(linnet.sparse.linear.SparseLinear):
         alpha: float = 0.1,
         max_size: float = 1e8,
     ) -> None:
-        moves = dynamic is True  # sparselinear takes a schedule for a layer that stays as it is, and leaves it unused
+        rewired = dynamic is True  # sparselinear accepts a schedule for a static layer and ignores it
         super().__init__(
             in_features,
             out_features,
             bias,
             sparsity=sparsity,
-            connectivity=_once(connectivity),
+            connectivity=_unique_pairs(connectivity),
             small_world=small_world,
             dynamic=dynamic,
-            deltaT=deltaT if moves else SCHEDULE["deltaT"],
-            Tend=Tend if moves else SCHEDULE["Tend"],
-            alpha=alpha if moves else SCHEDULE["alpha"],
+            deltaT=deltaT if rewired else SCHEDULE["deltaT"],
+            Tend=Tend if rewired else SCHEDULE["Tend"],
+            alpha=alpha if rewired else SCHEDULE["alpha"],
             max_size=max_size,
         )
         self.deltaT, self.Tend, self.alpha = deltaT, Tend, alpha
 
     @property
     def weights(self) -> nn.Parameter:
-        """The weights of the connections, (nnz,): the Parameter itself."""
+        """The Parameter with the weights of the connections, (nnz,)."""
         return self.values
 
     def extra_repr(self) -> str:
@@ -97,20 +98,20 @@ class SparseLinear(linnet.sparse.linear.SparseLinear):
 
 
 class ActivationSparsity(linnet.sparse.activations.ActivationSparsity):
-    """The largest boosted activations of each sample, the rest 0: sparselinear's module.
+    """Keep the largest boosted activations of each sample and set the rest to 0: the module of sparselinear.
 
     Args:
-        alpha: the rate at which the duty cycle follows the batches. A lone integer above 1, as in the package's own
-            example, is the number of units.
-        beta: how strongly units that seldom win are preferred.
-        act_sparsity: the share of units that do not win.
+        alpha: the rate at which the duty cycle follows the batches. An integer above 1, as in the example of
+            sparselinear, is the number of units.
+        beta: the strength of boosting for units that are rarely active.
+        act_sparsity: the share of units that are set to 0.
 
     Shape:
         - input: (*, units)
         - output: (*, units)
 
     Raises:
-        ValueError: as linnet's module.
+        ValueError: see :class:`linnet.ActivationSparsity`.
 
     Example:
         >>> import torch
@@ -126,8 +127,8 @@ class ActivationSparsity(linnet.sparse.activations.ActivationSparsity):
             self.size_for(units)
 
 
-def _once(connectivity: Any) -> Any:
-    """Pairs without those that are given again; programs draw them at random."""
+def _unique_pairs(connectivity: Any) -> Any:
+    """Remove repeated pairs, which occur where programs draw pairs at random."""
     if isinstance(connectivity, torch.Tensor) and connectivity.dtype == torch.int64 and connectivity.shape[:1] == (2,):
         if connectivity.layout == torch.strided and connectivity.dim() == 2:
             return torch.unique(connectivity, dim=1)

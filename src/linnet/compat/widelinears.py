@@ -1,6 +1,7 @@
 """The API of widelinears, name for name: change ``from widelinears`` to ``from linnet.compat.widelinears``.
 
-Where the package's code and its documentation disagree, the documentation holds here (docs/compat-widelinears.md).
+Where the code and the documentation of widelinears disagree, linnet follows the documentation
+(docs/compat-widelinears.md).
 """
 
 from collections.abc import Callable
@@ -16,18 +17,18 @@ __all__ = ["LinearWidePointer", "WideDeep", "WideLinear"]
 
 
 class LinearWidePointer(Being):
-    """y = x Wᵀ + b of one being: a live view of a :class:`WideLinear` that behaves as a single nn.Linear.
+    """y = x Wᵀ + b of one being: a live view of a :class:`WideLinear` that behaves like a single nn.Linear.
 
     Args:
         hive: the population.
-        being: which of it.
+        being: the number of the being, a member of the population.
 
     Shape:
         - input: (*, input_size)
         - output: (*, output_size)
 
     Raises:
-        ValueError: there is no such being.
+        ValueError: the number is out of range.
 
     Example:
         >>> LinearWidePointer(WideLinear(100, 3, 4), 7)
@@ -50,19 +51,19 @@ class LinearWidePointer(Being):
 
 
 class WideLinear(linnet.wide.wide_linear.WideLinear):
-    """A family of parallel linear maps: widelinears' layer.
+    """A population of parallel linear maps: the layer of widelinears, on :class:`linnet.WideLinear`.
 
     Args:
         beings: number of parallel linear layers.
-        input_size: size of input of each.
-        output_size: size of output of each.
+        input_size: size of the input of each.
+        output_size: size of the output of each.
 
     Shape:
-        - input: (input_size,), given to all; (*, 1, input_size), shared by all; (*, beings, input_size)
+        - input: (input_size,) or (*, 1, input_size), shared by all beings; (*, beings, input_size)
         - output: (*, beings, output_size)
 
     Raises:
-        ValueError: as linnet's layer.
+        ValueError: see :class:`linnet.WideLinear`.
 
     Example:
         >>> import torch
@@ -89,7 +90,7 @@ class WideLinear(linnet.wide.wide_linear.WideLinear):
     def _empty(cls, in_features: int, out_features: int, bias: bool, **options: Any) -> Self:
         placed = {name: options.pop(name) for name in ("device", "dtype") if name in options}
         if not bias:
-            raise ValueError("widelinears' layer has a bias, got bias=False (linnet.WideLinear takes it)")
+            raise ValueError("The layer of widelinears always has a bias, got bias=False; use linnet.WideLinear")
         return cls(options.pop("beings"), in_features, out_features, **options).to(**placed)
 
     def extra_repr(self) -> str:
@@ -100,23 +101,23 @@ class WideLinear(linnet.wide.wide_linear.WideLinear):
 
 
 class WideDeep(linnet.wide.wide_deep.WideDeep):
-    """A family of parallel deep networks: widelinears' module.
+    """A population of parallel deep networks: the module of widelinears, on :class:`linnet.WideDeep`.
 
     Args:
         beings: number of parallel networks.
-        input_size: size of input of each.
+        input_size: size of the input of each.
         hidden_size: size of each hidden layer.
-        depth: number of linear layers; 1: a single one from input to output, as widelinears documents it.
-        output_size: size of output of each.
-        non_linear: after every layer but the last; None is ReLU.
-        final_nl: at the output; None is the sigmoid.
+        depth: number of linear layers; 1 is a single layer from input to output, as widelinears documents it.
+        output_size: size of the output of each.
+        non_linear: the activation after every layer but the last; None is ReLU.
+        final_nl: the activation after the last layer; None is the sigmoid.
 
     Shape:
-        - input: (input_size,), given to all; (*, 1, input_size), shared by all; (*, beings, input_size)
+        - input: (input_size,) or (*, 1, input_size), shared by all beings; (*, beings, input_size)
         - output: (*, beings, output_size)
 
     Raises:
-        ValueError: as linnet's module.
+        ValueError: see :class:`linnet.WideDeep`.
 
     Example:
         >>> import torch

@@ -1,1 +1,1 @@
-"""Ways in and out: replace nn.Linear, sparsify, constrain a tensor; bake back, ONNX."""
+"""Conversion and export: replace, sparsify and constrain make maps of torch modules; bake and to_onnx undo it."""

@@ -1,4 +1,4 @@
-"""Any layer -> plain nn.Linear."""
+"""bake: turn the maps of a model into plain nn.Linear layers."""
 
 from torch import nn
 
@@ -15,25 +15,25 @@ __all__ = ["bake"]
 
 
 def bake(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` in plain torch modules with equal outputs: x Wᵀ + b with W computed once and for all.
+    """A copy of ``model`` in plain torch modules with equal outputs: each map is x Wᵀ + b with a fixed W.
 
-    Each map is an ``nn.Linear``, each :class:`linnet.Pointwise` the convolution it came from, each constrained tensor
-    a plain parameter; layers that share their tensors share them still. A :class:`linnet.MLP` is an ``nn.Sequential``.
-    Of :class:`linnet.DNI`, :class:`linnet.Unlocked` and :class:`linnet.TruncatedBPTT` the network alone remains, which
-    is what they are in eval mode: the names in ``state_dict`` lose their ``network.``. What is no linear map stays:
-    :class:`linnet.RNN` and :class:`linnet.RNNCell`, whose two maps in each cell are nn.Linears, and
-    :class:`linnet.KWinners`. A map with noise becomes the matrix of its eval mode.
+    Each map becomes an ``nn.Linear``, each :class:`linnet.Pointwise` a convolution, each constrained tensor a plain
+    parameter, and each :class:`linnet.MLP` an ``nn.Sequential``. Shared tensors stay shared. :class:`linnet.DNI`,
+    :class:`linnet.Unlocked` and :class:`linnet.TruncatedBPTT` become their network, as in eval mode: the names in
+    ``state_dict`` lose the prefix ``network.``. Modules that are not linear maps stay: :class:`linnet.KWinners`, and
+    :class:`linnet.RNN` and :class:`linnet.RNNCell` with nn.Linear maps inside. A map with noise becomes the matrix of
+    its eval mode.
 
     Args:
-        model: the model; it is left as it was.
+        model: the model; it is not changed.
 
     Returns:
-        The copy. What learned goes on learning, without the structure.
+        The copy. Its parameters have the ``requires_grad`` of the maps; training no longer keeps the structure.
 
     Raises:
-        ValueError: by name: a population (``to_linears()`` gives its nets, ``get_single(i)`` one of them), a sparse
-            layer that would have more than 10⁸ entries (keep the layer, or export it with :func:`linnet.to_onnx`), a
-            lazy layer (run one batch first), a widened module (``unstack`` gives its nets).
+        ValueError: the model contains a population (use ``to_linears()`` or ``get_single(i)``), a sparse layer of more
+            than 10⁸ entries (keep the layer, or export it with :func:`linnet.to_onnx`), a lazy layer (run one batch
+            first), or a widened module (use ``unstack``).
 
     Example:
         >>> from linnet import OrthogonalLinear
@@ -45,32 +45,32 @@ def bake(model: nn.Module) -> nn.Module:
     """
 
     def plain(name: str, module: nn.Module) -> nn.Module:
-        place = f"{name!r} is" if name else "it is"
+        place = f"{name!r} is" if name else "the model is"
         if isinstance(module, LinearMap) and module.beings is not None:
             raise ValueError(
-                f"bake needs single maps, got {place} a population of {module.beings} "
-                "(to_linears() gives its nn.Linears, get_single(i) one of them)"
+                f"bake needs single maps; {place} a population of {module.beings} "
+                "(to_linears() returns its nn.Linears, get_single(i) one of them)"
             )
         source = module._source[0] if isinstance(module, Being) else module
         if isinstance(source, SparseLinear) and (entries := source.in_features * source.out_features) > LARGEST_DENSE:
             raise ValueError(
-                f"bake makes dense matrices of at most {LARGEST_DENSE:,} entries, got {place} a sparse layer of "
-                f"{source.in_features} x {source.out_features}, {entries:,} (bake the parts of the model around it and "
-                "keep the layer; to_onnx exports it by its connections, to_csr() gives its matrix)"
+                f"bake makes dense matrices of at most {LARGEST_DENSE:,} entries; {place} a sparse layer of "
+                f"{source.in_features} x {source.out_features}, {entries:,} (keep the layer and bake the rest of the "
+                "model; to_onnx exports the layer by its connections, to_csr() returns its matrix)"
             )
         return module.to_linear().train(module.training)  # type: ignore[operator]
 
-    return _without_shells(with_maps_replaced(model, plain))
+    return _unwrap(with_maps_replaced(model, plain))
 
 
-def _without_shells(model: nn.Module) -> nn.Module:
-    """Convolutions for :class:`Pointwise`, nn.Sequential for :class:`MLP`, in place where there is a place."""
+def _unwrap(model: nn.Module) -> nn.Module:
+    """Replace :class:`Pointwise` by convolutions and :class:`MLP` by nn.Sequential, in place inside the model."""
     new: dict[nn.Module, nn.Module] = {}
     weights: dict[nn.Parameter, nn.Parameter] = {}
     for module in model.modules():
         if isinstance(module, Pointwise) and isinstance(module.layer, nn.Linear):
             new[module] = convolution = module.to_convolution()
-            for key in ("weight", "bias"):  # those of tied layers stay tied
+            for key in ("weight", "bias"):  # tied layers stay tied
                 if (own := getattr(module.layer, key)) is not None:
                     setattr(convolution, key, weights.setdefault(own, getattr(convolution, key)))
         elif type(module) is MLP:

@@ -1,4 +1,4 @@
-"""A structured matrix in place of any tensor of any module: torch.nn.utils.parametrize with the maps of linnet."""
+"""constrain: a structured matrix in place of any tensor of any module, by torch.nn.utils.parametrize."""
 
 from typing import Any
 
@@ -9,14 +9,14 @@ from torch.nn.utils import parametrize
 from linnet.core.checks import check_positive
 from linnet.core.linear_map import LinearMap
 
-__all__ = ["Constrained", "constrain", "release"]
+__all__ = ["Constrained", "constrain", "remove_constraints"]
 
 
 class Constrained(nn.Module):
-    """tensor = the weight of a map, reshaped: what :func:`constrain` registers as a parametrization.
+    """tensor = the reshaped weight of a map: the parametrization that :func:`constrain` registers.
 
     Args:
-        layer: the map; its parameters take the place of the tensor.
+        layer: the map; its parameters replace the tensor.
         shape: the shape of the tensor.
 
     Shape:
@@ -30,7 +30,7 @@ class Constrained(nn.Module):
 
     def forward(self) -> Tensor:
         noisy = self.map.noisy and self.map.training
-        weight = self.map.materialize().weight if noisy else self.map.weight  # a sample of its own for every reading
+        weight = self.map.materialize().weight if noisy else self.map.weight  # each access draws a sample
         return weight.reshape(self.shape)
 
     def right_inverse(self, tensor: Tensor) -> tuple[()]:
@@ -42,34 +42,34 @@ class Constrained(nn.Module):
 def constrain(
     module: nn.Module, tensor_name: str, cls: type[LinearMap], *, blocks: int = 1, **options: Any
 ) -> nn.Module:
-    """Make ``module.tensor_name`` the weight W of a map, from now on computed from the parameters of that map.
+    """Make ``module.tensor_name`` the weight W of a map, computed from the parameters of that map.
 
-    The tensor's value is assigned to the map (taken exactly if it has the structure, else replaced by the nearest or as
-    the class documents), and so is whatever is assigned to ``module.tensor_name`` later. The map is a module inside
+    The value of the tensor is assigned to the map: exactly if it has the structure, else the nearest matrix with the
+    structure, or as the class documents. So are later assignments to ``module.tensor_name``. The map is a module inside
     ``module``: :func:`linnet.penalty`, :func:`linnet.violation`, :func:`linnet.frozen` and
-    :func:`linnet.param_groups` see it, :func:`linnet.bake` makes a plain tensor again. As with everything that is
-    parametrized, ``module.parameters()`` changes (make the optimizer afterwards), and pickling is refused: keep the
-    ``state_dict()``, and load it into a module that was constrained in the same way. A tensor that was shared with
-    another module is shared no longer. Of a map with noise (:class:`linnet.L0Linear`) every reading of the tensor in
-    training mode is a sample of its own.
+    :func:`linnet.param_groups` find it, and :func:`linnet.bake` makes a plain tensor again. As with every
+    parametrization of torch, ``module.parameters()`` changes (build the optimizer afterwards), and pickling is refused:
+    save the ``state_dict()``, and load it into a module that is constrained in the same way. A tensor shared with
+    another module is no longer shared. For a map with noise (:class:`linnet.L0Linear`) each access of the tensor in
+    training mode draws a sample.
 
     Args:
-        module: the owner of the tensor.
-        tensor_name: its name, such as ``"weight"`` or ``"weight_hh_l0"``.
-        cls: the class of the map.
-        blocks: how many matrices stand in the tensor one below the other: 4 makes of an LSTM's ``weight_hh_l0``, of
-            shape (4n, n), four n × n maps; 3 is for a GRU.
+        module: the module that owns the tensor.
+        tensor_name: name of the tensor, such as ``"weight"`` or ``"weight_hh_l0"``.
+        cls: class of the map.
+        blocks: number of matrices stacked along the first axis: 4 turns an LSTM's ``weight_hh_l0``, of shape (4n, n),
+            into four n × n maps; a GRU has 3.
         **options: options of the map.
 
     Shape:
-        - tensor: (blocks · out, *in), a convolution kernel counting as (out, product of the rest)
+        - tensor: (blocks · out, *in); a convolution kernel counts as (out, product of the rest)
 
     Returns:
         ``module`` itself.
 
     Raises:
-        ValueError: there is no such tensor, it has fewer than two axes or is constrained already, ``blocks`` does not
-            divide its first axis, or the map cannot have its shape.
+        ValueError: the module has no such tensor, the tensor has fewer than two axes or is constrained already,
+            ``blocks`` does not divide its first axis, or the map cannot have its shape.
 
     Example:
         >>> from linnet import OrthogonalLinear
@@ -82,17 +82,20 @@ def constrain(
         raise TypeError(f"cls must be a LinearMap class, got {cls!r}")
     tensor = module._parameters.get(tensor_name, module._buffers.get(tensor_name))
     if parametrize.is_parametrized(module, tensor_name):
-        raise ValueError(f"A tensor can be constrained once, got {tensor_name} is parametrized already")
+        raise ValueError(f"{tensor_name} is parametrized already; a tensor can be constrained only once")
     if tensor is None:
         known = ", ".join(dict(module.named_parameters(recurse=False))) or "none"
         raise ValueError(f"tensor_name must be one of the module's own tensors ({known}), got {tensor_name!r}")
     (count,) = check_positive(blocks=blocks)
     if taken := {"bias", "beings", "device", "dtype"} & set(options):
-        raise TypeError(f"The tensor decides on beings (blocks=), device and dtype, got {', '.join(sorted(taken))}")
+        raise TypeError(
+            "The tensor determines bias, beings (by blocks=), device and dtype; "
+            f"remove the option {', '.join(sorted(taken))}"
+        )
     if tensor.dim() < 2 or tensor.numel() == 0 or tensor.shape[0] % count:
         raise ValueError(
-            f"The tensor must have at least 2 axes, the first divisible by blocks={count}, "
-            f"got {tensor_name} has shape {tuple(tensor.shape)}"
+            f"{tensor_name} must have at least 2 axes, the first divisible by blocks={count}, "
+            f"got shape {tuple(tensor.shape)}"
         )
     matrices = tensor.detach().reshape(count, tensor.shape[0] // count, -1)  # (blocks, out, in)
     _, out_features, in_features = matrices.shape
@@ -103,16 +106,16 @@ def constrain(
         )
     layer.requires_grad_(tensor.requires_grad).train(module.training)
     if layer.noisy and not layer._pays_dense():
-        raise ValueError(f"A tensor holds one matrix, got {layer} draws one for every sample")
+        raise ValueError(f"A tensor holds one matrix; {layer} draws one for every sample")
     if layer.weight.layout != torch.strided:
-        raise ValueError(f"A tensor of another module must be dense, got {cls.__name__} has a sparse weight")
+        raise ValueError(f"A constrained tensor must be dense, got {cls.__name__}, whose weight is sparse")
     return parametrize.register_parametrization(module, tensor_name, Constrained(layer, tensor.shape))
 
 
-def release(module: nn.Module) -> None:
-    """Undo :func:`constrain` on a copy of a module: its constrained tensors become Parameters of their value.
+def remove_constraints(module: nn.Module) -> None:
+    """Undo :func:`constrain` on a copy of a module: its constrained tensors become Parameters of the same value.
 
-    torch's ``remove_parametrizations`` would take the property from the class, which the copy shares with the original.
+    torch's ``remove_parametrizations`` would delete the property of the class, which the original still uses.
     """
     steps: Any = module.parametrizations
     ours = [name for name, chain in steps.items() if any(isinstance(step, Constrained) for step in chain)]
@@ -120,7 +123,7 @@ def release(module: nn.Module) -> None:
     cls = type(module)
     for name in ours:
         del steps[name]
-    if len(steps):  # parametrizations of others remain
+    if len(steps):  # other parametrizations remain
         kept = {key: value for key, value in vars(cls).items() if key not in (*ours, "__dict__", "__weakref__")}
         module.__class__ = type(cls.__name__, cls.__bases__, kept)
     else:

@@ -1,4 +1,4 @@
-"""A map that does not know in_features before its first input."""
+"""LazyMap: a map whose in_features is not known before its first input."""
 
 import inspect
 from typing import Any
@@ -13,14 +13,14 @@ __all__ = ["LazyMap"]
 
 
 class LazyMap(LazyModuleMixin, nn.Module):
-    """What :func:`linnet.replace` makes of an nn.LazyLinear: the first input tells in_features, and it becomes the map.
+    """The replacement of an nn.LazyLinear by :func:`linnet.replace`: it becomes the map at its first input.
 
-    As with torch's own lazy modules the object stays the same one and changes its class; the map is drawn then, from
-    torch's default generator. Until then it has one parameter without a shape: move it to its device first, make the
-    optimizer and load a state afterwards.
+    As with torch's lazy modules the object changes its class. The map is then drawn from torch's default generator.
+    Before, the module has one parameter without a shape: move it to its device before the first input, build the
+    optimizer and load a state after it.
 
     Args:
-        kind: the class of the map.
+        kind: class of the map.
         out_features: size of each output sample.
         bias: whether the map learns an additive bias.
         options: options of the map.
@@ -32,8 +32,8 @@ class LazyMap(LazyModuleMixin, nn.Module):
         - output: (*, out_features)
 
     Raises:
-        TypeError: an option that the class does not have.
-        ValueError: at the first input: the map cannot have this size; in load_state_dict: there was no input yet.
+        TypeError: the class does not have an option.
+        ValueError: at the first input, the map cannot have this size; in load_state_dict, there was no input yet.
 
     Example:
         >>> import torch
@@ -57,11 +57,11 @@ class LazyMap(LazyModuleMixin, nn.Module):
         known = inspect.signature(kind.__init__).parameters
         self.kind, self.out_features, self.biased, self.options = kind, out_features, bias, dict(options or {})
         if unknown := [name for name in self.options if name not in known]:
-            raise TypeError(f"The options must be those of {kind.__name__}, got {', '.join(unknown)}")
+            raise TypeError(f"{kind.__name__} has no option {', '.join(unknown)}")
         self.weight = UninitializedParameter(device=device, dtype=dtype)  # type: ignore[call-arg]
 
     def _infer_parameters(self: Any, module: nn.Module, args: Any, kwargs: Any = None) -> None:
-        """Before the first forward: become the map, with the hooks that were registered here."""
+        """Before the first forward: become the map, and keep the hooks of this module."""
         input: Tensor = args[0] if args else kwargs["input"]
         factory = {"device": self.weight.device, "dtype": self.weight.dtype}
         layer = self.kind._empty(input.shape[-1], self.out_features, self.biased, **factory, **self.options)
@@ -76,13 +76,13 @@ class LazyMap(LazyModuleMixin, nn.Module):
         self.__class__ = type(layer)
 
     def forward(self, input: Tensor) -> Tensor:
-        return type(self).forward(self, input)  # the class is that of the map by now
+        return type(self).forward(self, input)  # _infer_parameters has changed the class to that of the map
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         if (saved := state_dict.get(prefix + "weight")) is None or not is_lazy(saved):
             raise ValueError(
-                "A lazy layer must see an input before it loads a state, "
-                f"got {prefix.removesuffix('.') or 'the model'} has seen none (run one batch first)"
+                f"{prefix.removesuffix('.') or 'The model'} is lazy and must see an input before it loads a state; "
+                "run one batch first"
             )
 
     def extra_repr(self) -> str:

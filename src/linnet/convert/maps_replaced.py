@@ -1,4 +1,4 @@
-"""A copy of a model with every map replaced by something plain."""
+"""with_maps_replaced: a copy of a model in which plain modules replace the maps."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from linnet.convert.constrain import Constrained, release
+from linnet.convert.constrain import Constrained, remove_constraints
 from linnet.convert.lazy import LazyMap
-from linnet.convert.replace import refuse_widened
+from linnet.convert.replace import check_not_widened
 from linnet.core.being import Being
 from linnet.core.linear import Linear
 from linnet.core.linear_map import LinearMap
@@ -19,23 +19,23 @@ __all__ = ["with_maps_replaced"]
 
 
 def with_maps_replaced(model: nn.Module, convert: Callable[[str, nn.Module], nn.Module]) -> nn.Module:
-    """A copy of ``model`` with each map, and each view of one being, replaced by ``convert(name, map)``.
+    """A copy of ``model`` in which ``convert(name, map)`` replaces each map, and each view of one being.
 
-    Tensors that :func:`linnet.constrain` gave to other modules become plain parameters, and of a network in stages
-    only the network remains. Tensors that are shared stay so.
+    Tensors that :func:`linnet.constrain` parametrized become plain parameters, and decoupled modules become their
+    network. Shared tensors stay shared.
     """
-    refuse_widened(model)
+    check_not_widened(model)
     parts = list(_parts(model))
     inside = {module.map for _, module in parts if isinstance(module, Constrained)}
     new: dict[nn.Module, nn.Module] = {}
     for name, module in parts:
         if isinstance(module, LazyMap):
-            raise ValueError(f"A model must know its sizes, got {name or 'it'} is lazy (run one batch first)")
+            raise ValueError(f"{name or 'The model'} is lazy and its size is not known yet; run one batch first")
         if isinstance(module, LinearMap | Being) and module not in inside:
             new[module] = convert(name, module)
-    # What stands in the memo is not copied: the old matrices never exist twice.
-    memo: dict[int, Any] = {id(module): plain for module, plain in new.items()} | _shared(new)
-    for module in model.modules():  # nn.LSTM keeps the tensors of its last forward, which cannot be copied
+    # deepcopy does not copy objects in the memo: the old matrices never exist twice
+    memo: dict[int, Any] = {id(module): plain for module, plain in new.items()} | _tie(new)
+    for module in model.modules():  # nn.LSTM keeps constrained tensors with a graph, which deepcopy refuses
         memo |= {id(t): t.detach() for t in getattr(module, "_flat_weights", []) if t is not None and not t.is_leaf}
     for _, module in parts:
         if isinstance(module, Decoupled):
@@ -43,12 +43,12 @@ def with_maps_replaced(model: nn.Module, convert: Callable[[str, nn.Module], nn.
     copied = copy.deepcopy(model, memo=memo)
     for module in list(copied.modules()):
         if nn.utils.parametrize.is_parametrized(module):
-            release(module)
+            remove_constraints(module)
     return copied
 
 
 def _parts(model: nn.Module, prefix: str = "", seen: set[nn.Module] | None = None) -> Iterator[tuple[str, nn.Module]]:
-    """As ``named_modules()``, but of a network in stages only the network, not what predicts its gradients."""
+    """``named_modules()``, without the gradient sources of decoupled modules: only their network."""
     seen = set() if seen is None else seen
     if model in seen:
         return
@@ -60,8 +60,8 @@ def _parts(model: nn.Module, prefix: str = "", seen: set[nn.Module] | None = Non
             yield from _parts(child, f"{prefix}.{name}" if prefix else name, seen)
 
 
-def _shared(new: dict[nn.Module, nn.Module]) -> dict[int, Any]:
-    """Tie the new layers of maps that share their tensors; id of an old tensor -> the new one that is the same."""
+def _tie(new: dict[nn.Module, nn.Module]) -> dict[int, Any]:
+    """Tie the new layers of maps that share tensors; return a dict from ids of old tensors to the new tensors."""
     first: dict[Any, Any] = {}
     memo: dict[int, Any] = {}
     for old, plain in new.items():

@@ -1,4 +1,4 @@
-"""Any model -> an ONNX file."""
+"""to_onnx: export any model to an ONNX file."""
 
 import os
 import warnings
@@ -16,7 +16,7 @@ from linnet.sparse.linear import SparseLinear
 __all__ = ["to_onnx"]
 
 LARGEST_DENSE_FILE = 2**24
-"""Entries up to which a sparse matrix is dense in an ONNX file."""
+"""Number of entries up to which a sparse matrix is dense in an ONNX file."""
 
 
 def to_onnx(
@@ -26,15 +26,15 @@ def to_onnx(
     *,
     dynamic_batch: bool = True,
 ) -> None:
-    """Write ``model``, in eval mode and with every matrix baked to a constant, as an ONNX file.
+    """Export ``model`` to an ONNX file, in eval mode, with every matrix as a constant.
 
-    Exporters see neither custom operators nor LAPACK; baked, every layer is a matrix product. A sparse layer is dense
-    in the file, unless it would have more than 2²⁴ entries: then its connections are stored, inputs are gathered and
-    products scattered. Needs the ``export`` extra.
+    Every map becomes a matrix product, so that the file needs neither custom operators nor LAPACK. A sparse layer of up
+    to 2²⁴ entries is dense in the file; a larger one stores its connections, gathers inputs and scatters products.
+    Needs the ``export`` extra.
 
     Args:
-        model: the model; it is left as it was.
-        args: example input, or a tuple of them.
+        model: the model; it is not changed.
+        args: example input, or a tuple of inputs.
         path: the file to write.
         dynamic_batch: whether dim 0 of every input may vary.
     """
@@ -49,7 +49,7 @@ def to_onnx(
     inputs = args if isinstance(args, tuple) else (args,)
     shapes = tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs) if dynamic_batch else None
     baked = with_maps_replaced(model, constant).eval().requires_grad_(False)
-    with warnings.catch_warnings():  # the exporter and its dependencies use what they themselves call deprecated
+    with warnings.catch_warnings():  # torch's exporter and its dependencies call deprecated functions of their own
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", FutureWarning)
         torch.onnx.export(baked, inputs, path, dynamo=True, dynamic_shapes=shapes, external_data=False, verbose=False)

@@ -1,4 +1,4 @@
-"""Any model's nn.Linear layers -> sparse layers, with one budget of connections for all of them."""
+"""sparsify: replace the nn.Linear layers of a model by sparse layers with one budget of connections."""
 
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
@@ -29,28 +29,28 @@ def sparsify(
     rewiring: bool | Rule = False,
     exclude: str | Iterable[str] = (),
 ) -> Replacements:
-    """Swap the nn.Linear layers of ``model``, in place, for sparse ones that together have the given sparsity.
+    """Replace the nn.Linear layers of ``model`` in place by sparse layers that together have the given sparsity.
 
-    Without a ``wiring`` each layer keeps its largest weights: pruning of a trained model, or a start of RigL. With one,
-    connections are where the wiring puts them and weights are drawn anew: training from the beginning. A layer that the
+    Without ``wiring`` each layer keeps its largest weights: pruning of a trained model, or the start of RigL. With
+    ``wiring`` the connections are drawn by the wiring and their weights anew: training from scratch. A layer that the
     budget gives all its connections stays nn.Linear.
 
     Args:
         model: the model to change.
-        sparsity: of all the swapped layers together; with a mapping, of the layers that no pattern names.
-        distribution: how the connections are shared out. ``"erk"``: by Erdős-Rényi-Kernel, layer l gets a density
-            proportional to (in + out) / (in · out); ``"uniform"``: the same sparsity everywhere; or a mapping of
-            patterns for the qualified name (``"encoder.*"``) to sparsities, the first that fits counts.
-        wiring: where connections are, such as ``SmallWorld()``; None: at the largest weights.
-        rewiring: how they move: a rule, or True for the schedule of ``SparseLinear(dynamic=True)``.
-        exclude: patterns for the qualified names of layers to leave as they are.
+        sparsity: sparsity of all replaced layers together; with a mapping, of the layers that no pattern matches.
+        distribution: distribution of the connections over the layers. ``"erk"`` (Erdős-Rényi-Kernel) gives each layer a
+            density proportional to (in + out) / (in · out); ``"uniform"`` gives all layers the same sparsity; a mapping
+            from patterns for the qualified name (``"encoder.*"``) to sparsities uses the first pattern that matches.
+        wiring: the initial connectivity, such as ``SmallWorld()``; None keeps the largest weights.
+        rewiring: rule of dynamic sparse training, or True for the schedule of ``SparseLinear(dynamic=True)``.
+        exclude: patterns for the qualified names of layers that stay unchanged.
 
     Returns:
-        What was swapped, in the order of ``model.named_modules()``. If anything fails, the model is as it was.
+        The replaced layers, in the order of ``model.named_modules()``. If anything fails, the model stays unchanged.
 
     Raises:
-        ValueError: no layer is left to be swapped, one shares a tensor with another module, a pattern fits none, or a
-            sparsity is not in [0, 1).
+        ValueError: no layer is left to replace, a layer shares a tensor with another module, a pattern matches no
+            layer, or a sparsity is not in [0, 1).
 
     Example:
         >>> model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
@@ -63,10 +63,10 @@ def sparsify(
     """
     left_out = [exclude] if isinstance(exclude, str) else list(exclude)
     everything = linear_layers(model, "*")
-    _refuse_idle(left_out, everything.values(), "exclude")
+    _check_patterns(left_out, everything.values(), "exclude")
     matches = {old: name for old, name in everything.items() if not any(fnmatchcase(name, p) for p in left_out)}
     if not matches:
-        raise ValueError("sparsify needs a model with an nn.Linear that is not excluded, got there is none")
+        raise ValueError(f"sparsify needs an nn.Linear that is not excluded, got {type(model).__name__} without one")
     shapes = {name: _shape(name, old) for old, name in matches.items()}
     budget = _budget(shapes, sparsity, distribution)
     shrinking = {old: name for old, name in matches.items() if budget[name] < shapes[name][0] * shapes[name][1]}
@@ -79,22 +79,22 @@ def sparsify(
     if shared := ties(model, shrinking):
         names = " and ".join(f"{shrinking[old]}.{tensor}" for old, tensor in shared)
         raise ValueError(
-            "A layer of the budget must own its tensors alone, got "
-            f"{names} stand in others too (exclude these layers and replace them by SparseLinear)"
+            f"sparsify cannot share a tensor between layers, got {names}; exclude these layers and convert them with "
+            "replace(model, 'sparse', ...)"
         )
     return swap(model, shrinking, sparse)
 
 
 def _shape(name: str, layer: Any) -> tuple[int, int]:
     if isinstance(layer, nn.modules.lazy.LazyModuleMixin):
-        raise ValueError(f"The size of each layer must be known, got {name} is lazy and has not seen an input yet")
+        raise ValueError(f"{name} is lazy and its size is not known yet; run one batch first")
     return layer.out_features, layer.in_features
 
 
 def _budget(
     shapes: Mapping[str, tuple[int, int]], sparsity: float, distribution: str | Mapping[str, float]
 ) -> dict[str, int]:
-    """Names and (out, in) -> numbers of connections."""
+    """From names and (out, in) to numbers of connections."""
     if isinstance(distribution, str):
         if distribution not in DISTRIBUTIONS:
             raise ValueError(
@@ -103,13 +103,13 @@ def _budget(
         return DISTRIBUTIONS[distribution](shapes, sparsity)
     if not isinstance(distribution, Mapping):
         raise TypeError(f"distribution must be a name or a mapping of patterns, got {distribution!r}")
-    _refuse_idle(distribution, shapes, "distribution")
+    _check_patterns(distribution, shapes, "distribution")
     own = {name: next((s for p, s in distribution.items() if fnmatchcase(name, p)), sparsity) for name in shapes}
     return {name: count(own[name], *shape) for name, shape in shapes.items()}
 
 
-def _refuse_idle(patterns: Iterable[str], names: Iterable[str], what: str) -> None:
+def _check_patterns(patterns: Iterable[str], names: Iterable[str], what: str) -> None:
     known = list(names)
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in known):
-            raise ValueError(f"Each pattern of {what} must fit a layer, got {pattern!r} fits none of {known}")
+            raise ValueError(f"Each pattern of {what} must match a layer, got {pattern!r}; the layers are {known}")

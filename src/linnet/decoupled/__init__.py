@@ -1,4 +1,4 @@
-"""No waiting for backpropagation: stages of a network that learn from predicted gradients."""
+"""Decoupled training: stages of a network that learn from predicted gradients, without waiting for backpropagation."""
 
 from linnet.decoupled.bptt.truncated import TruncatedBPTT as TruncatedBPTT
 from linnet.decoupled.diagnostics import activation_memory as activation_memory

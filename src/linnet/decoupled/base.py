@@ -1,4 +1,4 @@
-"""What DNI and Unlocked have in common: a network inside, that alone runs in eval mode, and a context in training."""
+"""Decoupled: the base class of DNI, Unlocked and TruncatedBPTT, with the network, its gradient sources and context."""
 
 import functools
 from abc import ABC, abstractmethod
@@ -16,15 +16,18 @@ __all__ = ["Decoupled"]
 
 
 class Decoupled(nn.Module, ABC):
-    """A network whose training forward gives its stages their gradients.
+    """Base class: a network whose training forward computes the gradients of its stages.
+
+    In eval mode, or without gradients, the network runs alone.
 
     Args:
-        network: the network; it stays reachable as ``.network``.
-        optim: the optimizer of the loop, checked to hold every trainable parameter of the network. None: no check.
+        network: the network; it is available as ``.network``.
+        optim: the optimizer of the training loop, which must hold every trainable parameter of the network; None skips
+            this check.
 
     Raises:
-        TypeError: network or optim is of the wrong kind.
-        ValueError: the network is decoupled already; optim lacks a parameter.
+        TypeError: network or optim is of the wrong type.
+        ValueError: the network already contains a decoupled module; a parameter is missing in optim.
     """
 
     def __init__(self, network: nn.Module, optim: Optimizer | None) -> None:
@@ -34,9 +37,9 @@ class Decoupled(nn.Module, ABC):
             raise TypeError(f"network must be an nn.Module, got {type(network).__name__}")
         for module in network.modules():
             if isinstance(module, Decoupled):
-                raise ValueError(
-                    f"network must not contain a {type(module).__name__}, got it does (cuts cannot be cut again)"
-                )
+                kind = type(module).__name__
+                article = "an" if kind[0] in "AEIOU" else "a"
+                raise ValueError(f"network already contains {article} {kind}; {kind} modules cannot be nested")
         if optim is not None:
             check_optimizer(optim, network)
         self.network = network
@@ -54,24 +57,24 @@ class Decoupled(nn.Module, ABC):
 
     @abstractmethod
     def _training_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The output of the network, with all that its stages need for their gradients behind it."""
+        """The output of the network; its autograd graph gives the stages their gradients."""
 
     @contextmanager
     def context(self, context: Tensor) -> Iterator[None]:
-        """Condition the gradient sources of the forwards inside on the labels, or features, of the batch.
+        """Condition the gradient sources on the labels, or features, of the batch, for forwards inside this context.
 
         Args:
-            context: integer labels, (batch) or with more leading axes of the activations; or floats with the features
-                on one more axis.
+            context: integer labels, (batch) or with more leading axes of the activations; or floats with one more axis
+                of features.
 
         Raises:
-            TypeError: it is no tensor.
-            ValueError: no source takes a context.
+            TypeError: context is not a tensor.
+            ValueError: no gradient source takes a context.
         """
         if not isinstance(context, Tensor):
             raise TypeError(f"The context must be a tensor, got {type(context).__name__}")
         if not self.conditioned:
-            raise ValueError("A context needs a source that takes one (Synthetic(context=...)), got none does")
+            raise ValueError("context() needs a gradient source that takes a context, such as Synthetic(context=...)")
         before, self._context = self._context, context
         try:
             yield
@@ -80,36 +83,36 @@ class Decoupled(nn.Module, ABC):
 
     @property
     def conditioned(self) -> bool:
-        """Whether there is a source that needs a context."""
+        """Whether a gradient source needs a context."""
         return any(source.conditioned for source in self._sources())
 
     def _sources(self) -> list[Source]:
-        """All sources that the sources of cuts are or will be made of."""
+        """All gradient sources: those of the cuts, and prototypes of cuts that are not built yet."""
         return [cast(Source, source) for source in self.cuts.values()]
 
     def _key(self, name: str) -> str:
-        """Keys of an nn.ModuleDict have no dots and are not its own attributes."""
+        """The key of a cut: keys of an nn.ModuleDict must not contain dots or equal its attributes."""
         key = name.replace(".", "/")
         return key if key in self.cuts or not hasattr(self.cuts, key) else key + "/"
 
 
 @functools.cache
 def _never_compiled(kind: type[Decoupled]) -> None:
-    """Keep torch.compile out of training, the network inside may be compiled.
+    """Exclude the training forward from torch.compile; the network inside may be compiled.
 
-    Not at import: that would import the compiler, which takes longer than all of linnet.
+    This runs at the first construction, not at import: torch.compiler takes longer to import than all of linnet.
     """
     kind._training_forward = torch.compiler.disable(kind._training_forward)  # type: ignore[method-assign]
 
 
 def check_optimizer(optim: Optimizer, network: nn.Module) -> None:
-    """Refuse an optimizer that leaves out a trainable parameter of the network."""
+    """Raise an error unless ``optim`` is an optimizer with every trainable parameter of the network."""
     if not isinstance(optim, Optimizer):
         raise TypeError(f"optim must be a torch.optim.Optimizer, got {type(optim).__name__}")
     held = {id(parameter) for group in optim.param_groups for parameter in group["params"]}
     named = network.named_parameters()
     if missing := [name for name, parameter in named if parameter.requires_grad and id(parameter) not in held]:
         raise ValueError(
-            f"optim must hold every trainable parameter of the network, got {', '.join(missing)} are not in it "
-            "(optim=None if several optimizers share the network)"
+            f"optim must hold every trainable parameter of the network; missing: {', '.join(missing)} "
+            "(pass optim=None if several optimizers share the network)"
         )

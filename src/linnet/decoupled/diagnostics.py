@@ -1,4 +1,4 @@
-"""What synthesizers are worth: how their predictions compare with the targets over training, and memory saved."""
+"""Diagnostics of decoupled training: the quality of predicted gradients, and the memory of activations."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,24 +15,24 @@ PANELS = {
     "norm_ratio": "length, prediction / target",
     "loss": "squared error / mean square of targets",
 }
-"""What is drawn, and how its axis is called."""
+"""The quantities that are drawn, and the labels of their axes."""
 
 
 def plot_diagnostics(
     history: Sequence[Mapping[str, Any]], axes: Sequence[Any] | None = None, *, steps: Sequence[float] | None = None
 ) -> list[Any]:
-    """Draw what ``DNI.diagnostics()`` gave over training: cosine, ratio of lengths and error of every synthesizer.
+    """Draw ``DNI.diagnostics()`` over training: cosine, norm ratio and error of every synthesizer.
 
     Args:
-        history: what ``diagnostics()`` returned, once for each point in time.
+        history: the results of ``diagnostics()``, one for each point in time.
         axes: three matplotlib Axes; None makes a figure.
-        steps: where the points lie on the horizontal axis; None for 1, 2, 3, ...
+        steps: horizontal coordinates of the points; None is 1, 2, 3, ...
 
     Returns:
         The Axes.
 
     Raises:
-        ValueError: there is nothing to draw.
+        ValueError: history contains no measurement.
 
     Example:
         >>> import torch
@@ -48,7 +48,7 @@ def plot_diagnostics(
     """
     cuts = list(dict.fromkeys(name.partition("/")[2] for point in history for name in point))
     if not cuts:
-        raise ValueError("There must be something to draw, got no synthesizer has learned yet")
+        raise ValueError("history is empty: call diagnostics() after a backward, when a synthesizer has learned")
     if axes is None:
         from matplotlib.figure import Figure
 
@@ -67,12 +67,12 @@ def plot_diagnostics(
 
 
 def activation_memory(step: Callable[[], Any]) -> int:
-    """Bytes that autograd keeps for backward at the highest point of a training step, each storage once.
+    """Peak number of bytes that autograd keeps for backward during a training step, each storage counted once.
 
-    Parameters count when a backward formula keeps them; take the difference of two networks with the same ones.
+    Parameters count when a backward formula keeps them; compare two networks with the same parameters.
 
     Args:
-        step: a function without arguments: forward, loss and backward.
+        step: a function without arguments that runs forward, loss and backward.
 
     Example:
         >>> import torch
@@ -81,7 +81,7 @@ def activation_memory(step: Callable[[], Any]) -> int:
         >>> activation_memory(lambda: net(x).sum().backward())  # the input, and the output of tanh
         4800
     """
-    alive: dict[int, list[int]] = {}  # storage -> [how often it is kept, its bytes]
+    alive: dict[int, list[int]] = {}  # storage -> [number of tensors kept in it, its bytes]
     now = highest = 0
 
     class Kept:

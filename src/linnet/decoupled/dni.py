@@ -1,4 +1,4 @@
-"""DNI: a network in pieces that learn without waiting for the loss."""
+"""DNI: a network cut into stages that learn without waiting for the loss."""
 
 import copy
 import functools
@@ -11,11 +11,11 @@ from torch.optim import Optimizer
 
 from linnet.decoupled.base import Decoupled
 from linnet.decoupled.engine.forward_pass import ForwardPass, tensors
+from linnet.decoupled.engine.hooks import build_source, hook_cuts, on_device_of, without_side_effects
 from linnet.decoupled.engine.immediate import Immediate
 from linnet.decoupled.engine.owned_optimizer import OptimizerFactory
-from linnet.decoupled.engine.places import convolved, cuts_by_default, cuts_by_name, is_chain
+from linnet.decoupled.engine.places import cuts_by_default, cuts_by_name, image_axes, is_sequential
 from linnet.decoupled.engine.trace import cuts_by_trace
-from linnet.decoupled.engine.visiting import placed, ready, untouched, visiting
 from linnet.decoupled.sources.source import Source
 from linnet.decoupled.sources.synthetic import Synthetic
 
@@ -23,13 +23,12 @@ __all__ = ["DNI"]
 
 
 class DNI(Decoupled):
-    """A network cut in stages; each stage below a cut gets its gradient without the loss, by default a synthetic one.
+    """A network cut into stages; each stage below a cut gets its gradient without the loss, by default a synthetic one.
 
-    At a cut a *gradient source* gives the gradient g of the loss in the activations h, and the stage below computes
-    its gradients from g at once; its graph is freed. The gradient that reaches the cut from above, from the loss or
-    from the source of the next cut, does not pass it: it is what the source learns from. The stage above the last
-    cut gets its true gradient. All gradients are in ``.grad`` after ``loss.backward()``, and the ordinary loop stays
-    as it is::
+    At a cut a *gradient source* gives the gradient g of the loss in the activations h. The stage below computes its
+    gradients from g at once, and its graph is freed. The gradient that reaches the cut from above, from the loss or
+    from the source of the next cut, stops there: the source learns from it. The stage above the last cut gets its true
+    gradient. All gradients are in ``.grad`` after ``loss.backward()``, and the training loop does not change::
 
         net = DNI(net, optim=opt)
         for input, target in data:
@@ -39,73 +38,73 @@ class DNI(Decoupled):
             loss.backward()
             opt.step()
 
-    ================================================ ========================================= =====================
-    ``gradient=``                                    what the stage below gets                 known
-    ================================================ ========================================= =====================
-    :class:`Synthetic() <linnet.Synthetic>`          what a synthesizer makes of h             in forward
-    ``Synthetic(context=10)``                        the same, told the label (cDNI)           in forward
-    ``Synthetic(mix=0.5)``                           half of it the gradient from above        in backward
-    :class:`~linnet.LocalLoss`                       the gradient of an auxiliary head         in forward
-    :class:`~linnet.DirectFeedback`                  the output's error through a fixed matrix after the loss
-    :class:`~linnet.Delayed`                         the true gradient, some steps late        in backward
-    :class:`~linnet.Backprop`                        the true gradient: the control            in backward
-    ================================================ ========================================= =====================
+    ======================================= =================================================== ==============
+    ``gradient=``                           gradient of the stage below                         known
+    ======================================= =================================================== ==============
+    :class:`Synthetic() <linnet.Synthetic>` the prediction of a synthesizer from h              in forward
+    ``Synthetic(context=10)``               its prediction from h and the label (cDNI)          in forward
+    ``Synthetic(mix=0.5)``                  the mean of prediction and gradient from above      in backward
+    :class:`~linnet.LocalLoss`              the gradient of an auxiliary head                   in forward
+    :class:`~linnet.DirectFeedback`         the error of the output through a fixed matrix      after the loss
+    :class:`~linnet.Delayed`                the true gradient, some steps late                  in backward
+    :class:`~linnet.Backprop`               the true gradient: the control                      in backward
+    ======================================= =================================================== ==============
 
     Args:
-        network: the network; it stays reachable as ``.network``.
-        optim: the optimizer that the loop steps. It must hold every trainable parameter of the network, lest a part
-            be forgotten. Deferred updates never step it. None: no check.
-        at: where to cut. None: in front of every layer but the first, so that the norm and the activation behind a
-            layer stay with it; if the network is not an nn.Sequential, wherever this can be without a path that
-            passes by, found by one call with the example or the first input. Otherwise a list of modules, a cut after
-            each: indices of an nn.Sequential, qualified names of any network, or patterns (``"encoder.*"``: the
-            children of encoder).
-        gradient: a gradient source, of which each cut gets a deep copy; or a dict of one for each place, which is
-            ``at`` too. None: ``Synthetic()``, a linear synthesizer.
-        update: ``"deferred"``: gradients are in ``.grad`` when the loop steps. ``"immediate"``: the parameters below
-            a cut step inside forward, before the loss exists; ``optim.step()`` of the loop is left with the top stage.
+        network: the network; it is available as ``.network``.
+        optim: the optimizer of the training loop, which must hold every trainable parameter of the network. Deferred
+            updates never step it. None skips the check.
+        at: the modules after which to cut: indices of an nn.Sequential, qualified names of any network, or patterns
+            (``"encoder.*"``: the children of encoder). None cuts in front of every layer but the first, so that the
+            norm and the activation after a layer stay with it. If the network is not an nn.Sequential, None cuts where
+            no path bypasses the cut; one call with the example or the first input finds these places.
+        gradient: a gradient source, of which each cut gets a deep copy; or a dict from modules to sources, whose keys
+            replace ``at``. None is ``Synthetic()``, a linear synthesizer.
+        update: ``"deferred"`` leaves gradients in ``.grad`` for ``optim.step()``. ``"immediate"`` steps the parameters
+            below a cut inside forward, before the loss exists; ``optim.step()`` then steps the top stage only.
         stage_optim: for immediate updates, class or factory of an optimizer for each stage; its state must be tensors
-            and is in ``state_dict``. None: ``optim`` steps them, with all its hyper-parameters, state and schedulers.
-        scaler: the ``GradScaler`` of the loop, if there is one.
-        example: one input, or the tuple of inputs, to size the sources by a dry run, which leaves buffers and
-            random state as they were. None: each is built at first use or by ``load_state_dict``.
+            and is in ``state_dict``. None steps with ``optim``, its hyper-parameters, state and schedulers.
+        scaler: the ``GradScaler`` of the training loop, if it uses one.
+        example: one input, or the tuple of inputs, for a dry run that sizes the sources; buffers and random state stay
+            unchanged. None builds each source at first use or by ``load_state_dict``.
 
     Shape:
-        - as the network; at a cut the activations are (batch, *, features), or (batch, channels, *) after a
-          convolution, of a floating dtype; a module that gives several tensors is cut in each. The first axis counts
-          the samples; in a population, (batch, beings, features), all beings share the synthesizer, which can learn no
-          more than what their gradients have in common, unless each has its own: ``LinearSynthesizer(beings=n)``.
+        - input, output: the shapes of the network
+        - activations at a cut: (batch, *, features), or (batch, channels, *) after a convolution, of a floating dtype;
+          a module that returns several tensors is cut in each. In a population, (batch, beings, features), all beings
+          share the synthesizer, which can learn only what their gradients have in common;
+          ``LinearSynthesizer(beings=n)`` has one synthesizer for each being.
 
     Raises:
-        TypeError: network, optim, or what a factory makes, is of the wrong kind.
-        ValueError: there is no such place; the last module or nothing is named; optim lacks a parameter; immediate
-            updates with a source that waits for backward or with a scaler; in a training forward: a parameter is used
-            on both sides of a cut, a connection skips over one, a conditioned source has no context; in backward: a
+        TypeError: network, optim, or the result of a factory, is of the wrong type.
+        ValueError: at names an unknown module, the last module or none; a parameter is missing in optim; immediate
+            updates with a source that waits for backward or with a scaler. In a training forward: a parameter is used
+            on both sides of a cut, a connection skips over a cut, a conditioned source has no context. In backward: a
             gradient is not finite and there is no scaler.
         RuntimeError: a second backward through the same forward; with immediate updates, a second backward without a
             step in between, or a GradScaler.
 
     Note:
-        * **Values.** The output is the network's, bit for bit. In eval mode and where gradients are off, DNI is the
-          network alone and stores nothing; so in eval mode gradients are true ones.
+        * **Values.** The output equals that of the network bit for bit. In eval mode, or without gradients, DNI is the
+          network alone and stores nothing: in eval mode gradients are true gradients.
         * **Scale.** Synthesizers read activations in units of their root mean square and predict the gradient of one
-          sample (batch size times the gradient of a mean loss) in units of its running root mean square. Under a
-          ``GradScaler`` give ``scaler=``, so that sources see gradients of the unscaled loss. A target of 0 teaches
-          nothing, nor does one that overflows under a scaler. Under autocast the sources stay in float32.
-        * **Loops.** ``zero_grad`` may stand anywhere before or after forward; several forwards may precede their
-          backwards; deferred gradients accumulate. A forward without a backward leaves nothing behind, but with
-          immediate updates the step that it took. These take no account of what is in the loss beside the output: the
-          gradient of a penalty on lower parameters is left for ``optim.step()``.
-        * **Parameters.** ``parameters()`` gives those of the sources too. They never have a ``.grad`` after
-          backward, so an optimizer that was given them by mistake skips them, weight decay included. To build an
-          optimizer after wrapping, take ``dni.network.parameters()``.
-        * **State.** Everything is in ``state_dict``, the state of the sources' own optimizers included, all of it
-          tensors; hyper-parameters are not. What belongs to the cut after module ``a.b`` is ``cuts["a/b"]``.
-        * **What to expect.** The activations say nothing of the label that the network does not know yet, so a
-          synthesizer that sees only them can tell the stage below little: with more than two or three cuts, and
-          without norm layers, this learns clearly worse than backpropagation. With the labels as context it learns
-          about as well; see docs/decoupled.md for what to choose. The synthesizer has to follow the network as it
-          changes, hence the large default learning rate; it suits the linear one, with hidden layers take 1e-3.
+          sample (batch size times the gradient of a mean loss) in units of its running root mean square. With a
+          ``GradScaler`` pass ``scaler=``, so that sources see gradients of the unscaled loss. Sources skip a target of
+          0, and a target that overflows under a scaler. Under autocast the sources stay in float32.
+        * **Loops.** ``zero_grad`` may be called anywhere before or after forward; several forwards may precede their
+          backwards; deferred gradients accumulate. A forward without a backward changes nothing, except that immediate
+          updates have stepped. Immediate updates do not see loss terms beside the output: ``optim.step()`` applies the
+          gradient of a penalty on lower parameters.
+        * **Parameters.** ``parameters()`` includes those of the sources. Their ``.grad`` is None after backward, so
+          that an optimizer that holds them skips them, weight decay included. To build an optimizer after wrapping,
+          use ``dni.network.parameters()``.
+        * **State.** ``state_dict`` holds everything as tensors, including the state of the sources' optimizers, but no
+          hyper-parameters. The state of the cut after module ``a.b`` is in ``cuts["a/b"]``.
+        * **What to expect.** Activations do not contain the label as long as the network does not know it. A
+          synthesizer that sees only activations can predict little for the stage below: with more than two or three
+          cuts and without norm layers, training is clearly worse than backpropagation. With the labels as context it is
+          about as good; docs/decoupled.md says which source to choose. The synthesizer must follow a changing network,
+          hence the large default learning rate of the linear one; with hidden layers use 1e-3.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -146,7 +145,7 @@ class DNI(Decoupled):
         self.at: tuple[str, ...] = ()
         if at is not None:
             self._cut_at(cuts_by_name(network, at))
-        elif is_chain(network):
+        elif is_sequential(network):
             self._cut_at(cuts_by_default(network))
         self.immediate = self._immediate(optim, update, stage_optim)
         if example is not None:
@@ -154,26 +153,26 @@ class DNI(Decoupled):
 
     @property
     def mix(self) -> float:
-        """λ of all :class:`Synthetic` sources: the share of the gradient from above; it may be set between steps."""
+        """λ of all :class:`Synthetic` sources, the share of the gradient from above; it may be set between steps."""
         mixes = {source.mix for source in self._synthetic()}
         if len(mixes) != 1:
-            raise ValueError(f"Synthetic sources must have one mix to read, got {sorted(mixes)}")
+            raise ValueError(f"All Synthetic sources must have the same mix, got {sorted(mixes) or 'no such source'}")
         return mixes.pop()
 
     @mix.setter
     def mix(self, value: float) -> None:
         if self.immediate is not None and value > 0:
-            raise ValueError(f"Immediate updates cannot wait for the gradient from above, got mix = {value}")
+            raise ValueError(f"mix must be 0 with update='immediate', which cannot wait for backward, got {value}")
         for source in self._synthetic():
             source.mix = value
 
     def diagnostics(self) -> dict[str, Tensor]:
-        """How well each synthesizer predicts: of its last target, before it learned from it.
+        """The quality of each synthesizer's last prediction, measured before the synthesizer learned from its target.
 
         Returns:
-            for each cut with a synthesizer, scalars named ``cosine/<cut>``: of prediction and target;
-            ``norm_ratio/<cut>``: the length of the prediction over that of the target; ``loss/<cut>``: the mean
-            squared error in units of the running mean square of the targets.
+            for each cut with a synthesizer the scalars ``cosine/<cut>``, of prediction and target;
+            ``norm_ratio/<cut>``, norm of the prediction / norm of the target; ``loss/<cut>``, the mean squared error in
+            units of the running mean square of the targets.
         """
         found: dict[str, Tensor] = {}
         for key, source in self.cuts.items():
@@ -196,17 +195,17 @@ class DNI(Decoupled):
         def visit(name: str, outputs: list[Tensor]) -> list[Tensor]:
             return run.cut(name, functools.partial(self._source, name), outputs)
 
-        with visiting(self.network, self.at, visit) as reached:
+        with hook_cuts(self.network, self.at, visit) as reached:
             output = self.network(*args, **kwargs)
         if not reached:
-            raise ValueError(f"A forward must reach a cut, got none of {list(self.at)} was called")
+            raise ValueError(f"A forward must reach a cut; none of the modules {list(self.at)} in at= was called")
         run.close(tensors(output))
         return output
 
     def _dry_run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Find the cuts if they are not known, and size every source; the network is left as it was."""
+        """Find the cuts if ``at`` is None, and build every source; the network stays unchanged."""
         if not self.at:
-            with untouched(self.network) as call:
+            with without_side_effects(self.network) as call:
                 self._cut_at(cuts_by_trace(self.network, lambda: call(args, kwargs)))
 
         def visit(name: str, outputs: list[Tensor]) -> list[Tensor]:
@@ -214,29 +213,33 @@ class DNI(Decoupled):
                 self._source(name, i, h)
             return outputs
 
-        with torch.no_grad(), untouched(self.network) as call, visiting(self.network, self.at, visit) as reached:
+        with (
+            torch.no_grad(),
+            without_side_effects(self.network) as call,
+            hook_cuts(self.network, self.at, visit) as reached,
+        ):
             call(args, kwargs)
         if missed := [name for name in self.at if name not in reached]:
-            raise ValueError(f"The example must reach every cut, got {missed} were not called")
+            raise ValueError(f"The example must reach every cut; the modules {missed} in at= were not called")
 
     # ------------------------------------------------------------------ cuts and their sources
 
     def _cut_at(self, names: list[str]) -> None:
         self.at = tuple(names)
-        self._image_axes = {name: convolved(self.network, name) for name in names}
+        self._image_axes = {name: image_axes(self.network, name) for name in names}
         for name in names:
             self._make_source(self._key(name))
 
     def _make_source(self, key: str) -> Source:
         source = copy.deepcopy(self._prototypes.get(_name(key)) or self._prototypes[None])
-        self.cuts[key] = placed(source, self.network).train(self.training)
+        self.cuts[key] = on_device_of(source, self.network).train(self.training)
         return source
 
     def _source(self, name: str, i: int, h: Tensor) -> Source:
-        """The source of the i-th tensor that the module gives; it is built by what it sees first."""
+        """The source of the i-th tensor that the module returns; its first activations determine its size."""
         key = f"{self._key(name)}#{i}" if i else self._key(name)
         source = cast(Source, self.cuts[key]) if key in self.cuts else self._make_source(key)
-        return ready(source, key, h, self._image_axes[name])
+        return build_source(source, key, h, self._image_axes[name])
 
     def _sources(self) -> list[Source]:
         return [*self._prototypes.values(), *super()._sources()]
@@ -249,18 +252,18 @@ class DNI(Decoupled):
             raise ValueError(f"update must be 'deferred' or 'immediate', got {update!r}")
         if update == "deferred":
             if make is not None:
-                raise ValueError("stage_optim steps in immediate updates, got update='deferred'")
+                raise ValueError("stage_optim needs update='immediate', got update='deferred'")
             return None
         if optim is None:
-            raise ValueError("Immediate updates need the optimizer of the loop, got optim is None")
+            raise ValueError("update='immediate' needs optim=, the optimizer of the training loop")
         if self.scaler is not None:
-            raise ValueError("Immediate updates step before the loss is scaled, got a GradScaler is given")
+            raise ValueError("update='immediate' steps before the loss is scaled; leave scaler= out")
         for source in self._prototypes.values():
-            if source.late or source.true_targets:
+            if not source.known_in_forward:
                 mix = f" with mix = {source.mix}" if isinstance(source, Synthetic) and source.late else ""
                 targets = " with true targets" if source.true_targets else ""
                 raise ValueError(
-                    "Immediate updates need a gradient that is known in forward, got "
+                    "update='immediate' needs a gradient that is known in forward; "
                     f"{type(source).__name__}{mix}{targets} waits for backward"
                 )
         return Immediate(optim, make, self.network)
@@ -277,12 +280,12 @@ class DNI(Decoupled):
 
 
 def _name(key: str) -> str:
-    """The name of the cut of a key of ``cuts``."""
+    """A key of ``cuts`` -> the name of its cut."""
     return key.partition("#")[0].rstrip("/").replace("/", ".")
 
 
 def _prototypes(network: nn.Module, gradient: Source | Mapping[int | str, Source] | None) -> dict[str | None, Source]:
-    """The name of a cut, None for any other, -> the source to copy."""
+    """From the name of a cut, or None for all other cuts, to the source to copy."""
     given: dict[str | None, Source] = {None: Synthetic()}
     if isinstance(gradient, Mapping):
         for place, source in gradient.items():

@@ -1,4 +1,4 @@
-"""Full unlock: synthetic inputs beside synthetic gradients, so no stage waits for another, forward or backward."""
+"""Unlocked: synthetic inputs and synthetic gradients, so that no stage waits for another in forward or backward."""
 
 import copy
 import functools
@@ -12,11 +12,11 @@ from torch.optim import Optimizer
 
 from linnet.decoupled.base import Decoupled
 from linnet.decoupled.engine.forward_pass import Cut
+from linnet.decoupled.engine.hooks import hook_cuts, seeded_for, without_side_effects
 from linnet.decoupled.engine.owned_optimizer import OptimizerFactory, OwnedOptimizer, Owner
-from linnet.decoupled.engine.places import convolved, cuts_by_default, cuts_by_name, is_chain, links
-from linnet.decoupled.engine.visiting import drawn_for, untouched, visiting
+from linnet.decoupled.engine.places import chain_modules, cuts_by_default, cuts_by_name, image_axes, is_sequential
 from linnet.decoupled.sources.source import Source, without_autocast
-from linnet.decoupled.sources.synthetic import Synthetic, follow, root_mean_square
+from linnet.decoupled.sources.synthetic import Synthetic, root_mean_square, update_running_rms
 from linnet.decoupled.synthesizers.mlp import MLPSynthesizer
 from linnet.decoupled.synthesizers.synthesizer import Synthesizer
 
@@ -26,12 +26,12 @@ ADAM = functools.partial(torch.optim.Adam, lr=1e-3)
 
 
 class SyntheticInput(Owner):
-    """ĥ = rms · model(x): input of the network -> predicted activations at a cut, in units of their running size.
+    """ĥ = rms · model(x): input x of the network -> predicted activations at a cut; rms is their running size.
 
     Args:
         model: class or factory, called as ``model(features of x, hidden_size, features of h)``.
-        hidden_size: handed to it.
-        optim: class or factory of its own optimizer.
+        hidden_size: hidden size of the model.
+        optim: class or factory of the model's optimizer.
     """
 
     inner = "model"
@@ -49,17 +49,17 @@ class SyntheticInput(Owner):
         self.register_buffer("rms", torch.zeros(()))
         self.register_buffer("seen", torch.zeros(()))
         self.owned = OwnedOptimizer(optim, "input_optim")
-        self.register_buffer("shape", torch.zeros(0, dtype=torch.int64))  # of a sample of x, -1, of one of h
+        self.register_buffer("shape", torch.zeros(0, dtype=torch.int64))  # of a sample of x, -1, of a sample of h
 
     def build(self, x: torch.Size, h: torch.Size, like: Tensor) -> None:
-        """For samples of these shapes."""
+        """Build the model for samples of these shapes."""
         with torch.device("cpu"):
             model = self._make(x.numel(), self._hidden_size, h.numel())
         self.shape = torch.tensor([*x, -1, *h])
         self._install(model, like.device, like.dtype)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(batch, *) -> the predicted activations, and the output of the model with its graph."""
+        """x (batch, *) -> the predicted activations, and the output of the model with its graph."""
         with torch.enable_grad(), without_autocast(x.device.type):
             output, _ = self._built()(x.detach().flatten(1).to(self.rms.dtype), None)
         shape = self.shape.tolist()
@@ -67,9 +67,9 @@ class SyntheticInput(Owner):
         return predicted.to(x.dtype), output
 
     def learn(self, output: Tensor, h: Tensor) -> None:
-        """One step of the model towards the true activations."""
+        """Make one step of the model towards the true activations."""
         target = h.detach().flatten(1).to(output.dtype)
-        if not follow(self.rms, self.seen, root_mean_square(target)):
+        if not update_running_rms(self.rms, self.seen, root_mean_square(target)):
             return
         named = self._named()
         with torch.enable_grad():
@@ -84,55 +84,58 @@ class SyntheticInput(Owner):
 
 
 @dataclass(eq=False, repr=False)
-class Settlement:
-    """What one pass owes in backward: gradients to the stages that acted, lessons to sources and input models."""
+class PendingUpdates:
+    """One pass from forward to backward: the gradients of the stages that acted, and the data of sources and models."""
 
     gradients: list[Tensor | None] = field(default_factory=list)
-    lessons: list[tuple[Source, Any, Tensor | None]] = field(default_factory=list)  # source, memory, target
+    targets: list[tuple[Source, Any, Tensor | None]] = field(default_factory=list)  # source, memory, target
     inputs: list[tuple[SyntheticInput, Tensor, Tensor]] = field(default_factory=list)  # model, its output, activations
-    top: tuple[Source, Any] | None = None  # the source below the top stage: its target is what arrives
+    top: tuple[Source, Any] | None = None  # the source below the top stage: its target is the gradient that arrives
 
-    def settle(self, arrived: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    def backward(self, arrived: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+        """Let sources and input models learn; return the gradients of the stages that acted."""
         if self.top is not None:
-            self.lessons.append((*self.top, arrived[0]))
-        for source, memory, target in self.lessons:
+            self.targets.append((*self.top, arrived[0]))
+        for source, memory, target in self.targets:
             source.learn(memory, target)
         for model, output, h in self.inputs:
             model.learn(output, h)
         gradients = tuple(self.gradients)
-        self.lessons, self.inputs, self.top, self.gradients = [], [], None, []
+        self.targets, self.inputs, self.top, self.gradients = [], [], None, []
         return gradients
 
 
 class Unlocked(Decoupled):
-    """A chain of stages that wait for nothing: inputs ĥ = I(x) and gradients g = S(h) are both predicted.
+    """A chain of stages that do not wait for one another: inputs ĥ = I(x) and gradients g = S(h) are both predicted.
 
     In a training forward every stage acts with probability p, on the activations that a model predicts from the input
-    of the network, and gets its gradient from its source at once. The output is that of the top stage. Backward hands
-    the gradients out; then each source learns from the gradient in the predicted input of the stage above, and each
-    input model from the activations of the stage below, if that stage acted. A stage that did not act gets no
-    gradient. The loop stays as it is, see :class:`linnet.DNI`; in eval mode this is the network alone, on the true
-    activations, so the input models must be good ones: wide enough, and with activations that do not run away from
-    them (batch norm before each cut).
+    of the network, and gets its gradient from its source at once. The output is that of the top stage. Backward
+    distributes the gradients. Then each source learns from the gradient in the predicted input of the stage above, and
+    each input model from the activations of the stage below, if that stage acted. A stage that did not act gets no
+    gradient. The training loop does not change, see :class:`linnet.DNI`. In eval mode the network runs alone, on the
+    true activations, so that the input models must be accurate: wide enough, and with activations of a stable
+    distribution (batch norm before each cut).
 
     Args:
         network: an nn.Sequential.
-        optim: the optimizer of the loop, checked to hold every trainable parameter of the network. None: no check.
-        at: where to cut, as in :class:`linnet.DNI`.
-        probability: p, with which each stage acts in a forward.
+        optim: the optimizer of the training loop, which must hold every trainable parameter of the network; None skips
+            this check.
+        at: the modules after which to cut, see :class:`linnet.DNI`.
+        probability: p, the probability that a stage acts in a forward.
         gradient: a source that is known in forward (:class:`linnet.Synthetic`, :class:`linnet.LocalLoss`), of which
-            each cut gets a deep copy. None: ``Synthetic()``.
+            each cut gets a deep copy. None is ``Synthetic()``.
         inputs: class or factory of the input models, called as ``inputs(features of x, hidden_size, features of h)``.
-        hidden_size: handed to it; None: it chooses.
+        hidden_size: hidden size of the input models; None lets the class choose.
         input_optim: class or factory of the optimizer of each input model; its state must be tensors.
 
     Shape:
-        - input: one tensor (batch, *); output: as that of the network
+        - input: one tensor (batch, *)
+        - output: the shape of the network's output
 
     Raises:
-        TypeError: an argument is of the wrong kind.
-        ValueError: the network is no nn.Sequential, there is no such place, p is not in (0, 1], or the source waits
-            for backward.
+        TypeError: an argument is of the wrong type.
+        ValueError: the network is not an nn.Sequential, at names an unknown module, p is not in (0, 1], or the source
+            waits for backward.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -165,25 +168,25 @@ class Unlocked(Decoupled):
         input_optim: OptimizerFactory = ADAM,
     ) -> None:
         super().__init__(network, optim)
-        if not is_chain(network):
+        if not is_sequential(network):
             raise ValueError(
-                "A fully unlocked network must be an nn.Sequential, whose stages can run apart, "
-                f"got {type(network).__name__}"
+                f"network must be an nn.Sequential, so that its stages can run separately, got {type(network).__name__}"
             )
         if not 0 < probability <= 1:
             raise ValueError(f"probability must lie in (0, 1], got {probability!r}")
         prototype = Synthetic() if gradient is None else gradient
         if not isinstance(prototype, Source):
             raise TypeError(f"gradient must be a gradient source, got {type(prototype).__name__}")
-        if prototype.late or prototype.true_targets:
+        if not prototype.known_in_forward:
             raise ValueError(
-                f"A stage that waits for nothing needs a gradient in forward, got {type(prototype).__name__} waits"
+                f"gradient must be known in forward, as Synthetic() and LocalLoss are; {type(prototype).__name__} "
+                "waits for backward"
             )
         self.probability = probability
         names = cuts_by_default(network) if at is None else cuts_by_name(network, at)
-        ends = [name for name, _ in links(network) if name in names]
+        ends = [name for name, _ in chain_modules(network) if name in names]
         if missing := [name for name in names if name not in ends]:
-            raise ValueError(f"A stage must end with a module that is no container, got {missing}")
+            raise ValueError(f"at must name modules that are no nn.Sequential containers, got {missing}")
         self.at = tuple(ends)
         self.inputs = nn.ModuleDict()
         for name in ends:
@@ -196,7 +199,7 @@ class Unlocked(Decoupled):
 
     def _stages(self) -> list[list[nn.Module]]:
         stages: list[list[nn.Module]] = [[]]
-        for name, module in links(self.network):
+        for name, module in chain_modules(self.network):
             stages[-1].append(module)
             if name in self.at:
                 stages.append([])
@@ -204,16 +207,18 @@ class Unlocked(Decoupled):
 
     def _training_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         if kwargs or len(args) != 1 or not isinstance(args[0], Tensor):
-            raise ValueError(f"A fully unlocked network takes one tensor, got {len(args)} and {sorted(kwargs)}")
+            raise ValueError(
+                f"Unlocked takes one tensor, got {len(args)} positional arguments and the keywords {sorted(kwargs)}"
+            )
         x, stages = args[0], self._stages()
         keys = [self._key(name) for name in self.at]
         if any(not cast(SyntheticInput, model).sized for model in self.inputs.values()):
             self._size(x)
         acts = (torch.rand(len(stages)) < self.probability).tolist()
-        owed = Settlement()
+        pending = PendingUpdates()
         leaves: list[Tensor] = []
         below: tuple[Source, Any] | None = None  # the source of the stage below and its memory, if that stage acted
-        predicted: Tensor | None = None  # what the input model of this stage gave
+        predicted: Tensor | None = None  # the prediction of the input model of this stage
         for i, key in enumerate(keys):
             following = cast(SyntheticInput, self.inputs[key])
             guess, output = following(x)
@@ -227,15 +232,15 @@ class Unlocked(Decoupled):
                 found = list(torch.autograd.grad(h, wanted, gradient, allow_unused=True))
                 target = found.pop(0) if predicted is not None else None
                 if below is not None:
-                    owed.lessons.append((*below, target))
+                    pending.targets.append((*below, target))
                 leaves += parameters
-                owed.gradients += found
-                owed.inputs.append((following, output, h.detach()))
+                pending.gradients += found
+                pending.inputs.append((following, output, h.detach()))
                 below = source, memory
             else:
                 below = None
             predicted = guess
-        return self._top(stages[-1], cast(Tensor, predicted), acts[-1], below, owed, leaves)
+        return self._top(stages[-1], cast(Tensor, predicted), acts[-1], below, pending, leaves)
 
     def _top(
         self,
@@ -243,34 +248,34 @@ class Unlocked(Decoupled):
         predicted: Tensor,
         acts: bool,
         below: tuple[Source, Any] | None,
-        owed: Settlement,
+        pending: PendingUpdates,
         leaves: list[Tensor],
     ) -> Tensor:
-        """The output of the top stage; without it acting, one that only brings backward to the others."""
+        """The output of the top stage; if it does not act, its graph only brings backward to the other stages."""
         if acts:
-            owed.top = below
-            inputs, _ = Cut.apply(owed, 1, 0, predicted.requires_grad_(), *leaves)
+            pending.top = below
+            inputs, _ = Cut.apply(pending, 1, 0, predicted.requires_grad_(), *leaves)
             return run(stage, inputs)
         with torch.no_grad():
             output = run(stage, predicted)
-        given, _ = Cut.apply(owed, 1, 0, output.requires_grad_(), *leaves)
+        given, _ = Cut.apply(pending, 1, 0, output.requires_grad_(), *leaves)
         return cast(Tensor, given)
 
     def _size(self, x: Tensor) -> None:
-        """Build sources and input models for what the stages give, from one pass that leaves no trace."""
+        """Build sources and input models for the outputs of the stages, in one dry run without side effects."""
 
         def visit(name: str, outputs: list[Tensor]) -> list[Tensor]:
             (h,), key = outputs, self._key(name)
             source, model = cast(Source, self.cuts[key]), cast(SyntheticInput, self.inputs[key])
-            source.axis = 1 if h.dim() == convolved(self.network, name) else -1
-            with drawn_for(key):
+            source.axis = 1 if h.dim() == image_axes(self.network, name) else -1
+            with seeded_for(key):
                 if not source.sized:
                     source.size(h)
                 if not model.sized:
                     model.build(x.shape[1:], h.shape[1:], h)
             return outputs
 
-        with torch.no_grad(), untouched(self.network) as call, visiting(self.network, self.at, visit):
+        with torch.no_grad(), without_side_effects(self.network) as call, hook_cuts(self.network, self.at, visit):
             call((x,), {})
 
 

@@ -1,1 +1,1 @@
-"""What programs of several processes share."""
+"""Helpers for programs of several processes."""

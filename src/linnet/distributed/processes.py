@@ -1,4 +1,4 @@
-"""What programs of several processes need to agree on; without torch.distributed there is one process."""
+"""Rank, world size, gathered objects and shared failures of torch.distributed; without it there is one process."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,17 +12,17 @@ T = TypeVar("T")
 
 
 def world() -> int:
-    """How many processes there are."""
+    """The number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which one this is."""
+    """The rank of this process."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def gathered(own: T) -> list[T]:
-    """What every process gives."""
+    """The objects of all processes, by rank."""
     if not dist.is_initialized():
         return [own]
     found: list[Any] = [None] * world()
@@ -32,15 +32,15 @@ def gathered(own: T) -> list[T]:
 
 @contextmanager
 def agreeing() -> Iterator[None]:
-    """A failure of one process is one of all: none goes on, to wait for it."""
+    """Raise an error in all processes if one of them fails inside: otherwise the others would wait for it."""
     failure: Exception | None = None
     try:
         yield
-    except Exception as error:  # whatever it is, the others must hear of it
+    except Exception as error:  # of any type: the other processes must learn of it
         failure = error
-    said = gathered(None if failure is None else " ".join(str(failure).split()))
+    errors = gathered(None if failure is None else " ".join(str(failure).split()))
     if failure is not None:
         raise failure
-    for number, text in enumerate(said):
+    for number, text in enumerate(errors):
         if text is not None:
-            raise ValueError(f"All processes must save or load a checkpoint, got process {number} says: {text}")
+            raise ValueError(f"Process {number} could not save or load the checkpoint: {text}")

@@ -1,13 +1,13 @@
-"""Evolution on the beings axis: who has children, how genes mix, how they mutate.
+"""Evolution of populations: selection, crossover, mutation, strategies with ask and tell, population-based training.
 
-A generation is three lines::
+A being is a member of a population. One generation is three lines::
 
     parents = linnet.evolve.Truncation(0.2, elites=1)(fitness, generator)
     linnet.evolve.reproduce(population, parents, optimizer)
     linnet.evolve.mutate(population, linnet.evolve.Gaussian(0.05), seed=seed, generation=generation, keep=1)
 
-``population`` is any module whose parts have ``beings``: one LinearMap, a WideDeep, what :func:`linnet.widen` makes, an
-nn.Sequential of them.
+``population`` is any module whose parts have ``beings``: a LinearMap, a WideDeep, a result of :func:`linnet.widen`, or
+an nn.Sequential of them.
 """
 
 from linnet.evolve.flat import FlatVector as FlatVector

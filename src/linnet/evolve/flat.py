@@ -1,4 +1,4 @@
-"""A population as a matrix, one row for each being: what searchers of flat vectors, such as EvoTorch's, work with."""
+"""FlatVector: a population as a matrix with one row for each being, for searchers of flat vectors (EvoTorch)."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +13,7 @@ __all__ = ["FlatVector"]
 
 
 class FlatVector:
-    """The learned numbers of a population as (beings, size) and back, and as a problem for EvoTorch's searchers.
+    """The learned parameters of a population as a matrix (beings, size) and back, and as a problem for EvoTorch.
 
     Args:
         population: any module whose parts have beings.
@@ -33,16 +33,16 @@ class FlatVector:
         self.population, self.beings = population, beings_of(population)
         self._genes = [parameter for parameter in genes_of(population) if parameter.requires_grad]
         if not self._genes:
-            raise ValueError(f"A flat vector needs parameters that learn, got {population}")
+            raise ValueError(f"FlatVector needs parameters with requires_grad, got {population}")
         self._sizes = [math.prod(parameter.shape[1:]) for parameter in self._genes]
 
     @property
     def size(self) -> int:
-        """How many numbers a being has."""
+        """The number of learned parameters of a being."""
         return sum(self._sizes)
 
     def read(self) -> Tensor:
-        """The numbers of all beings, (beings, size): a copy."""
+        """A copy of the parameters of all beings, (beings, size)."""
         with torch.no_grad():
             return torch.cat([parameter.reshape(self.beings, -1) for parameter in self._genes], 1)
 
@@ -61,7 +61,7 @@ class FlatVector:
                 parameter[: len(vectors)] = part.reshape(-1, *parameter.shape[1:]).to(parameter)
 
     def evaluate(self, fitness: Callable[[nn.Module], Tensor], vectors: Tensor) -> Tensor:
-        """The fitness of any number of vectors, (n, size) -> (n,), as many at a time as the population has beings.
+        """The fitness of any number of vectors, (n, size) -> (n,), evaluated in batches of ``beings``.
 
         Args:
             fitness: population -> (beings,).
@@ -79,9 +79,9 @@ class FlatVector:
 
         Args:
             fitness: population -> (beings,), higher is better.
-            seed: of the problem's generator.
-            options: of ``evotorch.Problem``, such as ``objective_sense`` or ``initial_bounds``; by default the bounds
-                are those of the population as it is now.
+            seed: seed of the problem's generator.
+            options: options of ``evotorch.Problem``, such as ``objective_sense`` or ``initial_bounds``; the default
+                bounds are the least and the largest parameter of the population now.
 
         Raises:
             ModuleNotFoundError: evotorch is not installed.

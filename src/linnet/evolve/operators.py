@@ -1,4 +1,4 @@
-"""The operators of evolution: who has children, how genes mix, how they mutate."""
+"""The operators of evolution: selection of parents, crossover of their parameters, mutation of the children."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from linnet.core.checks import check_number
 from linnet.wide.random import normal, uniform
 
 __all__ = [
@@ -43,17 +44,18 @@ def ranking(fitness: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Selection(ABC):
-    """Who has children: fitness (beings,) -> parents (beings,), the parent of each being of the next generation.
+    """Selection of parents: fitness (beings,) -> the parent of each being of the next generation, (beings,).
 
     Attributes:
-        elites: the fittest so many come first and unchanged: being 0 of the next generation is the best of this one.
+        elites: number of the fittest beings that come first, unchanged: being 0 of the next generation is the best of
+            this one.
     """
 
     elites: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.elites < 0:
-            raise ValueError(f"elites must not be negative, got {self.elites}")
+            raise ValueError(f"elites must be at least 0, got {self.elites}")
 
     def __call__(self, fitness: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The parents of the next generation.
@@ -70,16 +72,16 @@ class Selection(ABC):
 
     @abstractmethod
     def _places(self, beings: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
-        """Places in the ranking, 0 the fittest, of the parents of ``beings`` children."""
+        """Ranks of the parents of ``beings`` children; rank 0 is the fittest."""
 
 
 @dataclass(frozen=True)
 class Truncation(Selection):
-    """Parents are drawn evenly from the fittest share of the population.
+    """Each parent is drawn uniformly from the fittest share of the population.
 
     Attributes:
         share: in (0, 1].
-        elites: how many of the fittest stay.
+        elites: number of the fittest that stay unchanged.
 
     Example:
         >>> parents = Truncation(share=0.5, elites=1)(torch.tensor([1.0, 4.0, 2.0, 3.0]))
@@ -107,8 +109,8 @@ class Tournament(Selection):
     """Each parent is the fittest of ``size`` beings drawn with replacement.
 
     Attributes:
-        size: at least 1; the larger, the harder.
-        elites: how many of the fittest stay.
+        size: at least 1; a larger size selects more strongly.
+        elites: number of the fittest that stay unchanged.
 
     Example:
         >>> Tournament(size=2)(torch.arange(10.0)).shape
@@ -126,6 +128,7 @@ class Tournament(Selection):
             raise ValueError(f"size must be at least 1, got {self.size}")
 
     def _places(self, beings: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
+        # the fittest of a tournament has the least rank
         return torch.randint(beings, (beings, self.size), generator=generator, device=device).amin(1)
 
 
@@ -133,11 +136,11 @@ class Tournament(Selection):
 
 
 class Crossover(ABC):
-    """How a child comes from two parents, one parameter at a time."""
+    """Crossover of two parents, one parameter tensor at a time."""
 
     @abstractmethod
     def __call__(self, first: Tensor, second: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Genes of both parents, (beings, ...) each -> those of the child."""
+        """The parameters of both parents, (beings, ...) each -> those of the children."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +184,7 @@ class ByLayer(Crossover):
 
 @dataclass(frozen=True)
 class Blend(Crossover):
-    """BLX-α: child = a + u (b − a) with u uniform in [−α, 1 + α), for each number by itself.
+    """BLX-α: child = a + u (b − a), with u uniform in [−α, 1 + α) drawn for each number.
 
     Attributes:
         alpha: α, at least 0.
@@ -205,11 +208,11 @@ class Blend(Crossover):
 
 
 class Mutation(ABC):
-    """What is added to the genes of a child."""
+    """The noise that is added to the parameters of a child."""
 
     @abstractmethod
     def __call__(self, streams: Tensor, count: int, dtype: torch.dtype) -> Tensor:
-        """Noise for ``count`` numbers of each being, from a stream for each: (n,) -> (n, count)."""
+        """Noise for ``count`` numbers of each being, one stream for each being: (n,) -> (n, count)."""
 
 
 @dataclass(frozen=True)
@@ -223,7 +226,7 @@ class Gaussian(Mutation):
     sigma: float = 0.02
 
     def __post_init__(self) -> None:
-        _check_size("sigma", self.sigma)
+        check_number(0, sigma=self.sigma)
 
     def __call__(self, streams: Tensor, count: int, dtype: torch.dtype) -> Tensor:
         return normal(streams, count, dtype).mul_(self.sigma)
@@ -240,7 +243,7 @@ class UniformMutation(Mutation):
     width: float = 0.02
 
     def __post_init__(self) -> None:
-        _check_size("width", self.width)
+        check_number(0, width=self.width)
 
     def __call__(self, streams: Tensor, count: int, dtype: torch.dtype) -> Tensor:
         return uniform(streams, count, dtype).mul_(2 * self.width).sub_(self.width)
@@ -259,10 +262,11 @@ class SparseGaussian(Mutation):
     rate: float = 0.1
 
     def __post_init__(self) -> None:
-        _check_size("sigma", self.sigma)
+        check_number(0, sigma=self.sigma)
         _check_share("rate", self.rate)
 
     def __call__(self, streams: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+        # another stream than that of the noise: the choice of a number must not depend on its noise
         chosen = uniform(streams ^ 1, count) < self.rate
         return torch.where(chosen, normal(streams, count, dtype) * self.sigma, 0.0)
 
@@ -270,8 +274,3 @@ class SparseGaussian(Mutation):
 def _check_share(name: str, value: float) -> None:
     if not 0 <= value <= 1:
         raise ValueError(f"{name} must lie in [0, 1], got {value}")
-
-
-def _check_size(name: str, value: float) -> None:
-    if not 0 <= value < torch.inf:
-        raise ValueError(f"{name} must be a finite number, at least 0, got {value}")

@@ -1,4 +1,4 @@
-"""Population-based training: gradient descent inside a being, evolution of its hyper-parameters between them."""
+"""Population-based training: each being trains by gradient descent, and the hyper-parameters of the beings evolve."""
 
 from collections.abc import Sequence
 
@@ -14,20 +14,20 @@ __all__ = ["PopulationBasedTraining"]
 
 
 class PopulationBasedTraining:
-    """Exploit: the worst copy the best, weights and optimizer state. Explore: what they copied is perturbed.
+    """Exploit: the worst beings copy weights and optimizer state of the best. Explore: they perturb hyper-parameters.
 
     Between two calls of :meth:`step` the beings train by gradient, each with its own hyper-parameters.
 
     Args:
         population: any module whose parts have beings.
-        optimizer: of its parameters, with hyper-parameters by being.
-        hyper: names of those that evolve, as they stand in ``param_groups``.
-        share: of the worst that are replaced, and of the best that they copy; in (0, 1/2].
-        factors: an explored hyper-parameter is multiplied by one of these.
-        seed: of all draws.
+        optimizer: the optimizer of its parameters, a :class:`linnet.WideOptimizer`.
+        hyper: names, in ``param_groups``, of the hyper-parameters that evolve.
+        share: the share of the beings that are replaced, and of the best that they copy, in (0, 1/2].
+        factors: each explored hyper-parameter is multiplied by one of these numbers.
+        seed: seed of all draws.
 
     Raises:
-        ValueError: share is out of its range, no factors, or a name that is no hyper-parameter by being.
+        ValueError: share is out of its range, factors is empty, or the optimizer has no hyper-parameter of a name.
 
     Example:
         >>> import linnet
@@ -52,7 +52,7 @@ class PopulationBasedTraining:
         seed: int = 0,
     ) -> None:
         if not isinstance(optimizer, WideOptimizer):
-            raise TypeError(f"optimizer must have hyper-parameters by being, got {type(optimizer).__name__}")
+            raise TypeError(f"optimizer must be a WideOptimizer, such as WideAdam, got {type(optimizer).__name__}")
         if not 0 < share <= 0.5:
             raise ValueError(f"share must lie in (0, 1/2], got {share}")
         if not factors or not all(0 < factor < torch.inf for factor in factors):
@@ -72,7 +72,7 @@ class PopulationBasedTraining:
             fitness: (beings,); higher is better, NaN is worst.
 
         Returns:
-            The parent of each being, (beings,); its own index where it stays.
+            The parent of each being, (beings,); the being's own index where it is kept.
         """
         beings = self.optimizer.beings
         if fitness.shape != (beings,):
@@ -89,15 +89,16 @@ class PopulationBasedTraining:
                 low, high = self.optimizer.intervals[name]
                 rows = group[name]
                 explored = rows[worst] * torch.tensor(self.factors, dtype=rows.dtype)[drawn].to(rows.device)
+                # the interval is [low, high): clamp to the largest number below high
                 largest = torch.nextafter(torch.tensor(high, dtype=rows.dtype), torch.tensor(low, dtype=rows.dtype))
                 rows[worst] = explored.clamp(low, float(largest))
         self.steps += 1
         return parents
 
     def state_dict(self) -> dict[str, int]:
-        """How far it is; the population and the optimizer have states of their own."""
+        """The number of steps made; save the population and the optimizer with their own state_dict."""
         return {"steps": self.steps}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from a state."""
+        """Restore the number of steps."""
         self.steps = state["steps"]

@@ -1,7 +1,7 @@
-"""Populations around one network, for evolution strategies: being t is θ + σ ε_t, and ε_t is never stored.
+"""Populations around one network, for evolution strategies: being t is θ + σ ε_t, and ε_t is drawn on demand.
 
-ε_t = ± ε_j for the pair j of beings 2j and 2j + 1 (antithetic sampling); ε_j is a function of (seed, generation, j,
-place of the parameter) alone, drawn again wherever it is needed: by another process, in pieces, after a restart.
+Beings 2j and 2j + 1 are a pair with ε_2j = ε_j and ε_2j+1 = −ε_j (antithetic sampling). ε_j is a function of (seed,
+generation, j, number of the parameter) alone: another process, a chunk or a restart draws the same numbers again.
 """
 
 import copy
@@ -31,16 +31,16 @@ LINEAR = (nn.Linear, Linear)
 
 
 class Perturbed(nn.Module, ABC):
-    """The part that all populations around one network share.
+    """Base class of the populations around one network.
 
     Args:
-        module: the network at the center; it is kept, not copied, and an optimizer trains its parameters.
-        beings: how many; an even number, they come in pairs.
-        first: the number of the first of them, where this is a part of a larger population; even.
-        in_dims, out_dims: where the axis of beings is, see :class:`linnet.Wide`.
+        module: the network at the center, θ; it is not copied, and an optimizer trains its parameters.
+        beings: number of beings, even: they come in pairs.
+        first: number of the first being, even, if this is a part of a larger population.
+        in_dims, out_dims: the axis of beings in inputs and outputs, see :class:`linnet.Wide`.
 
     Raises:
-        ValueError: beings or first is odd, or nothing in the module learns.
+        ValueError: beings or first is odd, or no parameter of the module has ``requires_grad``.
     """
 
     def __init__(self, module: nn.Module, beings: int, *, first: int, in_dims: Dims, out_dims: int) -> None:
@@ -48,16 +48,16 @@ class Perturbed(nn.Module, ABC):
         self.beings = check_positive(beings=beings)[0]
         for name, value in (("beings", self.beings), ("first", first)):
             if value % 2 or value < 0:
-                raise ValueError(f"Beings come in pairs, {name} must be even, got {value}")
+                raise ValueError(f"{name} must be even and at least 0 (beings come in pairs), got {value}")
         self.center = module
         self.first, self.in_dims, self.out_dims = first, checked_dims(in_dims), out_dims
         self.seed, self.generation, self.sigma = 0, 0, 0.0
         self.places = {name: i for i, (name, p) in enumerate(module.named_parameters()) if p.requires_grad}
         if not self.places:
-            raise ValueError(f"A network to perturb must have parameters that learn, got {module}")
+            raise ValueError(f"module must have parameters with requires_grad, got {module}")
 
     def perturb(self, seed: int, generation: int, sigma: float) -> None:
-        """Being t is θ + σ ε_t from now on, with the noise of this seed and generation."""
+        """Set being t to θ + σ ε_t, with the noise of this seed and generation."""
         self.seed, self.generation, self.sigma = seed, generation, float(sigma)
 
     def noise(self, name: str, pairs: Tensor, count: int) -> Tensor:
@@ -67,31 +67,33 @@ class Perturbed(nn.Module, ABC):
         return normal(streams(pairs, self.seed, self.generation, self.places[name]), count, dtype).to(parameter.dtype)
 
     def estimate(self, fitness: Tensor) -> None:
-        """Set the gradients of the center to −1/(nσ) Σ_t f_t ε_t: an optimizer that descends then raises the fitness.
+        """Set the gradients of the center to −1/(nσ) Σ_t f_t ε_t, so that gradient descent raises the fitness.
 
         Args:
-            fitness: (n,) of *all* beings of the population, also where this is a part of it, already shaped.
+            fitness: (n,), shaped, of *all* beings of the population, even if this module holds only a part of them.
         """
         if fitness.dim() != 1 or len(fitness) % 2:
-            raise ValueError(f"fitness must have shape (beings,), an even number, got {tuple(fitness.shape)}")
+            raise ValueError(f"fitness must have shape (beings,) with beings even, got {tuple(fitness.shape)}")
         if self.sigma == 0:
-            raise ValueError("An estimate needs perturbed beings, got sigma is 0 (call perturb first)")
-        differences = fitness[0::2] - fitness[1::2]  # (pairs,): Σ_t f_t ε_t = Σ_j (f_2j − f_2j+1) ε_j
+            raise ValueError("estimate() needs sigma > 0; call perturb(seed, generation, sigma) first")
+        # ∇_θ E[f(θ + σ ε)] = E[f(θ + σ ε) ε] / σ for ε ~ N(0, I) (Salimans et al., 2017). In pairs with ε_2j+1 = −ε_2j
+        # the sum is Σ_j (f_2j − f_2j+1) ε_j.
+        differences = fitness[0::2] - fitness[1::2]  # (pairs,)
         with torch.no_grad():
             for name in self.places:
                 parameter = self.center.get_parameter(name)
                 d = differences.to(parameter)
-                parameter.grad = self._direction(name, parameter, d).mul_(-1 / (len(fitness) * self.sigma))
+                parameter.grad = self._weighted_noise(name, parameter, d).mul_(-1 / (len(fitness) * self.sigma))
 
-    def _direction(self, name: str, parameter: Tensor, differences: Tensor) -> Tensor:
-        """Σ_j d_j ε_j, in pieces."""
+    def _weighted_noise(self, name: str, parameter: Tensor, differences: Tensor) -> Tensor:
+        """Σ_j d_j ε_j, in pieces that bound the memory."""
         total = torch.zeros_like(parameter).flatten()
         for pairs in torch.arange(len(differences), device=parameter.device).split(at_once(parameter.numel())):
             total += differences[pairs] @ self.noise(name, pairs, parameter.numel())
         return total.view_as(parameter)
 
     def single(self, index: int) -> nn.Module:
-        """Being ``index`` of these as an independent ordinary module."""
+        """Being ``index`` as an independent ordinary module."""
         i = int(indices(index, self.beings))
         alone = copy.deepcopy(self.center)
         alone.zero_grad()
@@ -104,30 +106,30 @@ class Perturbed(nn.Module, ABC):
         return alone
 
     def _perturbation(self, name: str, parameter: Tensor, pair: Tensor) -> Tensor:
-        """ε_j of one pair, as the parameter."""
+        """ε_j of one pair, in the shape of the parameter."""
         return self.noise(name, pair, parameter.numel()).view_as(parameter)
 
     @abstractmethod
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """As a population's: the beings at ``in_dims``, the results at ``out_dims``."""
+        """The forward of all beings: inputs have them at ``in_dims``, results at ``out_dims``."""
 
     @abstractmethod
     def part(self, start: int, stop: int) -> Callable[..., Any]:
-        """The forward of beings start to stop − 1 alone: a function of what those are given."""
+        """The forward of beings start to stop − 1 alone, as a function of their inputs."""
 
     def extra_repr(self) -> str:
         return f"beings={self.beings}, sigma={self.sigma:g}"
 
 
 class FullRank(Perturbed):
-    """Every number of every being has noise of its own; the parameters of all beings are in memory.
+    """ε_t ~ N(0, I): independent noise for every parameter; the parameters of all beings are held in memory.
 
     Args:
-        module, beings, first, in_dims, out_dims: as :class:`Perturbed`.
+        module, beings, first, in_dims, out_dims: see :class:`Perturbed`.
         options: ``strategy`` and ``chunk_size`` of :class:`linnet.Wide`.
 
     Shape:
-        - input, output: as those of ``linnet.widen(module, beings)``
+        - input, output: the shapes of ``linnet.widen(module, beings)``
 
     Example:
         >>> population = FullRank(nn.Linear(3, 2), beings=8)
@@ -174,8 +176,11 @@ class FullRank(Perturbed):
 
 
 def _low_rank(leaf: nn.Module, tensors: Mapping[str, Tensor], noise: Noise, input: Tensor) -> Tensor:
-    """x Wᵀ + (x Bᵀ) A + b, A (beings, r, out), B (beings, r, in): one product with W for all, thin ones for each."""
-    if "A" not in tensors:  # tied to another: its noise has full rank
+    """x (W + AᵀB)ᵀ + b = x Wᵀ + (x Bᵀ) A + b, with A (beings, r, out) and B (beings, r, in), scaled by ± σ/√r.
+
+    All beings share the product with W, batch · beings rows at once; each being adds two products of width r.
+    """
+    if "A" not in tensors:  # the weight is tied to another parameter, and its noise has full rank
         return KERNELS[nn.Linear](leaf, tensors, noise, input)
     weight, a, b, bias = tensors["weight"], tensors["A"], tensors["B"], tensors.get("bias")
     if input.dim() < 2 or input.shape[-1] != weight.shape[1]:
@@ -188,36 +193,36 @@ def _low_rank(leaf: nn.Module, tensors: Mapping[str, Tensor], noise: Noise, inpu
     else:
         x = input.reshape(beings, -1, weight.shape[1])  # (beings, batch, in)
         in_memory = x.transpose(0, 1)
-        if in_memory.is_contiguous():  # batch first, as users have it: no copy is needed
+        if in_memory.is_contiguous():  # stored batch first, as users pass it: needs no copy
             y = F.linear(in_memory, weight).transpose(0, 1)
         else:
             y = F.linear(x, weight)
-        u = torch.bmm(b, x.mT).mT  # a third of the time of x Bᵀ
-    y = y.addcmul_(u, a) if a.shape[1] == 1 else y.baddbmm_(u, a)
+        u = torch.bmm(b, x.mT).mT  # (B xᵀ)ᵀ takes a third of the time of x Bᵀ
+    y = y.addcmul_(u, a) if a.shape[1] == 1 else y.baddbmm_(u, a)  # for r = 1 an outer product
     if bias is not None:
         y = y.add_(bias.unsqueeze(1))
     return y.reshape(beings, *lead, weight.shape[0])
 
 
 class LowRank(Perturbed):
-    """Being t is W ± σ/√r · A_jᵀ B_j in every linear layer, never formed: one product with W serves all beings.
+    """Each linear layer of being t has W ± σ/√r · A_jᵀ B_j, which is never formed: all beings share one product with W.
 
-    The factors cost (in + out) · r numbers for a pair of beings instead of in · out. With ``chunk_size`` they are drawn
-    again for every chunk in every forward, so that the memory is that of a chunk, however many beings there are;
-    without it they are kept for the generation. Every other parameter (biases, norms, convolutions) has noise of full
-    rank.
+    The factors take (in + out) · r numbers for a pair of beings instead of in · out. With ``chunk_size`` every forward
+    draws the factors of each chunk again, and the memory does not depend on the number of beings; without it the
+    factors are kept for the generation. Every other parameter (biases, norms, convolutions) has noise of full rank.
 
     Args:
-        module, beings, first, in_dims, out_dims: as :class:`Perturbed`.
-        rank: r, of the noise.
-        chunk_size: evaluate so many beings at a time, an even number; None all at once.
+        module, beings, first, in_dims, out_dims: see :class:`Perturbed`.
+        rank: rank r of the noise.
+        chunk_size: number of beings evaluated at a time, even; None evaluates all at once.
 
     Shape:
-        - input, output: as those of ``linnet.widen(module, beings)``
+        - input, output: the shapes of ``linnet.widen(module, beings)``
 
     Raises:
-        ValueError: no linear layer learns, or chunk_size is odd. In ``forward``: a norm in training mode, which would
-            write statistics that all beings share, or a weight that is read by hand.
+        ValueError: no weight of a linear layer has ``requires_grad``, or chunk_size is odd. In ``forward``: a batch
+            norm is in training mode and would update statistics that all beings share, or the forward reads the weight
+            of a linear layer.
 
     Example:
         >>> population = LowRank(nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2)), beings=1000)
@@ -248,32 +253,34 @@ class LowRank(Perturbed):
         self.rank = check_positive(rank=rank)[0]
         self.chunk_size = None if chunk_size is None else check_positive(chunk_size=chunk_size)[0]
         if self.chunk_size is not None and self.chunk_size % 2:
-            raise ValueError(f"Beings come in pairs, chunk_size must be even, got {chunk_size}")
+            raise ValueError(f"chunk_size must be even (beings come in pairs), got {chunk_size}")
         self.strategy = {"": "auto"}
         self.proven: set[Any] = set()
         self.looped: set[Any] | None = None
-        """None: a loop over the beings would have to form them."""
+        """None: a loop over the beings would have to form their weights."""
         self._path = {part: f"{name}." if name else "" for name, part in module.named_modules()}
         first_name = {p: name for name, p in module.named_parameters()}
         every = dict(module.named_parameters(remove_duplicate=False))
-        self._own_name = {name: first_name[p] for name, p in every.items()}
-        """The name under which a parameter has its noise, by each of the names under which it stands."""
+        self._noise_name = {name: first_name[p] for name, p in every.items()}
+        """From each name of a parameter, tied names included, to the first one, which selects the noise."""
         tied = [p for p in first_name if sum(p is other for other in every.values()) > 1]
-        self._thin = {  # the weights with noise of low rank: those of linear layers, unless they are tied to others
+        # The weights with noise of low rank: those of linear layers that are not tied. W + AᵀB is never formed, and a
+        # module that ties W elsewhere would need it.
+        self._low_rank_leaves = {
             f"{self._path[leaf]}weight": leaf
             for leaf in self._path
             if type(leaf) in LINEAR and is_known(leaf) and leaf.weight.requires_grad
             if not any(leaf.weight is p for p in tied)
         }
-        if not self._thin:
-            raise ValueError(f"A low-rank population needs linear layers that learn, got {module}")
-        self._kept: dict[Any, Any] = {}
+        if not self._low_rank_leaves:
+            raise ValueError(f"LowRank needs linear layers with requires_grad, got {module}")
+        self._cache: dict[Any, Any] = {}
         if may_draw(module):
             self.register_buffer(STREAMS, Noise.states(first + torch.arange(beings)))
 
     def perturb(self, seed: int, generation: int, sigma: float) -> None:
         super().perturb(seed, generation, sigma)
-        self._kept.clear()
+        self._cache.clear()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.part(0, self.beings)(*args, **kwargs)
@@ -281,105 +288,112 @@ class LowRank(Perturbed):
     def part(self, start: int, stop: int) -> Callable[..., Any]:
         rows = slice(*checked_range(start, stop, self.beings))
         if start % 2 or stop % 2:
-            raise ValueError(f"Beings come in pairs, a part must have both of each, got {start} to {stop}")
+            raise ValueError(f"A part must have an even start and stop (beings come in pairs), got {start=}, {stop=}")
         for part in self.center.modules():
             if isinstance(part, nn.modules.batchnorm._NormBase) and part.training and part.track_running_stats:
-                raise ValueError(f"All beings share the buffers, which none may change, got {part} is training")
+                raise ValueError(f"All beings of LowRank share their buffers; call eval() on {part} to keep them fixed")
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             out = evaluate(self, self.center, args, kwargs, rows)
             if any(isinstance(y, Tensor) and y.is_meta for y in tree_flatten(out)[0]):
                 raise ValueError(
-                    "A weight of low rank is never formed, its layer alone can use it, got the forward of "
-                    f"{type(self.center).__name__} reads one"
+                    f"The forward of {type(self.center).__name__} reads the weight of a linear layer, which LowRank "
+                    "never forms; call the layer instead, or use FullRank"
                 )
             return out
 
         return forward
 
     def own(self, module: nn.Module, rows: slice) -> dict[str, Tensor]:
-        """The tensors of a leaf for some beings: a linear layer has W itself, and the factors scaled by σ/√r."""
+        """The tensors of a leaf for some beings; for a linear layer the shared W, and A and B scaled by σ/√r."""
         own = {}
         for name, tensor in {**module._parameters, **module._buffers}.items():
             if tensor is not None:
                 full = self._path[module] + name
-                if full not in self._thin:
-                    own[name] = self._rows(full, tensor, rows)
+                if full not in self._low_rank_leaves:
+                    own[name] = self._full_rank_rows(full, tensor, rows)
                 elif name == "weight":
                     own["weight"] = tensor
                     own["A"], own["B"] = self._factors(full, rows)
         return own
 
     def state(self, module: nn.Module, rows: slice) -> dict[str, Tensor]:
-        """All tensors in a module for some beings; weights of low rank are on the meta device: nobody may read them."""
+        """All tensors in a module for some beings; weights with noise of low rank are on the meta device.
+
+        A forward that reads such a weight gives a result on the meta device, which :meth:`part` refuses.
+        """
         found = {}
         for name, tensor in tensors_of(module).items():
             full = self._path[module] + name
-            if full in self._thin:
+            if full in self._low_rank_leaves:
                 found[name] = torch.empty_like(tensor, device="meta").expand(rows.stop - rows.start, *tensor.shape)
             else:
-                found[name] = self._rows(full, tensor, rows)
+                found[name] = self._full_rank_rows(full, tensor, rows)
         return found
 
     def _pairs(self, rows: slice, device: torch.device) -> Tensor:
         return torch.arange((self.first + rows.start) // 2, (self.first + rows.stop) // 2, device=device)
 
-    def _rows(self, name: str, tensor: Tensor, rows: slice) -> Tensor:
-        """A parameter with noise of full rank, or a buffer, for some beings, (beings, ...)."""
-        own_name = self._own_name.get(name)
-        if own_name not in self.places:
+    def _full_rank_rows(self, name: str, tensor: Tensor, rows: slice) -> Tensor:
+        """A parameter with noise of full rank, or a buffer without noise, for some beings, (beings, ...)."""
+        noise_name = self._noise_name.get(name)
+        if noise_name not in self.places:
             return tensor.expand(rows.stop - rows.start, *tensor.shape)
 
         def draw() -> Tensor:
-            noise = self.noise(own_name, self._pairs(rows, tensor.device), tensor.numel()).mul_(self.sigma)
+            noise = self.noise(noise_name, self._pairs(rows, tensor.device), tensor.numel()).mul_(self.sigma)
             return torch.stack([noise, -noise], 1).view(-1, *tensor.shape)
 
-        return tensor + self._once(own_name, rows, draw)
+        return tensor + self._cached(noise_name, rows, draw)
 
     def _factors(self, name: str, rows: slice) -> tuple[Tensor, Tensor]:
-        """± A, scaled, (beings, r, out), and B, (beings, r, in)."""
+        """± σ/√r · A, (beings, r, out), and B, (beings, r, in).
+
+        The entries of A and B are N(0, 1); an entry of AᵀB is a sum of r products and has variance r, which 1/√r
+        scales to 1. A sum over many beings has full rank although each AᵀB has rank r (Sarkar et al., 2025).
+        """
 
         def draw() -> tuple[Tensor, Tensor]:
-            a, b = self._drawn_factors(name, self._pairs(rows, self._thin[name].weight.device))
+            a, b = self._drawn_factors(name, self._pairs(rows, self._low_rank_leaves[name].weight.device))
             a = a * (self.sigma / math.sqrt(self.rank))
             return torch.stack([a, -a], 1).flatten(0, 1), b.repeat_interleave(2, 0)
 
-        return self._once(name, rows, draw)
+        return self._cached(name, rows, draw)
 
     def _drawn_factors(self, name: str, pairs: Tensor) -> tuple[Tensor, Tensor]:
-        out_features, in_features = self._thin[name].weight.shape
+        out_features, in_features = self._low_rank_leaves[name].weight.shape
         drawn = self.noise(name, pairs, (out_features + in_features) * self.rank)
         a, b = drawn.split([out_features * self.rank, in_features * self.rank], 1)
         return a.reshape(-1, self.rank, out_features), b.reshape(-1, self.rank, in_features)
 
-    def _once(self, name: str, rows: slice, draw: Callable[[], Any]) -> Any:
-        """What ``draw()`` gives; kept for the generation unless the memory is bounded by chunks."""
+    def _cached(self, name: str, rows: slice, draw: Callable[[], Any]) -> Any:
+        """The result of ``draw()``; without ``chunk_size`` it is kept for the generation."""
         if self.chunk_size is not None:
             return draw()
         key = name, rows.start, rows.stop
-        if key not in self._kept:
-            self._kept[key] = draw()
-        return self._kept[key]
+        if key not in self._cache:
+            self._cache[key] = draw()
+        return self._cache[key]
 
-    def _direction(self, name: str, parameter: Tensor, differences: Tensor) -> Tensor:
-        if name not in self._thin:
-            return super()._direction(name, parameter, differences)
+    def _weighted_noise(self, name: str, parameter: Tensor, differences: Tensor) -> Tensor:
+        if name not in self._low_rank_leaves:
+            return super()._weighted_noise(name, parameter, differences)
         total = torch.zeros_like(parameter)
         for pairs in torch.arange(len(differences), device=parameter.device).split(at_once(sum(parameter.shape))):
             a, b = self._drawn_factors(name, pairs)
             a = a * differences[pairs, None, None]
-            total.addmm_(a.flatten(0, 1).T, b.flatten(0, 1))
+            total.addmm_(a.flatten(0, 1).T, b.flatten(0, 1))  # Σ_j d_j A_jᵀ B_j as one product over j and r
         return total.mul_(1 / math.sqrt(self.rank))
 
     def _perturbation(self, name: str, parameter: Tensor, pair: Tensor) -> Tensor:
-        if name not in self._thin:
+        if name not in self._low_rank_leaves:
             return super()._perturbation(name, parameter, pair)
         a, b = self._drawn_factors(name, pair)
         return (a[0].T @ b[0]).mul_(1 / math.sqrt(self.rank))
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        self._kept.clear()
+        self._cache.clear()
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": {}}
+        return {**self.__dict__, "_cache": {}}

@@ -1,4 +1,4 @@
-"""The next generation, and mutation."""
+"""reproduce and mutate: copy parents into the next generation, add noise to the children."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -27,24 +27,25 @@ def reproduce(
     generator: torch.Generator | None = None,
     shards: "Shards | None" = None,
 ) -> None:
-    """Being i becomes a copy of being ``parents[i]`` of the old generation, all at once.
+    """Being i becomes a copy of being ``parents[i]`` of the old generation, all simultaneously.
 
-    Parameters, gradients, buffers, wirings, the optimizer's state and its hyper-parameters of each being move together.
+    Parameters, gradients, buffers, connectivity, and the optimizer's state and hyper-parameters of each being are
+    copied together.
 
     Args:
         population: any module whose maps have ``beings``.
         parents: (beings,) indices.
-        optimizer: its state moves too, wherever it has the axis of beings; what all beings share stays.
-        mates: (beings,) indices of second parents; with them ``crossover`` says how genes mix. Everything else (the
-            optimizer's state, buffers) comes from the first parent.
+        optimizer: its state is copied too where it has the axis of beings; state that all beings share stays.
+        mates: (beings,) indices of second parents, whose parameters ``crossover`` mixes with those of the first.
+            Everything else (the optimizer's state, buffers) comes from the first parent.
         crossover: needed iff ``mates`` are given.
         generator: draws for the crossover.
-        shards: where processes hold a population together: ``population`` is this one's part, ``parents`` are those of
-            all beings, and rows move between the processes.
+        shards: for a population sharded across processes: ``population`` is the part of this process, ``parents`` are
+            those of all beings, and rows are sent between the processes.
 
     Raises:
-        ValueError: not one parent for each being, an index out of range, or a crossover of beings whose connections
-            differ. The population is then as it was.
+        ValueError: the number of parents is not ``beings``, an index is out of range, or the beings of a crossover
+            differ in connectivity. The population stays unchanged.
 
     Example:
         >>> from linnet import WideDeep
@@ -57,18 +58,19 @@ def reproduce(
     parts = parts_of(population)
     local = beings_of(population)
     beings = local if shards is None else shards.beings
-    if shards is not None and (local != shards.local or crossover is not None):
-        what = f"it has {local}" if local != shards.local else "a crossover is given"
-        raise ValueError(f"A process must hold its {shards.local} beings, which have one parent each, got {what}")
+    if shards is not None and local != shards.local:
+        raise ValueError(f"population must hold the {shards.local} beings of this process, got {local}")
+    if shards is not None and crossover is not None:
+        raise ValueError("A population sharded across processes has one parent for each being; leave crossover= out")
     chosen = {"parents": indices(parents, beings)}
     if (mates is None) != (crossover is None):
-        raise ValueError("mates and crossover must be given together, got only one of them is")
+        raise ValueError(f"mates and crossover must be given together, got {'crossover' if mates is None else 'mates'}")
     if mates is not None:
         chosen["mates"] = indices(mates, beings)
         for part in parts:
             for module in part.modules():
                 if getattr(module, "apart", False):
-                    raise ValueError(f"A crossover needs beings of one wiring, got {module} has one for each")
+                    raise ValueError(f"A crossover needs one connectivity for all beings, got one for each in {module}")
     for name, index in chosen.items():
         if len(index) != beings:
             raise ValueError(f"{name} must hold one index for each being ({beings}), got {len(index)}")
@@ -102,18 +104,18 @@ def mutate(
     keep: int = 0,
     first: int = 0,
 ) -> None:
-    """Add noise to every learned number of every being but the first ``keep``.
+    """Add noise to every learned parameter of every being but the first ``keep``.
 
-    The noise of being i is a pure function of (seed, generation, i): it depends neither on the other beings nor on how
-    often anything was drawn, so that a run resumes from its counters alone.
+    The noise of being i is a pure function of (seed, generation, i), independent of the other beings and of earlier
+    draws. A run therefore resumes from its counters alone.
 
     Args:
         population: any module whose maps have ``beings``.
-        mutation: what is added.
-        seed: of the run.
-        generation: its number.
-        keep: how many beings from the front stay: the elites.
-        first: the number of the first of these beings, where they are a part of a larger population.
+        mutation: the noise.
+        seed: seed of the run.
+        generation: number of the generation.
+        keep: number of beings at the front that stay unchanged: the elites.
+        first: number of the population's first being, if it is a part of a larger population.
 
     Example:
         >>> from linnet import WideDeep, evolve
@@ -135,5 +137,6 @@ def mutate(
                 )
                 dtype = torch.promote_types(parameter.dtype, torch.float32)
                 count = parameter[0].numel()
+                # in pieces that fit in the cache, see at_once
                 for some, rows in zip(own.split(at_once(count)), parameter[keep:].split(at_once(count)), strict=True):
                     rows.add_(mutation(some, count, dtype).view_as(rows).to(rows.dtype))

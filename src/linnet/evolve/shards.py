@@ -1,6 +1,7 @@
-"""A population over several processes: each holds some beings, and only what it needs of the others is sent.
+"""Shards: a population sharded across processes. Each process holds some beings and receives only the rows it needs.
 
-Started by torchrun or anything that starts torch.distributed; the result is that of one process.
+The processes are started by torchrun or anything else that initializes torch.distributed. The results equal those of
+one process.
 """
 
 from typing import TYPE_CHECKING
@@ -18,27 +19,27 @@ __all__ = ["Shards", "check_shards"]
 
 
 def check_shards(beings: int, block: int, world: int) -> None:
-    """A ValueError unless every one of ``world`` processes would hold as many whole blocks of beings."""
+    """Raise a ValueError unless each of ``world`` processes gets the same number of whole blocks of beings."""
     if beings % (world * block):
         raise ValueError(
-            f"The beings must be whole blocks in every process, a multiple of {world} · {block}, got {beings}"
+            f"The number of beings must be a multiple of {world} · {block} (processes · block), got {beings}"
         )
 
 
 class Shards:
-    """Who holds which beings: process r those from r · local to (r + 1) · local − 1.
+    """The beings of each process: process r holds beings r · local to (r + 1) · local − 1.
 
     Args:
-        beings: of the whole population.
-        block: beings that are never parted, those whose environments share a seed, say.
+        beings: number of beings of the whole population.
+        block: number of consecutive beings that stay in one process, for example those whose environments share a seed.
 
     Raises:
-        ValueError: torch.distributed has not been started, or the beings of a process would not be whole blocks.
+        ValueError: torch.distributed is not initialized, or ``beings`` is not a multiple of processes · block.
     """
 
     def __init__(self, beings: int, block: int = 1) -> None:
         if not dist.is_initialized():
-            raise ValueError("Shards need torch.distributed, got init_process_group has not been called")
+            raise ValueError("torch.distributed is not initialized; call init_process_group() first")
         self.beings, self.block = check_positive(beings=beings, block=block)
         self.world, self.rank = dist.get_world_size(), dist.get_rank()
         check_shards(beings, block, self.world)
@@ -46,20 +47,20 @@ class Shards:
 
     @property
     def start(self) -> int:
-        """The number of the first being of this process."""
+        """The first being of this process."""
         return self.rank * self.local
 
     @property
     def stop(self) -> int:
-        """The number behind that of the last."""
+        """One past the last being of this process."""
         return self.start + self.local
 
     def whole(self, rows: Tensor) -> Tensor:
-        """The rows of all beings from those of this process, (local, ...) -> (beings, ...), in every process."""
+        """Gather the rows of all beings in every process, (local, ...) -> (beings, ...)."""
         return self.joined(rows).full_tensor()
 
     def joined(self, rows: Tensor) -> "DTensor":
-        """The rows of this process as its part of a DTensor of all beings, (local, ...) -> (beings, ...)."""
+        """A DTensor of all beings whose local part is the rows of this process, (local, ...) -> (beings, ...)."""
         from torch.distributed.device_mesh import DeviceMesh
         from torch.distributed.tensor import DTensor, Shard
 
@@ -67,18 +68,19 @@ class Shards:
         return DTensor.from_local(rows.detach().contiguous(), mesh, [Shard(0)])
 
     def own(self, rows: Tensor) -> Tensor:
-        """The rows of this process from those of all beings, (beings, ...) -> (local, ...)."""
+        """Select the rows of this process from those of all beings, (beings, ...) -> (local, ...)."""
         return rows[self.start : self.stop]
 
     def moved(self, rows: list[Tensor], parents: Tensor) -> list[Tensor]:
-        """What stands in the rows of this process after being i has become a copy of ``parents[i]``.
+        """The new rows of this process when being i becomes a copy of ``parents[i]``.
 
         Args:
             rows: tensors of this process, (local, ...) each.
-            parents: of all beings, (beings,), the same in every process.
+            parents: the parents of all beings, (beings,), the same in every process.
         """
-        home = parents // self.local  # the process that holds the parent of each
-        wanted = [self.own(home) == r for r in range(self.world)]  # by whom, of what we need
+        home = parents // self.local  # the process that holds the parent of each being
+        # wanted[r]: which of our beings have a parent in process r; asked[r]: which beings of process r have one here
+        wanted = [self.own(home) == r for r in range(self.world)]
         asked = [home[r * self.local : (r + 1) * self.local] == self.rank for r in range(self.world)]
         sent = [parents[r * self.local : (r + 1) * self.local][mask] - self.start for r, mask in enumerate(asked)]
         places = torch.cat([mask.nonzero().squeeze(1) for mask in wanted])
@@ -94,6 +96,6 @@ class Shards:
         return found
 
     def spread(self, tensor: Tensor, being: int) -> Tensor:
-        """A tensor of the process that holds a being, in every process; the others give one of that shape."""
+        """Broadcast a tensor from the process that holds ``being``; the others pass a tensor of that shape."""
         dist.broadcast(tensor, being // self.local)
         return tensor

@@ -1,4 +1,4 @@
-"""Searchers with ask and tell: a population to evaluate, and what its fitness says about the next one.
+"""Evolution strategies and genetic algorithms with ask and tell: ask for a population, tell its fitness.
 
 ::
 
@@ -29,7 +29,7 @@ __all__ = ["GeneticAlgorithm", "OpenAIES", "Strategy", "centered_ranks", "genera
 
 
 def centered_ranks(fitness: Tensor) -> Tensor:
-    """Fitness -> its rank, from −1/2 of the worst to 1/2 of the best, (n,) -> (n,); equals share one, NaN is worst.
+    """Fitness -> rank, from −1/2 (worst) to 1/2 (best), (n,) -> (n,); ties share their mean rank, NaN is worst.
 
     Example:
         >>> centered_ranks(torch.tensor([10.0, -3.0, 10.0, float("nan"), 99.0]))
@@ -43,14 +43,14 @@ def centered_ranks(fitness: Tensor) -> Tensor:
     known = torch.where(fitness.isnan(), -torch.inf, fitness)
     ordered = known.sort().values
     first, behind = (torch.searchsorted(ordered, known, right=right) for right in (False, True))
-    middle = (first + behind - 1).to(torch.float64) / 2
+    middle = (first + behind - 1).to(torch.float64) / 2  # the mean of the ranks first, ..., behind − 1 of equal values
     return (middle / max(1, len(fitness) - 1) - 0.5).to(fitness.dtype)
 
 
 def standardized(fitness: Tensor) -> Tensor:
-    """Fitness -> (f − mean) / standard deviation, (n,) -> (n,); all 0 if they are equal.
+    """Fitness -> (f − mean) / standard deviation, (n,) -> (n,); 0 if all are equal.
 
-    NaN counts as the worst of those that are finite, and what is infinite as the worst or the best of them.
+    NaN and −∞ count as the worst finite fitness, ∞ as the best.
 
     Example:
         >>> standardized(torch.tensor([1.0, 2.0, 3.0]))
@@ -71,16 +71,16 @@ def _floating(fitness: Tensor) -> Tensor:
 
 
 def generator_of(seed: int, generation: int) -> torch.Generator:
-    """A generator on the CPU whose draws are a function of these numbers alone."""
+    """A generator on the CPU whose draws are a function of seed and generation alone."""
     word = int(bits(streams(torch.tensor([0]), seed, generation), 1))
     return torch.Generator().manual_seed(word & (2**63 - 1))
 
 
 class Strategy(ABC):
-    """The part that all searchers share; its whole state is in :meth:`state_dict`.
+    """Base class of the strategies; :meth:`state_dict` holds the whole state.
 
     Args:
-        seed: of all that it draws: everything is a function of seed and generation.
+        seed: seed of all draws, which are functions of seed and generation.
     """
 
     def __init__(self, seed: int) -> None:
@@ -88,40 +88,40 @@ class Strategy(ABC):
 
     @abstractmethod
     def ask(self) -> nn.Module:
-        """The population to evaluate now."""
+        """The population of the current generation, to be evaluated."""
 
     @abstractmethod
     def tell(self, fitness: Tensor) -> None:
-        """Take the fitness of every being, (beings,), higher is better, and go to the next generation."""
+        """Take the fitness of every being, (beings,), higher is better, and make the next generation."""
 
     @abstractmethod
     def best(self) -> nn.Module:
-        """The best network that is known now, as an independent ordinary module."""
+        """The best network so far, as an independent ordinary module."""
 
     @abstractmethod
     def candidates(self, fitness: Tensor, count: int) -> list[nn.Module]:
-        """The networks, at most ``count``, that the fitness of the population now asked for speaks for."""
+        """At most ``count`` promising networks, given the fitness of the current population."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Everything that it needs to go on."""
+        """The state from which the search can be resumed."""
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
+        """Resume from a state."""
 
 
 class GeneticAlgorithm(Strategy):
-    """The fittest have children, which differ from them by a mutation.
+    """A genetic algorithm: selected parents have children, which are mutated copies or mixtures of them.
 
     Args:
         population: any module whose parts have beings; it is changed in place.
-        selection: who has children.
-        mutation: how they differ.
-        crossover: how two parents mix; None: a child has one.
-        seed: of all draws.
-        shards: where processes hold the population together: ``population`` is this one's part. :meth:`tell` then takes
-            the fitness of all beings, and it, ``best`` and ``state_dict`` must be called in every process.
+        selection: the selection of parents; None is ``Truncation(0.2, elites=1)``.
+        mutation: the noise of the children; None is ``Gaussian()``.
+        crossover: the mixture of two parents; None gives each child one parent.
+        seed: seed of all draws.
+        shards: for a population sharded across processes: ``population`` is the part of this process. :meth:`tell` then
+            takes the fitness of all beings; ``tell``, ``best`` and ``state_dict`` must be called in every process.
 
     Example:
         >>> import linnet
@@ -174,16 +174,16 @@ class GeneticAlgorithm(Strategy):
             mates |= {"crossover": self.crossover, "generator": generator}
         reproduce(self.population, parents, **mates, shards=self.shards)
         self.generation += 1
-        keep = min(elites, self._stop)  # the others of them are beings of the next processes
+        keep = min(elites, self._stop)  # elites from _stop on are beings of later processes
         place = {"seed": self.seed, "generation": self.generation, "keep": keep, "first": self._first}
         mutate(self.population, self.mutation, **place)
 
     def best(self) -> nn.Module:
-        """The fittest of the generation that was told last; before the first, being 0."""
+        """The fittest being of the last evaluated generation; being 0 before the first."""
         return self.being(0) if self._best is None else self._best
 
     def candidates(self, fitness: Tensor, count: int) -> list[nn.Module]:
-        """The fittest."""
+        """The ``count`` fittest beings."""
         return [self.being(int(i)) for i in ranking(fitness)[:count]]
 
     def being(self, index: int) -> nn.Module:
@@ -212,18 +212,18 @@ class GeneticAlgorithm(Strategy):
 
 
 ADAM = partial(torch.optim.Adam, lr=0.02)
-"""The optimizer of an evolution strategy, if none is named."""
+"""The default optimizer of an evolution strategy."""
 
 
 class OpenAIES(Strategy):
-    """θ ← optimizer(θ, −g), g = 1/(nσ) Σ_t shape(f)_t ε_t: a gradient of the expected fitness, estimated.
+    """θ ← optimizer(θ, −g) with g = 1/(nσ) Σ_t shaping(f)_t ε_t, an estimated gradient of the expected fitness.
 
     Args:
         population: the beings around θ: ``FullRank(net, beings)`` or ``LowRank(net, beings)``.
-        sigma: σ, the size of the noise.
-        optimizer: called with the parameters of the network; what it gives takes the steps.
-        shaping: fitness (n,) -> (n,), what makes it comparable between generations.
-        seed: of all draws.
+        sigma: σ, the standard deviation of the noise.
+        optimizer: called with the parameters of the network; returns the optimizer that makes the steps.
+        shaping: fitness (n,) -> (n,); makes the fitness of different generations comparable.
+        seed: seed of all draws.
 
     Raises:
         ValueError: sigma is not positive.
@@ -267,7 +267,7 @@ class OpenAIES(Strategy):
         return self.population
 
     def tell(self, fitness: Tensor) -> None:
-        """Take the fitness of all beings, also of those that other processes evaluated, and make one step."""
+        """Take the fitness of all beings, including those that other processes evaluated, and make one step."""
         self.ask()
         shaped = self.shaping(_floating(fitness).detach())
         self.population.estimate(shaped)
@@ -275,13 +275,13 @@ class OpenAIES(Strategy):
         self.generation += 1
 
     def best(self) -> nn.Module:
-        """The network at the center."""
+        """A copy of the network at the center."""
         alone = copy.deepcopy(self.population.center)
         alone.zero_grad()
         return alone
 
     def candidates(self, fitness: Tensor, count: int) -> list[nn.Module]:
-        """The network at the center: the fitness is of its perturbations."""
+        """The network at the center alone: the fitness is that of its perturbations."""
         return [self.best()]
 
     def state_dict(self) -> dict[str, Any]:

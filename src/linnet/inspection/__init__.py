@@ -1,1 +1,1 @@
-"""What a model is made of, to read, to look at, to log."""
+"""Inspection of models: describe prints, diagram draws, log writes measurements in training."""

@@ -1,4 +1,4 @@
-"""What a model is made of, to read: its modules, sizes, promises."""
+"""describe: print the tree of a model with sizes, parameters and promises of its modules."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from linnet.core.linear_map import LinearMap
 from linnet.modules.blocks import FixedRandom, Parallel, Repeat
 from linnet.sparse import KWinners, SparseLinear
 
-__all__ = ["Part", "class_shown", "describe", "in_words", "parts"]
+__all__ = ["Part", "class_label", "describe", "part_labels", "parts"]
 
 
 @dataclass(frozen=True)
@@ -18,15 +18,15 @@ class Part:
     """One module of a model.
 
     Attributes:
-        name: its qualified name; empty for the model.
-        depth: how deep it lies in the tree.
-        module: itself.
-        parameters: how many numbers are trained in it and below, each tensor once.
-        fixed: how many are not: frozen parameters, and what FixedRandom drew.
-        promise: what its matrix keeps, on A; empty without one.
-        density: the share of its connections that are there; None if it is not sparse.
-        beings: how many; None for a single one.
-        again: the name under which the same module was met before; None at the first time.
+        name: qualified name of the module; empty for the model.
+        depth: depth in the tree.
+        module: the module.
+        parameters: number of trained numbers in the module and below, each tensor counted once.
+        fixed: number of fixed numbers: parameters without ``requires_grad``, and those of FixedRandom.
+        promise: the promise of its matrix A; empty without one.
+        density: the share of entries that are connections; None if the module is not sparse.
+        beings: number of beings (members of a population); None for a single module.
+        again: the first name of the same module, if it occurs again; else None.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Part:
 
 
 def parts(model: nn.Module) -> list[Part]:
-    """The modules of a model in the order of its tree, a shared one in each of its places.
+    """The modules of a model in the order of its tree; a shared module occurs at each of its places.
 
     Example:
         >>> from linnet import OrthogonalLinear
@@ -92,7 +92,7 @@ def _density(module: nn.Module) -> float | None:
 
 
 def _grouped(number: Any) -> str:
-    """Three digits at a time."""
+    """A number with a space between groups of three digits."""
     return f"{number:,}".replace(",", " ")
 
 
@@ -104,16 +104,16 @@ def _sizes(module: nn.Module) -> str:
     return ""
 
 
-def class_shown(module: nn.Module) -> str:
-    """The name of a module's class, and what the class alone does not say."""
+def class_label(module: nn.Module) -> str:
+    """The name of a module's class, with the option that distinguishes modules of this class."""
     name = type(module).__name__
     if isinstance(module, Repeat):
         return f"{name} × {module.times}"
     return f"{name} ({module.merge})" if isinstance(module, Parallel) else name
 
 
-def in_words(part: Part) -> dict[str, str]:
-    """A part in words: what describe writes and diagram draws."""
+def part_labels(part: Part) -> dict[str, str]:
+    """The texts of a part that describe prints and diagram draws."""
     numbers = [_grouped(part.parameters)] if part.parameters or not part.fixed else []
     numbers += [f"{_grouped(part.fixed)} fixed"] if part.fixed else []
     return {
@@ -132,7 +132,7 @@ def describe(model: nn.Module, *, file: IO[str] | None = None) -> None:
 
     Args:
         model: any module.
-        file: where to; None is the standard output.
+        file: the output; None is the standard output.
 
     Example:
         >>> describe(nn.Sequential(nn.Linear(4, 8), nn.ReLU()))  # doctest: +ELLIPSIS
@@ -144,8 +144,8 @@ def describe(model: nn.Module, *, file: IO[str] | None = None) -> None:
     from rich.table import Table
 
     found = parts(model)
-    told = [in_words(part) for part in found]
-    columns = [name for name in told[0] if any(line[name] for line in told)]
+    labels = [part_labels(part) for part in found]
+    columns = [name for name in labels[0] if any(line[name] for line in labels)]
     right = ("parameters", "density", "beings")
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False, show_edge=False)
     table.add_column("module", no_wrap=True)
@@ -153,10 +153,10 @@ def describe(model: nn.Module, *, file: IO[str] | None = None) -> None:
         heading = {"promise": "promise on A"}.get(name, name)
         align: Any = "right" if name in right else "left"
         table.add_column(heading, justify=align, overflow="fold", no_wrap=name != "promise")
-    for part, line in zip(found, told, strict=True):
+    for part, line in zip(found, labels, strict=True):
         label = f"({part.name.rpartition('.')[2]}) " if part.name else ""
         cells = (line[name] for name in columns)
-        name = "  " * part.depth + label + class_shown(part.module)
+        name = "  " * part.depth + label + class_label(part.module)
         table.add_row(name, *(cell.replace("[", "\\[") for cell in cells))
     console = Console(file=file, soft_wrap=False, highlight=False)
     console.print(_summary(model, found), highlight=False, markup=False)

@@ -1,4 +1,4 @@
-"""What a model is made of, to look at."""
+"""diagram: draw the tree of a model."""
 
 import textwrap
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from torch import nn
 
 from linnet.core.palette import COLOURS, GREY
 from linnet.decoupled import DNI, Pipeline
-from linnet.inspection.describe import Part, class_shown, in_words, parts
+from linnet.inspection.describe import Part, class_label, part_labels, parts
 from linnet.modules.blocks import FixedRandom, Parallel
 from linnet.wide.widen import Wide
 
@@ -21,15 +21,15 @@ _WIDTH, _HEIGHT, _GAP, _HEAD = 3.4, 0.52, 0.12, 0.34
 
 
 def diagram(model: nn.Module, *, ax: "Axes | None" = None, depth: int | None = None) -> "Axes":
-    """Draw the tree of a model: each module a box inside that of its parent, from input above to output below.
+    """Draw the tree of a model: each module is a box inside that of its parent, with the input at the top.
 
-    The modules of a :class:`Parallel` stand side by side. Colours tell the kinds apart: maps with a promise, sparse
-    layers, populations, decoupled parts, fixed ones, and everything else.
+    The modules of a :class:`Parallel` are side by side. Colours distinguish maps with a promise, sparse layers,
+    populations, decoupled parts, fixed parts, and everything else.
 
     Args:
         model: any module.
         ax: matplotlib axes to draw on; None makes a figure of the right size.
-        depth: how deep to draw; what lies deeper is one box. None draws all of it.
+        depth: number of levels to draw; deeper modules are part of one box. None draws all levels.
 
     Returns:
         The axes.
@@ -63,12 +63,12 @@ class _Box:
     inside: list["_Box"]
 
     @property
-    def beside(self) -> bool:
+    def side_by_side(self) -> bool:
         return isinstance(self.part.module, Parallel)
 
 
 def _nested(found: list[Part], depth: int | None) -> _Box:
-    """The tree of the parts, which come in its order."""
+    """Parts in the order of the tree -> the tree of boxes."""
     root = _Box(found[0], [])
     line = [root]
     for part in found[1:]:
@@ -87,7 +87,7 @@ def _extent(box: _Box) -> tuple[float, float]:
         return _WIDTH, _HEIGHT
     sizes = [_extent(one) for one in box.inside]
     widths, heights = zip(*sizes, strict=True)
-    if box.beside:
+    if box.side_by_side:
         return sum(widths) + _GAP * (len(sizes) + 1), max(heights) + _HEAD + _GAP
     return max(widths) + 2 * _GAP, sum(heights) + _GAP * len(sizes) + _HEAD
 
@@ -117,12 +117,12 @@ def _draw(ax: Any, box: _Box, x: float, y: float, width: float, kinds: dict[str,
     alpha = 0.12 if box.inside else 0.35 if kind else 0.18
     ax.add_patch(plt.Rectangle((x, y), width, height, facecolor=colour, alpha=alpha, edgecolor="none"))
     ax.add_patch(plt.Rectangle((x, y), width, height, fill=False, edgecolor=colour, linewidth=1))
-    told = in_words(box.part)
+    labels = part_labels(box.part)
     label = f"{box.part.name.rpartition('.')[2]}: " if box.part.name else ""
-    beings = f"{told['beings']} ×" if told["beings"] else ""
-    words = [label + class_shown(box.part.module), beings, told["sizes"], told["promise"], told["density"]]
+    beings = f"{labels['beings']} ×" if labels["beings"] else ""
+    words = [label + class_label(box.part.module), beings, labels["sizes"], labels["promise"], labels["density"]]
     if box.part.parameters or box.part.fixed or box.part.again:
-        words.append(told["parameters"])
+        words.append(labels["parameters"])
     first, *rest = [word for word in words if word]
     if box.inside:
         text = textwrap.shorten(" · ".join([first, *rest]), int(15 * width), placeholder=" …")
@@ -131,7 +131,7 @@ def _draw(ax: Any, box: _Box, x: float, y: float, width: float, kinds: dict[str,
         across = x + _GAP
         for one in box.inside:
             wide, high = _extent(one)
-            if box.beside:
+            if box.side_by_side:
                 _draw(ax, one, across, down, wide, kinds)
                 across += wide + _GAP
             else:

@@ -1,4 +1,4 @@
-"""What can be read off a model in training, for TensorBoard or whatever has ``add_scalar``."""
+"""log: write measurements of a model in training to TensorBoard, or to any writer with ``add_scalar``."""
 
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
@@ -15,34 +15,34 @@ from linnet.sparse.csr import among
 __all__ = ["LARGEST_SPECTRUM", "Writer", "log"]
 
 LARGEST_SPECTRUM = 512
-"""Up to this size the singular values of a map are logged."""
+"""The largest size of a map whose singular values are logged."""
 
 
 class Writer(Protocol):
-    """What :func:`log` needs: ``torch.utils.tensorboard.SummaryWriter`` is one. ``add_histogram`` may be missing."""
+    """The interface of a writer, such as ``torch.utils.tensorboard.SummaryWriter``; ``add_histogram`` is optional."""
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> Any: ...
 
 
 @torch.no_grad()
 def log(model: nn.Module, writer: Writer, step: int, *, fitness: Tensor | None = None) -> dict[str, float]:
-    """Write what a model says of itself: penalties, violations, spectra, sparsity, synthetic gradients, fitness.
+    """Log penalties, violations, spectra, sparsity, the quality of synthetic gradients, and fitness of a model.
 
-    Scalars: ``penalty`` of the model; for each map ``violation/<name>`` (the largest of its beings); for each sparse
-    layer ``density/<name>``, and ``moved/<name>``, the share of connections that were not there when this writer saw
-    the layer last; for each KWinners ``entropy/<name>``, the duty cycle's as a share of the largest one; for each DNI
-    ``cosine/<cut>``, ``norm_ratio/<cut>`` and ``loss/<cut>``; and ``fitness/best``, ``mean`` and ``worst``.
-    Histograms, if the writer has ``add_histogram``: ``spectrum/<name>``, the singular values of maps up to
-    512 × 512; ``duty_cycle/<name>``; ``fitness``.
+    Scalars: ``penalty`` of the model; for each map ``violation/<name>``, the largest of its beings; for each sparse
+    layer ``density/<name>``, and ``moved/<name>``, the share of connections that are new since the last call with this
+    writer; for each KWinners ``entropy/<name>``, the entropy of its duty cycle divided by the largest possible one; for
+    each DNI ``cosine/<cut>``, ``norm_ratio/<cut>`` and ``loss/<cut>``; and ``fitness/best``, ``mean`` and ``worst``.
+    Histograms, if the writer has ``add_histogram``: ``spectrum/<name>``, the singular values of maps up to 512 × 512;
+    ``duty_cycle/<name>``; ``fitness``.
 
     Args:
         model: any module.
         writer: a ``SummaryWriter``, or any object with ``add_scalar(tag, value, step)``.
-        step: how far training is.
-        fitness: (beings,) of a population, higher is better.
+        step: the training step.
+        fitness: fitness of the beings of a population, (beings,), higher is better.
 
     Returns:
-        The scalars by their tags.
+        A dict from tags to scalars.
 
     Raises:
         TypeError: the writer has no ``add_scalar``.
@@ -64,7 +64,7 @@ def log(model: nn.Module, writer: Writer, step: int, *, fitness: Tensor | None =
     histograms: dict[str, Tensor] = {}
     if any(callable(getattr(module, "penalty", None)) for module in model.modules()):
         scalars["penalty"] = float(penalty(model))
-    judging = set(judges(model))  # not the maps in a widened module, whose tensors have the beings in front
+    judging = set(judges(model))  # without the maps inside a widened module, whose tensors have the beings in front
     for name, module in model.named_modules():
         label = name or type(module).__name__
         if isinstance(module, LinearMap) and module in judging:

@@ -1,1 +1,1 @@
-"""Modules built of maps: blocks, recurrent nets, maps at every place of an image."""
+"""Modules built of maps: blocks, recurrent networks, 1×1 convolutions, and parameter groups for weight decay."""

@@ -1,4 +1,4 @@
-"""What networks are built of: blocks that take any layer."""
+"""Building blocks of networks for any layer: MLP, Residual, Parallel, Repeat and FixedRandom."""
 
 import functools
 import itertools
@@ -20,8 +20,8 @@ __all__ = ["MLP", "FixedRandom", "Parallel", "Repeat", "Residual"]
 class MLP(nn.Sequential):
     """``depth`` linear layers with an activation between them: input → hidden → ⋯ → hidden → output.
 
-    ``layer`` takes every place; a layer that is square by nature goes hidden to hidden, with :class:`Linear` at both
-    ends. ``carriers`` tells how many places it took.
+    All layers are of the class ``layer``. A class of square layers is used from hidden to hidden only, with
+    :class:`Linear` at both ends. ``carriers`` is the number of layers of the class ``layer``.
 
     Args:
         input_size: size of each input sample.
@@ -32,19 +32,19 @@ class MLP(nn.Sequential):
             the catalogue.
         activation: called without arguments for each place between two layers.
         bias: whether the layers learn an additive bias.
-        beings: None for one network, n for a population of n.
+        beings: None for one network, n for a population of n networks.
         device: device of the parameters.
         dtype: dtype of the parameters.
-        **options: go to every layer of the kind ``layer``.
+        **options: options of every layer of the class ``layer``.
 
     Shape:
         - input: (*, input_size); a population takes (input_size,) or (*, beings or 1, input_size)
-        - output: (*, output_size); a population gives (*, beings, output_size)
+        - output: (*, output_size); a population returns (*, beings, output_size)
 
     Raises:
-        ValueError: a size or the depth is not a positive integer, the layer is unknown, or it is square and depth < 3
-            leaves no place from hidden to hidden.
-        TypeError: an option that the layer does not have.
+        ValueError: a size or the depth is not a positive integer, the layer is unknown, or the layer is square and
+            depth < 3 leaves no layer from hidden to hidden.
+        TypeError: the layer does not have an option.
 
     Example:
         >>> net = MLP(20, 64, 10, depth=3, layer="orthogonal")
@@ -75,7 +75,7 @@ class MLP(nn.Sequential):
         if square and depth < 3:
             name = getattr(kind, "__name__", kind)
             raise ValueError(
-                f"A square layer goes from hidden to hidden, depth must be at least 3, got {name} with {depth=}"
+                f"depth must be at least 3 for the square layer {name}, which maps hidden to hidden, got {depth}"
             )
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         population: dict[str, Any] = {} if beings is None else {"beings": beings}
@@ -107,11 +107,11 @@ class Residual(nn.Module):
         shortcut: s, any module; None is the identity.
 
     Shape:
-        - input: whatever ``module`` takes
-        - output: that of ``module``
+        - input: the input of ``module``
+        - output: the output of ``module``
 
     Raises:
-        ValueError: in forward, the two shapes differ: they are never broadcast.
+        ValueError: in forward, the shapes of the two terms differ; they are never broadcast.
 
     Example:
         >>> block = Residual(nn.Sequential(nn.Linear(8, 8), nn.Tanh()))
@@ -132,27 +132,28 @@ class Residual(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         added, kept = self.module(input), input if self.shortcut is None else self.shortcut(input)
         if added.shape != kept.shape:
+            other = "input" if self.shortcut is None else "shortcut"
             raise ValueError(
-                "The two ways of a Residual must give one shape, got "
-                f"{tuple(kept.shape)} past the module and {tuple(added.shape)} through it"
+                f"The module of a Residual must return the shape of its {other}, {tuple(kept.shape)}, "
+                f"got {tuple(added.shape)}"
             )
         return kept + added
 
 
 class Parallel(nn.ModuleList):
-    """y = [f₁(x), …, fₙ(x)], beside each other, or y = f₁(x) + ⋯ + fₙ(x).
+    """y = [f₁(x), …, fₙ(x)], concatenated, or y = f₁(x) + ⋯ + fₙ(x).
 
     Args:
         *modules: f₁ to fₙ, at least one; each gets the same input.
-        merge: ``"cat"`` puts the outputs beside each other along the last axis, ``"sum"`` and ``"mean"`` add them and
-            need one shape.
+        merge: ``"cat"`` concatenates the outputs along the last axis, ``"sum"`` and ``"mean"`` add them and need equal
+            shapes.
 
     Shape:
-        - input: whatever the modules take
-        - output: (*, sum of the last sizes) for ``"cat"``, that of each module for the others
+        - input: the input of the modules
+        - output: (*, sum of the last sizes) for ``"cat"``, the output shape of each module for the others
 
     Raises:
-        ValueError: there is no module, the way of merging is unknown, or, in forward, the shapes do not fit.
+        ValueError: no module is given, merge is unknown, or, in forward, the shapes cannot be merged.
 
     Example:
         >>> Parallel(nn.Linear(4, 3), nn.Linear(4, 5))(torch.randn(2, 4)).shape
@@ -161,7 +162,7 @@ class Parallel(nn.ModuleList):
 
     def __init__(self, *modules: nn.Module, merge: str = "cat") -> None:
         if not modules:
-            raise ValueError("Parallel must have at least one module, got none")
+            raise ValueError("Parallel needs at least one module, got none")
         if merge not in ("cat", "sum", "mean"):
             raise ValueError(f"merge must be 'cat', 'sum' or 'mean', got {merge!r}")
         super().__init__([_module("each of the modules", module) for module in modules])
@@ -172,8 +173,8 @@ class Parallel(nn.ModuleList):
         shapes = [tuple(output.shape) for output in outputs]
         compared = {shape[:-1] for shape in shapes} if self.merge == "cat" else set(shapes)
         if len(compared) > 1:
-            rule = "shapes that differ in the last size only" if self.merge == "cat" else "one shape"
-            raise ValueError(f"The modules of Parallel with merge={self.merge!r} must give {rule}, got {shapes}")
+            rule = "shapes that differ in the last size only" if self.merge == "cat" else "equal shapes"
+            raise ValueError(f"The modules of Parallel with merge={self.merge!r} must return {rule}, got {shapes}")
         if self.merge == "cat":
             return torch.cat(outputs, -1)
         total = functools.reduce(operator.add, outputs)
@@ -184,14 +185,14 @@ class Parallel(nn.ModuleList):
 
 
 class Repeat(nn.Module):
-    """y = f(f(⋯f(x))): one module, and one set of weights, ``times`` times.
+    """y = f(f(⋯f(x))): one module, and one set of weights, applied ``times`` times.
 
     Args:
-        module: f, any module that takes what it gives.
-        times: how often, at least 1.
+        module: f, any module that can be applied to its own output.
+        times: number of applications, at least 1.
 
     Shape:
-        - input, output: those of ``module``
+        - input, output: the shapes of ``module``
 
     Raises:
         ValueError: ``times`` is not a positive integer.
@@ -221,27 +222,28 @@ class Repeat(nn.Module):
 
 
 class FixedRandom(nn.Module):
-    """y = x R + c with R drawn once and kept: its tensors are buffers, saved and moved with the model, never trained.
+    """y = x R + c with a fixed random R: its tensors are buffers, saved and moved with the model, never trained.
 
-    Without ``layer`` the entries of R are drawn from U[0, 1); with one, R is what such a layer starts with: a fixed
-    random rotation for ``"orthogonal"``, a fixed random wiring for ``"sparse"``. Gradients reach the input through R.
+    Without ``layer`` the entries of R are drawn from U[0, 1). With ``layer``, R is the initial matrix of such a layer,
+    for example a random rotation for ``"orthogonal"``, a random sparse matrix for ``"sparse"``. Gradients reach the
+    input through R.
 
     Args:
         in_features: size of each input sample.
         out_features: size of each output sample.
-        bias: whether there is a constant c, as such a layer starts with; 0 without ``layer``.
+        bias: whether there is a constant c, the initial bias of the layer; c = 0 without ``layer``.
         layer: a layer class, a factory called as ``layer(in_features, out_features, bias, **options)``, or a name of
             the catalogue.
-        beings: None for one map, n for a population of n.
-        device, dtype: as in :class:`LinearMap`.
-        **options: go to the layer.
+        beings: None for one map, n for a population of n maps.
+        device, dtype: see :class:`LinearMap`.
+        **options: options of the layer.
 
     Shape:
         - input: (*, in_features); with beings (*, beings, in_features)
         - output: (*, out_features); with beings (*, beings, out_features)
 
     Raises:
-        ValueError: as the layer.
+        ValueError: the layer raises it.
 
     Example:
         >>> fixed = FixedRandom(20, 20)
@@ -277,7 +279,7 @@ class FixedRandom(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw R again."""
+        """Redraw R."""
         if not self.uniform:
             self.layer.reset_parameters()  # type: ignore[operator]
             return
@@ -291,7 +293,7 @@ class FixedRandom(nn.Module):
 
 
 def fixed(module: nn.Module) -> None:
-    """Make every parameter inside a buffer of the same name."""
+    """Turn every parameter of a module into a buffer of the same name."""
     for part in module.modules():
         parameters, part._parameters = part._parameters, {}
         for name, parameter in parameters.items():

@@ -1,4 +1,4 @@
-"""A map in the place of a 1×1 convolution: the same matrix at every place of an image."""
+"""Pointwise: a 1×1 convolution whose matrix is that of a map."""
 
 from typing import Any
 
@@ -16,19 +16,19 @@ CONVOLUTIONS: dict[int, type[Any]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 class Pointwise(nn.Module):
     """y[:, o, p] = Σ_i W[o, i] x[:, i, p] + b[o] for every place p: a 1×1 convolution whose matrix is that of a map.
 
-    It is what :func:`linnet.replace` with ``convolutions=True`` puts in the place of an ``nn.Conv1d``, ``nn.Conv2d`` or
-    ``nn.Conv3d``, and what :func:`linnet.bake` turns into one.
+    :func:`linnet.replace` with ``convolutions=True`` puts it in place of an ``nn.Conv1d``, ``nn.Conv2d`` or
+    ``nn.Conv3d``, and :func:`linnet.bake` turns it back into one.
 
     Args:
-        layer: the map, from channels to channels; a single one.
-        dims: how many axes the places have: 1, 2 or 3.
+        layer: the map between channels, without beings.
+        dims: number of axes of places: 1, 2 or 3.
 
     Shape:
         - input: ([batch,] layer.in_features, *places)
         - output: ([batch,] layer.out_features, *places), contiguous if the input is, channels last if the input is
 
     Raises:
-        TypeError: layer is no map.
+        TypeError: layer is not a map.
         ValueError: layer is a population, dims is not 1, 2 or 3, or the input has another number of axes.
 
     Example:
@@ -42,7 +42,7 @@ class Pointwise(nn.Module):
         if not isinstance(layer, LinearMap):
             raise TypeError(f"layer must be a linear map, got {type(layer).__name__}")
         if layer.beings is not None:
-            raise ValueError(f"layer must be a single map, got it is a population of {layer.beings}")
+            raise ValueError(f"layer must be a single map, got a population of {layer.beings}")
         if dims not in CONVOLUTIONS:
             raise ValueError(f"dims must be 1, 2 or 3, got {dims!r}")
         self.layer, self.dims = layer, dims
@@ -50,8 +50,8 @@ class Pointwise(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         if input.dim() not in (self.dims + 1, self.dims + 2):
             raise ValueError(
-                f"The input must have a channel axis, {self.dims} axes of places and at most one of a batch, "
-                f"got {tuple(input.shape)}"
+                f"The input must have {self.dims + 1} or {self.dims + 2} axes, ([batch,] channels, *places), "
+                f"got shape {tuple(input.shape)}"
             )
         channels = -self.dims - 1
         output = self.layer(input.movedim(channels, -1)).movedim(-1, channels)
@@ -59,7 +59,7 @@ class Pointwise(nn.Module):
 
     def to_convolution(self) -> nn.Module:
         """An independent convolution of the same function."""
-        plain: Any = self.layer.to_linear() if isinstance(self.layer, LinearMap) else self.layer  # it may be baked
+        plain: Any = self.layer.to_linear() if isinstance(self.layer, LinearMap) else self.layer  # bake sets nn.Linear
         kind = CONVOLUTIONS[self.dims]
         size = (plain.in_features, plain.out_features, 1)
         new = nn.utils.skip_init(
@@ -78,7 +78,7 @@ class Pointwise(nn.Module):
 
 
 def is_pointwise(module: Any) -> int:
-    """The number of axes of places of a convolution that looks at its own place alone, at every one; 0 for others."""
+    """The number of axes of places of a 1×1 convolution with stride 1, one group and no padding; 0 for others."""
     alone = (
         isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
         and set(module.kernel_size) == {1}

@@ -1,4 +1,4 @@
-"""Recurrent nets over any map: h ← φ(x W_inᵀ + h W_hidᵀ + b), with W_hid computed once for a sequence."""
+"""RNN and RNNCell over any map: h ← φ(x W_inᵀ + h W_hidᵀ + b), with W_hid computed once for each sequence."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,30 +21,30 @@ NONLINEARITIES: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "re
 
 
 class RNNCell(nn.Module):
-    """h' = φ(x W_inᵀ + h W_hidᵀ + b): :class:`torch.nn.RNNCell` with a map of any kind in either place.
+    """h' = φ(x W_inᵀ + h W_hidᵀ + b): :class:`torch.nn.RNNCell` with any class of maps for W_in and W_hid.
 
     Args:
         input_size: size of each input sample.
         hidden_size: size of the state.
         bias: whether both maps learn an additive bias, as in :class:`torch.nn.RNNCell`.
-        input_map: the kind of the map from input to state: a layer class, a factory called as
+        input_map: class of the map from input to state: a layer class, a factory called as
             ``input_map(in_features, out_features, bias, **options)``, or a name of the catalogue.
-        hidden_map: the kind of the map from state to state.
-        nonlinearity: φ: ``"tanh"``, ``"relu"`` or any callable; a module is trained along.
+        hidden_map: class of the map from state to state.
+        nonlinearity: φ, ``"tanh"``, ``"relu"`` or any callable; the parameters of a module are trained too.
         input_options: options of the input map.
         hidden_options: options of the hidden map.
-        beings: None for one cell, n for a population of n.
+        beings: None for one cell, n for a population of n cells.
         device: device of the parameters.
         dtype: dtype of the parameters.
 
     Shape:
         - input: (*, input_size); a population takes (*, beings or 1, input_size)
-        - state: (*, hidden_size); a population takes (*, beings, hidden_size); None means zeros
-        - output: as the state
+        - state: (*, hidden_size); a population takes (*, beings, hidden_size); None is zeros
+        - output: the shape of the state
 
     Raises:
         ValueError: a size is not a positive integer, the nonlinearity or a map is unknown, or a map cannot have its
-            size (a square one from input_size to another hidden_size).
+            size (such as a square input map where input_size and hidden_size differ).
 
     Example:
         >>> cell = RNNCell(3, 16, hidden_map="orthogonal")
@@ -93,11 +93,11 @@ class RNNCell(nn.Module):
         return self._phi(x + self.hidden_map(state))
 
     def sequence(self, input: Tensor, state: Tensor) -> Tensor:
-        """All states of a sequence: one product for all inputs, and W_hid computed once.
+        """All states of a sequence, with one product for all inputs, and W_hid computed once.
 
         Args:
             input: the inputs, (length, batch, [beings or 1,] input_size).
-            state: the state before the first, (batch, [beings,] hidden_size).
+            state: the initial state, (batch, [beings,] hidden_size).
 
         Shape:
             - returns: (length, batch, [beings,] hidden_size)
@@ -132,36 +132,36 @@ class RNNCell(nn.Module):
 
 
 class RNN(nn.Module):
-    """A stack of recurrent layers over a sequence: :class:`torch.nn.RNN` with a map of any kind in either place.
+    """A stack of recurrent layers over a sequence: :class:`torch.nn.RNN` with any class of maps.
 
-    The matrix of the hidden map is computed once for a sequence, so an orthogonal or stable net costs hardly more than
-    one of nn.Linears. A hidden layer whose forward is random (:class:`linnet.L0Linear`) has one sample for a sequence.
+    The matrix of the hidden map is computed once for each sequence, so that orthogonal or stable nets cost little more
+    than nets of nn.Linear. A random hidden map (:class:`linnet.L0Linear`) draws one sample for each sequence.
 
     Args:
         input_size: size of each input sample.
         hidden_size: size of the states.
-        num_layers: number of recurrent layers; each but the first takes the states of the one before.
+        num_layers: number of recurrent layers; each but the first takes the states of the layer before.
         bias: whether all maps learn an additive bias.
-        batch_first: whether batches come before time: (batch, length, ...) for input and output.
+        batch_first: whether the batch axis comes before time: (batch, length, ...) for input and output.
         dropout: probability of dropout on the outputs of each layer but the last.
-        input_map: the kind of the maps from input to state, as in :class:`RNNCell`.
-        hidden_map: the kind of the maps from state to state.
-        nonlinearity: φ: ``"tanh"``, ``"relu"`` or any callable; a module is shared by the layers.
+        input_map: class of the maps from input to state, see :class:`RNNCell`.
+        hidden_map: class of the maps from state to state.
+        nonlinearity: φ, ``"tanh"``, ``"relu"`` or any callable; all layers share a module.
         input_options: options of the input maps.
         hidden_options: options of the hidden maps.
-        beings: None for one net, n for a population of n.
+        beings: None for one net, n for a population of n nets.
         device: device of the parameters.
         dtype: dtype of the parameters.
 
     Shape:
         - input: (length, [batch,] input_size); a population takes (length, [batch,] beings or 1, input_size)
-        - states: (num_layers, [batch,] [beings,] hidden_size), those before the first input; None means zeros
+        - states: the initial states, (num_layers, [batch,] [beings,] hidden_size); None is zeros
         - output: (length, [batch,] [beings,] hidden_size), the states of the last layer
         - last states: (num_layers, [batch,] [beings,] hidden_size)
 
     Raises:
         ValueError: a size is not a positive integer, dropout is not in [0, 1], a map or the nonlinearity is unknown, or
-            a map cannot have its size (a square one from input_size to another hidden_size).
+            a map cannot have its size (such as a square input map where input_size and hidden_size differ).
 
     Example:
         >>> net = RNN(3, 64, num_layers=2, hidden_map="orthogonal", batch_first=True)
@@ -194,7 +194,7 @@ class RNN(nn.Module):
         super().__init__()
         (self.num_layers,) = check_positive(num_layers=num_layers)
         if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout <= 1:
-            raise ValueError(f"dropout must be a probability, got {dropout!r}")
+            raise ValueError(f"dropout must be a probability in [0, 1], got {dropout!r}")
         self.batch_first, self.dropout = batch_first, dropout
         self.cells = nn.ModuleList(
             RNNCell(

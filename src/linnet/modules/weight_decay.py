@@ -1,12 +1,11 @@
-"""Weight decay that means what it says: which parameters may shrink, and decay of the matrix where none may."""
+"""param_groups and matrix_decay: weight decay that shrinks the matrices of maps, not their raw parameters."""
 
-import math
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from linnet.core.checks import check_number
 from linnet.core.linear_map import LinearMap
 from linnet.wide.widen import Wide
 
@@ -16,15 +15,15 @@ __all__ = ["matrix_decay", "param_groups"]
 def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """The parameters of ``model`` in two groups for an optimizer: those that may decay, and the rest, which must not.
 
-    Weight decay on raw parameters pulls a map towards that of raw parameters 0, whatever it is: nonnegative entries to
-    log 2 times their scale, say. So every map names those of its parameters with which the matrix itself shrinks
-    (``LinearMap.decays``); its other parameters and its bias do not decay. In other modules tensors with two or more
-    axes decay, others (biases, norms) do not. To shrink the matrix of the maps that are left out, add
+    Weight decay on raw parameters pulls a map towards the map with raw parameters 0, for example nonnegative entries
+    towards log 2 times their scale. Therefore ``LinearMap.decays`` names the parameters of a map with which the matrix
+    itself shrinks; its other parameters and its bias do not decay. In other modules tensors with two or more axes
+    decay, the others (biases, norms) do not. To shrink the matrices of the maps without decaying parameters, add
     :func:`matrix_decay` to the loss.
 
     Args:
         model: the model.
-        weight_decay: of the first group, >= 0; the second has 0.
+        weight_decay: weight decay of the first group, >= 0; the second group has 0.
 
     Raises:
         ValueError: weight_decay is negative or not finite.
@@ -36,13 +35,12 @@ def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
         >>> [len(group["params"]) for group in optimizer.param_groups]
         [1, 5]
     """
-    if isinstance(weight_decay, bool) or not isinstance(weight_decay, Real) or not 0 <= weight_decay < math.inf:
-        raise ValueError(f"weight_decay must be a finite number >= 0, got {weight_decay!r}")
+    check_number(0, weight_decay=weight_decay)
     shrinking: dict[Tensor, None] = {}
     rest: dict[Tensor, None] = {}
     inside = {part for wide in model.modules() if isinstance(wide, Wide) for part in wide.modules()}
     for module in model.modules():
-        axes = 3 if module in inside else 2  # the beings are one of them
+        axes = 3 if module in inside else 2  # a widened module has one more axis, that of the beings
         for name, parameter in module.named_parameters(recurse=False):
             may = name in module.decays if isinstance(module, LinearMap) else parameter.dim() >= axes
             (shrinking if may else rest)[parameter] = None
@@ -54,9 +52,9 @@ def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 
 
 def matrix_decay(model: nn.Module) -> Tensor:
-    """½ Σ ‖W‖²_F over all maps whose parameters :func:`param_groups` leaves out: add weight_decay times it to the loss.
+    """½ Σ ‖W‖²_F over all maps without decaying parameters in :func:`param_groups`: add weight_decay · it to the loss.
 
-    Its gradient is that of weight decay on W itself, carried back to the raw parameters; a hard promise holds as ever.
+    Its gradient is that of weight decay on W, propagated to the raw parameters; hard promises still hold.
 
     Args:
         model: the model.

@@ -1,4 +1,4 @@
-"""Many networks at once, along the beings axis."""
+"""Populations: many networks evaluated and trained at once; a member of a population is called a being."""
 
 from linnet.wide.losses import per_being as per_being
 from linnet.wide.optim import WideAdam as WideAdam

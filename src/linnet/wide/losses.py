@@ -11,16 +11,17 @@ __all__ = ["per_being"]
 def per_being(loss: Callable[[Tensor, Tensor], Tensor], *, shared_target: bool = True) -> Callable[..., Tensor]:
     """loss(output, target) of one net -> losses(outputs, target) of a population, one number for each being.
 
-    Call ``.sum()`` on the result before ``backward()``: each being then gets the gradient that it would get alone.
+    Call ``.sum()`` on the result before ``backward()``: each being then gets the gradient of its own loss.
     (``.mean()`` would divide every gradient by the number of beings.)
 
     Args:
         loss: a criterion of one net that returns a scalar, such as ``F.cross_entropy``.
-        shared_target: whether all beings learn the same target, (batch, ...); if not, it is (batch, beings, ...).
+        shared_target: whether all beings learn the same target, (batch, ...); otherwise the target is
+            (batch, beings, ...).
 
     Shape:
         - outputs: (batch, beings, *)
-        - target: (batch, *), or (batch, beings, *) if it is not shared
+        - target: (batch, *), or (batch, beings, *) if ``shared_target`` is False
         - result: (beings,)
 
     Example:
@@ -34,8 +35,8 @@ def per_being(loss: Callable[[Tensor, Tensor], Tensor], *, shared_target: bool =
             raise ValueError(f"outputs must have shape (batch, beings, *), got {tuple(outputs.shape)}")
         if not shared_target and target.shape[:2] != outputs.shape[:2]:
             raise ValueError(
-                "a target that is not shared must have the (batch, beings) of the outputs, "
-                f"{tuple(outputs.shape[:2])}, got {tuple(target.shape)}"
+                f"A target that is not shared must have (batch, beings) = {tuple(outputs.shape[:2])} in front, "
+                f"got {tuple(target.shape)}"
             )
         return torch.vmap(loss, in_dims=(1, None if shared_target else 1))(outputs, target)
 

@@ -1,8 +1,8 @@
-"""Optimizers of populations: every being with hyper-parameters of its own, as separate torch optimizers would have.
+"""Optimizers of populations: each being has its own hyper-parameters, as with one torch optimizer for each being.
 
-All parameters have the axis of beings in front. A hyper-parameter is a number for all or a tensor with one for each
-being; in ``param_groups`` it is a (beings,) float64 tensor, which ``state_dict`` holds too. A schedule is arithmetic on
-it, ``group["lr"] *= 0.99``: torch's schedulers set one number for a whole group and refuse such a tensor.
+All parameters have the axis of beings in front. A hyper-parameter is one number, or a tensor with one number for each
+being. ``param_groups`` and ``state_dict`` hold it as a (beings,) float64 tensor. A schedule is arithmetic on that
+tensor, ``group["lr"] *= 0.99``: torch's schedulers set one number for a whole group and refuse such a tensor.
 """
 
 import math
@@ -24,11 +24,12 @@ Hyper = float | Tensor
 def clip_beings_(parameters: Iterable[nn.Parameter], max_norm: Hyper) -> Tensor:
     """g_i ← g_i · min(1, max_norm_i / (‖g_i‖₂ + 10⁻⁶)): clip the gradient of each being by its own norm, in place.
 
-    ``torch.nn.utils.clip_grad_norm_`` takes one norm of all beings together: one that diverges stops the others.
+    ``torch.nn.utils.clip_grad_norm_`` takes one norm over all beings: a being that diverges shrinks the gradients of
+    all others.
 
     Args:
-        parameters: parameters with the axis of beings in front; those without a gradient are left out.
-        max_norm: a number, or one for each being.
+        parameters: parameters with the axis of beings in front; parameters without a gradient are skipped.
+        max_norm: one number, or one for each being.
 
     Shape:
         - result: (beings,), the norms before clipping
@@ -53,7 +54,7 @@ def clip_beings_(parameters: Iterable[nn.Parameter], max_norm: Hyper) -> Tensor:
         factors = _clip(norms, torch.as_tensor(max_norm).to(norms))
         for p in learned:
             if p.grad is not None:
-                p.grad.mul_(_beside(factors, p.grad))
+                p.grad.mul_(_aligned(factors, p.grad))
     return norms
 
 
@@ -67,28 +68,28 @@ def _clip(norms: Tensor, max_norm: Tensor) -> Tensor:
     return (max_norm / (norms + 1e-6)).clamp(max=1.0)
 
 
-def _beside(rows: Tensor, tensor: Tensor) -> Tensor:
-    """(beings,) -> (beings, 1, ...), to go with ``tensor``."""
+def _aligned(rows: Tensor, tensor: Tensor) -> Tensor:
+    """(beings,) -> (beings, 1, ...), which broadcasts with ``tensor``."""
     return rows.to(tensor.dtype).view(-1, *[1] * (tensor.dim() - 1))
 
 
 class WideOptimizer(torch.optim.Optimizer, ABC):
-    """The part that all optimizers of populations share: hyper-parameters by being, clipping, quarantine.
+    """Base class of the optimizers of populations: hyper-parameters by being, clipping, quarantine.
 
     Args:
-        params: parameters or groups of them, each with the axis of beings in front.
-        beings: how many.
-        max_norm: clip the gradient of each being, over all its parameters, to this norm; infinite does not.
-        quarantine: leave a being whose gradient is not finite as it is, from then on; see :attr:`alive`.
+        params: parameters or groups of parameters, each with the axis of beings in front.
+        beings: number of beings.
+        max_norm: clip the gradient of each being, over all its parameters, to this norm; infinity does not clip.
+        quarantine: stop training a being once its gradient is not finite; see :attr:`alive`.
         hyper: the hyper-parameters of the optimizer.
 
     Raises:
-        ValueError: a parameter has another number of beings, or a hyper-parameter is neither a number nor (beings,), or
-            out of its range.
+        ValueError: a parameter has another number of beings, or a hyper-parameter is out of its range or is neither a
+            number nor of shape (beings,).
     """
 
     intervals: ClassVar[dict[str, tuple[float, float]]] = {}
-    """Each hyper-parameter of the class, and the interval [low, high) in which it must lie."""
+    """Each hyper-parameter of the class and its allowed interval [low, high)."""
 
     def __init__(self, params: Any, beings: int, *, max_norm: Hyper, quarantine: bool, **hyper: Any) -> None:
         self.beings = check_positive(beings=beings)[0]
@@ -126,13 +127,13 @@ class WideOptimizer(torch.optim.Optimizer, ABC):
         return torch.stack([group["alive"] for group in self.param_groups]).all(0)
 
     def release(self, beings: Any) -> None:
-        """End the quarantine of beings, whose parameters have been mended."""
+        """End the quarantine of beings, after their parameters have been repaired."""
         for group in self.param_groups:
             group["alive"][indices(beings, self.beings).to(group["alive"].device)] = True
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of every being that is alive and whose parameters have gradients."""
+        """Make one step of every being that is alive, for all parameters that have gradients."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -141,7 +142,9 @@ class WideOptimizer(torch.optim.Optimizer, ABC):
         if not learned:
             return loss
         if any(p.grad.is_sparse for _, p in learned):
-            raise ValueError("The gradients of a population must be dense, got one is sparse")
+            raise ValueError(
+                f"{type(self).__name__} needs dense gradients, got a sparse one; build nn.Embedding with sparse=False"
+            )
         norms = None
         if any(group["quarantine"] or not _is_infinite(group["max_norm"]) for group in self.param_groups):
             norms = _norms([p.grad for _, p in learned])
@@ -160,10 +163,11 @@ class WideOptimizer(torch.optim.Optimizer, ABC):
             if not state:
                 state.update(self._fresh(group, p))
             tensors = [p, *(value for value in state.values() if isinstance(value, Tensor))]
+            # the update runs for all beings at once; the rows of those in quarantine are restored afterwards
             kept = [] if out is None else [tensor.index_select(0, out) for tensor in tensors]
             gradient = p.grad
             if id(group) in factors:
-                gradient = gradient * _beside(factors[id(group)], gradient)
+                gradient = gradient * _aligned(factors[id(group)], gradient)
             self._update(group, p, gradient, state)
             if out is not None:
                 for tensor, rows in zip(tensors, kept, strict=True):
@@ -172,18 +176,18 @@ class WideOptimizer(torch.optim.Optimizer, ABC):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         steps = {key: value["step"] for key, value in state_dict["state"].items() if "step" in value}
-        super().load_state_dict(state_dict)  # casts what is floating to the dtype of the parameter
+        super().load_state_dict(state_dict)  # casts the state to the parameter's dtype; step must stay float64
         every = [p for group in self.param_groups for p in group["params"]]
         for key, step in steps.items():
             self.state[every[key]]["step"] = step.clone().to(every[key].device)
 
     @abstractmethod
     def _fresh(self, group: dict[str, Any], p: Tensor) -> dict[str, Tensor]:
-        """The state of a parameter before its first step; every tensor has the axis of beings in front."""
+        """The initial state of a parameter; every tensor has the axis of beings in front."""
 
     @abstractmethod
     def _update(self, group: dict[str, Any], p: Tensor, gradient: Tensor, state: dict[str, Tensor]) -> None:
-        """One step of one parameter, in place; the gradient is not changed."""
+        """Make one step of one parameter in place; the gradient stays unchanged."""
 
 
 def _is_infinite(max_norm: Tensor) -> bool:
@@ -193,28 +197,28 @@ def _is_infinite(max_norm: Tensor) -> bool:
 def _decayed(group: dict[str, Any], p: Tensor, gradient: Tensor) -> Tensor:
     """g + λ θ."""
     if bool((group["weight_decay"] != 0).any()):
-        return torch.addcmul(gradient, p, _beside(group["weight_decay"], p))
+        return torch.addcmul(gradient, p, _aligned(group["weight_decay"], p))
     return gradient
 
 
 class WideSGD(WideOptimizer):
-    """v ← μ v + g + λ θ, θ ← θ − η v, with η, μ, λ of each being: torch.optim.SGD.
+    """v ← μ v + g + λ θ, θ ← θ − η v, with η, μ, λ of each being: torch.optim.SGD for populations.
 
     Args:
-        params: parameters or groups of them, each with the axis of beings in front.
-        beings: how many.
+        params: parameters or groups of parameters, each with the axis of beings in front.
+        beings: number of beings.
         lr: learning rate η.
         momentum: μ.
         weight_decay: λ.
         nesterov: whether the step is g + μ v.
         max_norm: clip the gradient of each being to this norm.
-        quarantine: leave a being whose gradient is not finite as it is, from then on.
+        quarantine: stop training a being once its gradient is not finite.
 
     Shape:
         - lr, momentum, weight_decay, max_norm: a number or (beings,)
 
     Raises:
-        ValueError: as :class:`WideOptimizer`.
+        ValueError: see :class:`WideOptimizer`.
 
     Example:
         >>> from linnet import Linear
@@ -247,14 +251,14 @@ class WideSGD(WideOptimizer):
     def _update(self, group: dict[str, Any], p: Tensor, gradient: Tensor, state: dict[str, Tensor]) -> None:
         gradient = _decayed(group, p, gradient)
         if "momentum_buffer" in state:
-            momentum, v = _beside(group["momentum"], p), state["momentum_buffer"]
+            momentum, v = _aligned(group["momentum"], p), state["momentum_buffer"]
             v.mul_(momentum).add_(gradient)
             gradient = torch.addcmul(gradient, v, momentum) if group["nesterov"] else v
-        p.sub_(gradient * _beside(group["lr"], p))
+        p.sub_(gradient * _aligned(group["lr"], p))
 
 
 class _WideMoments(WideOptimizer, ABC):
-    """What Adam and AdamW share: the moments of each being, and the step along them."""
+    """Base class of WideAdam and WideAdamW: the moments of each being, and the step along them."""
 
     intervals: ClassVar = {
         "lr": (0.0, math.inf),
@@ -265,6 +269,7 @@ class _WideMoments(WideOptimizer, ABC):
     }
 
     def _fresh(self, group: dict[str, Any], p: Tensor) -> dict[str, Tensor]:
+        # one step count for each being: after reproduction or quarantine the bias corrections 1 − βᵗ of beings differ
         step = torch.zeros(self.beings, dtype=torch.float64, device=p.device)
         return {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
 
@@ -272,31 +277,31 @@ class _WideMoments(WideOptimizer, ABC):
         """m ← β₁ m + (1 − β₁) g, v ← β₂ v + (1 − β₂) g², θ ← θ − η / (1 − β₁ᵗ) · m / (√(v / (1 − β₂ᵗ)) + ε)."""
         beta1, beta2, t = group["beta1"], group["beta2"], state["step"].add_(1)
         m, v = state["exp_avg"], state["exp_avg_sq"]
-        m.lerp_(gradient, _beside(1 - beta1, p))
-        v.mul_(_beside(beta2, p)).addcmul_(gradient * _beside(1 - beta2, p), gradient)
-        root = v.sqrt().mul_(_beside((1 - beta2**t).rsqrt(), p)).add_(_beside(group["eps"], p))
-        p.sub_(root.reciprocal_().mul_(m).mul_(_beside(group["lr"] / (1 - beta1**t), p)))
+        m.lerp_(gradient, _aligned(1 - beta1, p))
+        v.mul_(_aligned(beta2, p)).addcmul_(gradient * _aligned(1 - beta2, p), gradient)
+        root = v.sqrt().mul_(_aligned((1 - beta2**t).rsqrt(), p)).add_(_aligned(group["eps"], p))
+        p.sub_(root.reciprocal_().mul_(m).mul_(_aligned(group["lr"] / (1 - beta1**t), p)))
 
 
 class WideAdam(_WideMoments):
-    """θ ← θ − η m̂ / (√v̂ + ε), with η, β₁, β₂, λ of each being: torch.optim.Adam; weight decay goes into g.
+    """θ ← θ − η m̂ / (√v̂ + ε), with η, β₁, β₂, ε, λ of each being: torch.optim.Adam; λ θ is added to g.
 
     Args:
-        params: parameters or groups of them, each with the axis of beings in front.
-        beings: how many.
+        params: parameters or groups of parameters, each with the axis of beings in front.
+        beings: number of beings.
         lr: learning rate η.
         beta1: decay of the mean m.
         beta2: decay of the mean square v.
         eps: ε.
         weight_decay: λ, g ← g + λ θ.
         max_norm: clip the gradient of each being to this norm.
-        quarantine: leave a being whose gradient is not finite as it is, from then on.
+        quarantine: stop training a being once its gradient is not finite.
 
     Shape:
         - lr, beta1, beta2, eps, weight_decay, max_norm: a number or (beings,)
 
     Raises:
-        ValueError: as :class:`WideOptimizer`.
+        ValueError: see :class:`WideOptimizer`.
 
     Example:
         >>> from linnet import Linear
@@ -330,24 +335,24 @@ class WideAdam(_WideMoments):
 
 
 class WideAdamW(_WideMoments):
-    """θ ← (1 − η λ) θ − η m̂ / (√v̂ + ε), with η, β₁, β₂, λ of each being: torch.optim.AdamW.
+    """θ ← (1 − η λ) θ − η m̂ / (√v̂ + ε), with η, β₁, β₂, ε, λ of each being: torch.optim.AdamW.
 
     Args:
-        params: parameters or groups of them, each with the axis of beings in front.
-        beings: how many.
+        params: parameters or groups of parameters, each with the axis of beings in front.
+        beings: number of beings.
         lr: learning rate η.
         beta1: decay of the mean m.
         beta2: decay of the mean square v.
         eps: ε.
         weight_decay: λ.
         max_norm: clip the gradient of each being to this norm.
-        quarantine: leave a being whose gradient is not finite as it is, from then on.
+        quarantine: stop training a being once its gradient is not finite.
 
     Shape:
         - lr, beta1, beta2, eps, weight_decay, max_norm: a number or (beings,)
 
     Raises:
-        ValueError: as :class:`WideOptimizer`.
+        ValueError: see :class:`WideOptimizer`.
 
     Example:
         >>> from linnet import Linear
@@ -377,5 +382,5 @@ class WideAdamW(_WideMoments):
         super().__init__(params, beings, max_norm=max_norm, quarantine=quarantine, **hyper)
 
     def _update(self, group: dict[str, Any], p: Tensor, gradient: Tensor, state: dict[str, Tensor]) -> None:
-        p.mul_(_beside(1 - group["lr"] * group["weight_decay"], p))
+        p.mul_(_aligned(1 - group["lr"] * group["weight_decay"], p))
         self._descend(group, p, gradient, state)

@@ -1,6 +1,6 @@
-"""What acts on a whole population, whatever it is made of: its parts, its rows, one being taken out.
+"""Functions on any population: its parts, its parameters, the rows of all tensors, and single beings.
 
-``population`` is any module whose parts have beings: one LinearMap, a WideDeep, what :func:`linnet.widen` makes, an
+A population is any module whose parts have beings: a LinearMap, a WideDeep, a result of :func:`linnet.widen`, or an
 nn.Sequential of them.
 """
 
@@ -16,7 +16,7 @@ __all__ = ["beings_of", "genes_of", "parts_of", "rows_of", "single", "unstack"]
 
 
 class Part(Protocol):
-    """What a module with an axis of beings can do."""
+    """The interface of a module with an axis of beings."""
 
     beings: int
 
@@ -24,7 +24,7 @@ class Part(Protocol):
         """Every tensor with the axis of beings in front."""
 
     def rows_moved(self) -> None:
-        """Rebuild what follows from the rows, after they moved."""
+        """Rebuild what is derived from the rows, after the rows changed."""
 
     def single(self, index: int) -> nn.Module:
         """One being as an independent module."""
@@ -34,7 +34,7 @@ def parts_of(population: nn.Module) -> list[nn.Module]:
     """The outermost modules with an axis of beings.
 
     Raises:
-        ValueError: there is none, or they have different numbers of beings.
+        ValueError: the module has no such part, or the numbers of beings differ.
     """
     found: dict[nn.Module, None] = {}
 
@@ -47,8 +47,13 @@ def parts_of(population: nn.Module) -> list[nn.Module]:
 
     visit(population)
     sizes = {_beings(part) for part in found}
-    if len(sizes) != 1:
-        raise ValueError(f"A population must have one number of beings, got {sorted(sizes) or 'no part has any'}")
+    if not sizes:
+        raise ValueError(
+            f"A population must have beings, got {type(population).__name__} without any; "
+            "build its layers with beings=n, or call linnet.widen(module, n)"
+        )
+    if len(sizes) > 1:
+        raise ValueError(f"All parts of a population must have the same number of beings, got {sorted(sizes)}")
     return list(found)
 
 
@@ -57,10 +62,10 @@ def _beings(part: nn.Module) -> int:
 
 
 def beings_of(population: nn.Module) -> int:
-    """How many beings all parts of a population have.
+    """The number of beings of a population.
 
     Raises:
-        ValueError: it has none, or its parts differ.
+        ValueError: the population has no beings, or the numbers of its parts differ.
 
     Example:
         >>> from linnet import Linear
@@ -75,7 +80,7 @@ def single(population: nn.Module, index: int) -> nn.Module:
 
     Args:
         population: any module whose parts have beings.
-        index: which being.
+        index: the number of the being.
 
     Example:
         >>> from linnet import OrthogonalLinear
@@ -115,9 +120,9 @@ def genes_of(population: nn.Module) -> dict[nn.Parameter, None]:
 
 
 def rows_of(population: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> list[Tensor]:
-    """Every tensor of a population with the axis of beings in front, and those of its optimizer.
+    """Every tensor of a population, and of its optimizer, with the axis of beings in front.
 
-    Of the optimizer they are states of the genes, and hyper-parameters of their groups.
+    The optimizer's tensors are the states of the population's parameters and the hyper-parameters of their groups.
     """
     parts = parts_of(population)
     rows: list[Tensor] = [row for part in parts for row in part.rows()]  # type: ignore[operator]

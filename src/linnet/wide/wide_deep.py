@@ -1,4 +1,4 @@
-"""A population of deep networks under the name and constructor of the widelinears package."""
+"""WideDeep: a population of deep networks with the name and the constructor of the widelinears package."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -17,19 +17,19 @@ from linnet.wide.widen import Wide, widen
 __all__ = ["EachBeing", "WideDeep"]
 
 Activation = Callable[[Tensor], Tensor]
-# These look at one number at a time and so cannot mix beings: they need no vmap.
+# Functions that act on each number alone cannot mix beings and need no vmap.
 _ELEMENTWISE_FUNCTIONS = (torch.relu, torch.tanh, torch.sigmoid, F.relu, F.tanh, F.sigmoid, F.gelu, F.silu, F.elu)
 
 
 class EachBeing(nn.Module):
-    """Apply a function or module to each being by itself: inside, the beings axis does not exist.
+    """Apply a function or module to each being alone: the function sees no axis of beings.
 
-    A module with parameters or buffers (PReLU, batch norm) becomes ``beings`` copies; its state_dict keys stay the
-    member's, with a leading axis.
+    A module with parameters or buffers (PReLU, batch norm) becomes ``beings`` copies; its state_dict keys are those of
+    the module, each tensor with a leading axis of beings.
 
     Args:
-        function: what to apply to the tensor of one being, (*, features) -> (*, features).
-        beings: how many.
+        function: the function of the tensor of one being, (*, features) -> (*, features).
+        beings: number of beings.
 
     Shape:
         - input: (*, beings, features)
@@ -66,15 +66,15 @@ class EachBeing(nn.Module):
         return self.function.single(index) if isinstance(self.function, Wide) else Apply(self.function)
 
     def rows(self) -> list[Tensor]:
-        """Every tensor with the axis of beings in front."""
+        """Every tensor with the axis of beings in front; none for a plain function."""
         return self.function.rows() if isinstance(self.function, Wide) else []
 
 
 class Apply(nn.Module):
-    """A function as a module, for a place in nn.Sequential.
+    """A function as a module, for use in nn.Sequential.
 
     Shape:
-        - input, output: as the function has them
+        - input, output: the shapes of the function
 
     Example:
         >>> Apply(torch.relu)
@@ -95,12 +95,12 @@ class Apply(nn.Module):
 class DeepBeing(nn.Module):
     """One network of a :class:`WideDeep` as a single network: a live view that owns nothing.
 
-    Backward through it fills row ``index`` of the population's gradients and no other; ``parameters()`` is empty, and
-    it can be attached anywhere. To train one network alone use :meth:`to_module`.
+    Backward through the view fills row ``index`` of the population's gradients and no other. ``parameters()`` of the
+    view is empty, and the view can be registered in any module. To train one network alone use :meth:`to_module`.
 
     Args:
-        population: the networks to look into.
-        index: which of them.
+        population: the population of networks.
+        index: the number of the network.
 
     Shape:
         - input: (*, input_size)
@@ -109,7 +109,7 @@ class DeepBeing(nn.Module):
 
     def __init__(self, population: "WideDeep", index: int) -> None:
         super().__init__()
-        self._source = (population,)  # inside a tuple the population is not registered as a child
+        self._source = (population,)  # a tuple, so that torch does not register the population as a child
         self.index = index
 
     def forward(self, input: Tensor) -> Tensor:
@@ -133,23 +133,24 @@ class DeepBeing(nn.Module):
 class WideDeep(nn.Module):
     """A population of deep networks: ``depth`` wide linear layers with a non-linearity after each.
 
-    depth 1 is a single map from input to output, depth 3 is input-hidden-hidden-output, as the widelinears package
-    documents it (its code builds one layer more). Each being is drawn as an ordinary stack of nn.Linear would be.
+    Depth 1 is a single map from input to output, depth 3 is input-hidden-hidden-output, as the documentation of the
+    widelinears package says (its code builds one layer more). Each being has the initialization of an ordinary stack of
+    nn.Linear.
 
     Args:
-        beings: number of networks.
+        beings: number of networks; a being is a member of the population.
         input_size: size of the input of each.
         hidden_size: size of every hidden layer of each.
         depth: number of linear layers, at least 1.
         output_size: size of the output of each.
-        non_linear: any callable or module, applied after every layer but the last; None is ReLU, ``nn.Identity()``
-            none. It sees each being by itself; one with parameters or buffers is copied for each layer and being.
-        final_nl: the same for the output; None is the sigmoid.
+        non_linear: a function or module applied to each being after every layer but the last; None is ReLU, and
+            ``nn.Identity()`` applies none. A module with parameters or buffers is copied for each layer and being.
+        final_nl: the function or module applied to each being after the last layer; None is the sigmoid.
         device: device of the parameters.
         dtype: dtype of the parameters.
 
     Shape:
-        - input: (input_size,), given to all; (*, 1, input_size), shared by all; (*, beings, input_size)
+        - input: (input_size,) or (*, 1, input_size), shared by all beings; (*, beings, input_size)
         - output: (*, beings, output_size)
 
     Raises:
@@ -203,15 +204,15 @@ class WideDeep(nn.Module):
         return input
 
     def stages(self) -> list[tuple[WideLinear, EachBeing]]:
-        """Each wide layer and the activation behind it, from input to output."""
+        """Each wide layer with its activation, from input to output."""
         return list(zip(self.linears, self.activations, strict=True))  # type: ignore[arg-type]
 
     def reset_parameters(self, *, seeds: Sequence[int] | None = None) -> None:
-        """Redraw every layer in place; activations stay as they are.
+        """Redraw every layer in place; the activations keep their parameters.
 
         Args:
-            seeds: None draws from torch's default generator. One int for each being draws being i as the layers of
-                an ordinary stack of nn.Linear after ``torch.manual_seed(seeds[i])``.
+            seeds: None draws from torch's default generator. With one int for each being, being i is drawn like an
+                ordinary stack of nn.Linear after ``torch.manual_seed(seeds[i])``.
         """
         if seeds is None:
             for layer in self.linears:
@@ -227,18 +228,18 @@ class WideDeep(nn.Module):
                 layer._redraw(i, generator)
 
     def clone_being(self, source: int | Sequence[int] | Tensor, destination: int | Sequence[int] | Tensor) -> None:
-        """Overwrite network ``destination`` with network ``source``; lists of indices are copied all at once.
+        """Overwrite network ``destination`` with network ``source``; lists of indices are copied simultaneously.
 
-        Writes in place under autograd's eyes, as :meth:`linnet.LinearMap.clone_being` does.
+        Autograd registers the writes in place, as with :meth:`linnet.LinearMap.clone_being`.
         """
         copy_beings(self.rows(), source, destination, self.beings)
 
     def rows(self) -> list[Tensor]:
-        """Every tensor with the axis of beings in front: all of them."""
+        """Every tensor with the axis of beings in front: all tensors of the population."""
         return [tensor for stage in self.stages() for part in stage for tensor in part.rows()]
 
     def rows_moved(self) -> None:
-        """Nothing follows from :meth:`rows`."""
+        """Do nothing: no tensor is derived from :meth:`rows`."""
 
     def get_single(self, index: int) -> DeepBeing:
         """Network ``index`` as a single network: a live view, see :class:`DeepBeing`."""
@@ -253,10 +254,10 @@ class WideDeep(nn.Module):
         return self.get_single(index).to_module()
 
     def assign_being(self, index: int, module: nn.Sequential) -> None:
-        """Overwrite network ``index`` with an ordinary one, as :meth:`to_modules` gives them: all of it or nothing.
+        """Overwrite network ``index`` atomically with an ordinary network, as :meth:`to_modules` returns it.
 
         Raises:
-            ValueError: the module has other layers.
+            ValueError: the layers of the module differ from those of this population.
         """
         being = int(indices(index, self.beings))
         parts = list(module)
@@ -264,8 +265,8 @@ class WideDeep(nn.Module):
         given = [tuple(part.weight.shape) if isinstance(part, nn.Linear) else None for part in parts[::2]]
         if len(parts) != 2 * self.depth or given != wanted or any(part.bias is None for part in parts[::2]):
             raise ValueError(
-                f"A being must be {self.depth} nn.Linear with a bias, of weights {wanted}, each with its activation "
-                f"behind it, got {module}"
+                f"The module must be {self.depth} nn.Linear with bias and weight shapes {wanted}, each followed by its "
+                f"activation, got {module}"
             )
         functions = [activation.function for activation in self.activations]
         for function, part in zip(functions, parts[1::2], strict=True):

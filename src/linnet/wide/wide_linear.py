@@ -1,4 +1,4 @@
-"""A population of linear maps under the name and constructor of the widelinears package."""
+"""WideLinear: a population of linear maps with the name and the constructor of the widelinears package."""
 
 from typing import Any, Self
 
@@ -11,7 +11,7 @@ __all__ = ["WideLinear"]
 
 
 class WideLinear(Linear):
-    """A family of ``beings`` linear maps evaluated at once: ``Linear(..., beings=n)`` with the arguments in wide order.
+    """A population of ``beings`` linear maps: ``Linear(..., beings=n)`` with the argument order of widelinears.
 
     Args:
         beings: number of parallel linear maps.
@@ -22,7 +22,7 @@ class WideLinear(Linear):
         dtype: dtype of the parameters.
 
     Shape:
-        - input: (input_size,), given to all; (*, 1, input_size), shared by all; (*, beings, input_size)
+        - input: (input_size,) or (*, 1, input_size), shared by all beings; (*, beings, input_size)
         - output: (*, beings, output_size)
         - weight: (beings, output_size, input_size)
         - bias: (beings, output_size)
@@ -59,7 +59,7 @@ class WideLinear(Linear):
     @classmethod
     def _empty(cls, in_features: int, out_features: int, bias: bool, **options: Any) -> Self:
         if options.get("beings") is None:
-            raise ValueError(f"{cls.__name__} is a population, its number of beings must be given, got none is")
+            raise ValueError(f"{cls.__name__} is a population; give its number of beings, beings=n")
         return cls(options.pop("beings"), in_features, out_features, bias, **options)
 
     def options(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The API of pytorch-dni, name for name: change ``from dni`` to ``from linnet.compat.dni``.
 
-Where the package's code and its documentation disagree, the documentation holds here (docs/compat-dni.md): synthetic
-gradients reach the weights, and the networks that predict them are trained. Importing writes no file.
+Where the code and the documentation of pytorch-dni disagree, linnet follows the documentation (docs/compat-dni.md):
+synthetic gradients reach the weights, and the networks that predict them are trained. Importing writes no file.
 """
 
 from linnet.compat.dni.networks import RNN_DNI as RNN_DNI
@@ -18,7 +18,7 @@ from linnet.compat.dni.wrapper import DNI as DNI
 from linnet.compat.dni.wrapper import detach_all as detach_all
 from linnet.compat.dni.wrapper import get_padding as get_padding
 
-_DNI = DNI  # the package's tasks import it, and do not use it
+_DNI = DNI  # the tasks of pytorch-dni import this name without using it
 
 __all__ = [
     "DNI",

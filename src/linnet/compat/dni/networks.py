@@ -1,4 +1,4 @@
-"""The networks of pytorch-dni that predict gradients."""
+"""The gradient networks of pytorch-dni, which predict gradients from activations."""
 
 from typing import Any
 
@@ -24,15 +24,15 @@ __all__ = [
 
 
 class DNI_Network(linnet.decoupled.Synthesizer):
-    """activations -> predicted gradient of the loss in them: pytorch-dni's base class of every gradient network.
+    """activations h -> predicted gradient ∂L/∂h: the base class of pytorch-dni's gradient networks.
 
     Args:
         input_size: number of activations.
-        hidden_size: size of what lies between.
+        hidden_size: hidden size.
         output_size: number of gradient entries.
 
     Shape:
-        - ``forward(input, hidden)`` gives (gradient, hidden), where hidden may be None
+        - ``forward(input, hidden)`` returns (gradient, hidden); hidden may be None
 
     Example:
         >>> from linnet.compat.dni import DNI
@@ -50,21 +50,21 @@ class DNI_Network(linnet.decoupled.Synthesizer):
 
 
 class RNN_DNI(DNI_Network):
-    """g = A (stacked LSTMs, GRUs or RNNs over the activations) + b, zero at the start.
+    """g_t = A · RNN(h_1, ..., h_t) + b, the RNN stacked LSTMs, GRUs or plain RNNs, with A = b = 0 at the start.
 
     Args:
         input_size: number of activations.
         hidden_size: size of the recurrent states.
         output_size: number of gradient entries.
-        num_layers: how many are stacked.
-        batch_first: whether batches come before time: (batch, length, ...); else (length, batch, ...).
+        num_layers: number of recurrent layers.
+        batch_first: whether the input is (batch, length, ...), not (length, batch, ...).
         dropout: probability of dropout between the layers.
         bias: whether the recurrent layers have biases.
         kind: ``'lstm'``, ``'gru'`` or ``'rnn'``.
 
     Shape:
         - input: (batch, length, input_size), or (batch, input_size) for one step
-        - gradient: as the input, with output_size
+        - gradient: the shape of the input, with output_size
 
     Raises:
         ValueError: the kind is unknown.
@@ -105,11 +105,11 @@ class RNN_DNI(DNI_Network):
 
 
 class Linear_DNI(DNI_Network):
-    """g = (h A_1 + b_1) A_2 + b_2: two linear layers, the last zero at the start.
+    """g = (h A_1 + b_1) A_2 + b_2: two linear layers, with A_2 = b_2 = 0 at the start.
 
     Args:
         input_size: number of activations.
-        hidden_size: size between the two.
+        hidden_size: width between the two layers.
         output_size: number of gradient entries.
         bias: whether the layers have biases.
 
@@ -134,13 +134,13 @@ class Linear_DNI(DNI_Network):
 
 
 class Linear_Sigmoid_DNI(DNI_Network):
-    """g = σ((h A_1 + b_1) A_2 + b_2): two linear layers and a sigmoid, exactly as documented.
+    """g = σ((h A_1 + b_1) A_2 + b_2): two linear layers and a sigmoid, as pytorch-dni documents it.
 
-    So its gradients are all positive; :class:`linnet.SigmoidSynthesizer` takes either sign.
+    Its gradients are therefore all positive; those of :class:`linnet.SigmoidSynthesizer` have both signs.
 
     Args:
         input_size: number of activations.
-        hidden_size: size between the two.
+        hidden_size: width between the two layers.
         output_size: number of gradient entries.
         bias: whether the layers have biases.
 
@@ -170,7 +170,7 @@ RNNDNI = RNN_DNI
 
 
 class LinearDNI(DNI_Network):
-    """g = A ReLU(⋯ ReLU(A_0 h + b_0)) + b, hidden layers four times ``hidden_size`` wide, zero at the start.
+    """g = A ReLU(⋯ ReLU(A_0 h + b_0)) + b, with hidden layers of width 4 · ``hidden_size`` and A = b = 0 at the start.
 
     Args:
         input_size: number of activations.
@@ -193,14 +193,14 @@ class LinearDNI(DNI_Network):
         self, input_size: int, hidden_size: int, output_size: int, num_layers: int = 2, bias: bool = True
     ) -> None:
         super().__init__(input_size, hidden_size, output_size)
-        self.net = _hidden(input_size, 4 * hidden_size, output_size, num_layers, bias, norm=False)
+        self.net = _hidden_layers(input_size, 4 * hidden_size, output_size, num_layers, bias, norm=False)
 
     def forward(self, input: Tensor, hidden: Any = None) -> tuple[Tensor, None]:
         return self.net(input), None
 
 
 class LinearBatchNormDNI(DNI_Network):
-    """g = A ReLU(batch norm(⋯ A_0 h + b_0)) + b, hidden layers four times ``hidden_size`` wide, zero at the start.
+    """g = A ReLU(batch norm(⋯ A_0 h + b_0)) + b, hidden layers of width 4 · ``hidden_size``, A = b = 0 at the start.
 
     Args:
         input_size: number of activations.
@@ -223,18 +223,18 @@ class LinearBatchNormDNI(DNI_Network):
         self, input_size: int, hidden_size: int, output_size: int, num_layers: int = 2, bias: bool = True
     ) -> None:
         super().__init__(input_size, hidden_size, output_size)
-        self.net = _hidden(input_size, 4 * hidden_size, output_size, num_layers, bias, norm=True)
+        self.net = _hidden_layers(input_size, 4 * hidden_size, output_size, num_layers, bias, norm=True)
 
     def forward(self, input: Tensor, hidden: Any = None) -> tuple[Tensor, None]:
         return self.net(input.flatten(0, -2)).view(*input.shape[:-1], -1), None
 
 
 class LinearSigmoidDNI(DNI_Network):
-    """g = σ(A_n ⋯ (A_0 h + b_0) + b_n): linear layers and a sigmoid. Its gradients are all positive.
+    """g = σ(A_n ⋯ (A_0 h + b_0) + b_n): linear layers and a sigmoid; all gradients are positive.
 
     Args:
         input_size: number of activations.
-        hidden_size: size between the layers.
+        hidden_size: width between the layers.
         output_size: number of gradient entries.
         num_layers: number of linear layers, at least 2.
         bias: whether the layers have biases.
@@ -265,17 +265,17 @@ class LinearSigmoidDNI(DNI_Network):
 
 
 class Conv2dDNI(DNI_Network):
-    """g = K * ReLU(batch norm(K_0 * h)) ⋯, convolutions that keep the size of the image, the last zero at the start.
+    """g = K * ReLU(batch norm(K_0 * h)) ⋯: convolutions that keep the size of the image; K is 0 at the start.
 
     Args:
         input_size: number of channels of the activations.
-        hidden_size: not used, as in the package.
+        hidden_size: not used, as in pytorch-dni.
         output_size: number of channels of the gradient.
         convolutions: number of hidden channels.
-        kernel_size: of all kernels.
-        stride: must be 1, for the gradient has the size of the image.
-        padding: 0 or ``'SAME'``; the image is padded so that it keeps its size.
-        dilation: of all kernels.
+        kernel_size: size of all kernels.
+        stride: must be 1, since the gradient has the size of the image.
+        padding: 0 or ``'SAME'``; both pad the image so that it keeps its size.
+        dilation: dilation of all kernels.
         num_layers: number of hidden layers.
         bias: whether the convolutions have biases.
 
@@ -310,29 +310,30 @@ class Conv2dDNI(DNI_Network):
         super().__init__(input_size, hidden_size or output_size, output_size)
         if stride != 1 or padding not in (0, "SAME"):
             raise ValueError(
-                f"A gradient has the size of its image, got stride={stride!r} and padding={padding!r} change it"
+                "stride must be 1 and padding 0 or 'SAME', since the gradient has the size of the image, "
+                f"got {stride=} and {padding=}"
             )
         self.net = nn.Sequential()
         channels = input_size
         for _ in range(check_positive(num_layers=num_layers)[0]):
             conv = nn.Conv2d(channels, convolutions, kernel_size, dilation=dilation, bias=bias)
-            self.net.extend([_margin(kernel_size, dilation), conv, nn.BatchNorm2d(convolutions), nn.ReLU()])
+            self.net.extend([_same_padding(kernel_size, dilation), conv, nn.BatchNorm2d(convolutions), nn.ReLU()])
             channels = convolutions
         last = zeroed(nn.Conv2d(channels, output_size, kernel_size, dilation=dilation, bias=bias))
-        self.net.extend([_margin(kernel_size, dilation), last])
+        self.net.extend([_same_padding(kernel_size, dilation), last])
 
     def forward(self, input: Tensor, hidden: Any = None) -> tuple[Tensor, None]:
         return self.net(input), None
 
 
-def _margin(kernel_size: int, dilation: int) -> nn.Module:
-    """Zeros around an image so that a convolution keeps its size, for even kernels too."""
+def _same_padding(kernel_size: int, dilation: int) -> nn.Module:
+    """Zero padding with which a convolution keeps the size of the image, for even kernels too."""
     margin = dilation * (kernel_size - 1)
     before, after = margin // 2, margin - margin // 2
     return nn.ZeroPad2d((before, after, before, after))
 
 
-def _hidden(inputs: int, width: int, outputs: int, layers: int, bias: bool, norm: bool) -> nn.Sequential:
+def _hidden_layers(inputs: int, width: int, outputs: int, layers: int, bias: bool, norm: bool) -> nn.Sequential:
     net = nn.Sequential()
     for _ in range(check_positive(num_layers=layers)[0]):
         net.append(nn.Linear(inputs, width, bias))

@@ -1,4 +1,4 @@
-"""The wrapper of pytorch-dni, and the functions that its tasks use."""
+"""DNI, the wrapper of pytorch-dni, and the functions that its tasks use."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 import linnet.decoupled
 from linnet.compat.dni.networks import DNI_Network, Linear_DNI
 from linnet.decoupled.engine.forward_pass import replaced, tensors
-from linnet.decoupled.engine.owned_optimizer import having
+from linnet.decoupled.engine.owned_optimizer import temporary_grads
 from linnet.decoupled.sources.synthetic import Prediction, Synthetic
 
 __all__ = ["DNI", "detach_all", "get_padding"]
@@ -27,39 +27,39 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "adagrad": torch.optim.Adagrad,
     "adadelta": torch.optim.Adadelta,
 }
-"""What ``grad_optim`` may name."""
+"""The optimizers of ``grad_optim`` by name."""
 
 
 class DNI(linnet.decoupled.DNI):
-    """Trains a network with decoupled neural interfaces: pytorch-dni's wrapper, on :class:`linnet.DNI`.
+    """Train a network with decoupled neural interfaces: the wrapper of pytorch-dni, on :class:`linnet.DNI`.
 
-    With ``optim`` the loop steps it. Without, the network is updated as soon as ``loss.backward()`` has reached it, by
-    an optimizer of its own, at ``.optim``; the gradients stay in ``.grad`` for whoever wants to use them too.
+    With ``optim`` the training loop steps it. Without, the wrapper builds an optimizer, ``.optim``, and steps it when
+    ``loss.backward()`` has reached the network; the gradients stay in ``.grad``.
 
-    What the network has, methods and layers, can be asked of the wrapper: ``net.init_hidden(batch)``.
+    Attributes of the network, methods and layers, are available on the wrapper: ``net.init_hidden(batch)``.
 
     Args:
         network: any nn.Module.
-        dni_network: class of the networks that predict gradients; None for :class:`Linear_DNI`.
-        optim: the optimizer of the network, which the loop steps. None: one named by grad_optim, with grad_lr, which
-            the wrapper steps.
+        dni_network: class of the gradient networks; None is :class:`Linear_DNI`.
+        optim: the optimizer of the network, which the training loop steps. None builds one of the class grad_optim with
+            the rate grad_lr, which the wrapper steps.
         grad_optim: the optimizer of the gradient networks: ``'adam'``, ``'adamax'``, ``'rmsprop'``, ``'sgd'``,
             ``'adagrad'`` or ``'adadelta'``.
-        grad_lr: its learning rate.
-        hidden_size: handed to dni_network; None for 10.
-        gpu_id: the CUDA device to go to; -1: the network stays where it is.
+        grad_lr: learning rate of grad_optim.
+        hidden_size: hidden size of dni_network; None is 10.
+        gpu_id: the CUDA device of the network; -1 leaves it on its device.
         dni_params: further arguments of dni_network.
-        λ: the share of the true gradient in what a layer gets: 0 is synthetic gradients alone, 1 backpropagation;
-            -1: the sum of both. None: 0 with ``optim``, as in 0.0.1, which has no λ; without, as in the programs of the
-            later code, 0.5, its default.
-        recursive: True: the network is cut in front of every layer but the first. False: the network is one layer of
-            something larger, and is cut behind it.
-        skip_last_layer: must be True: the last layer gets its true gradient, which is there without waiting.
-        format_fn: not needed, for every tensor that the network gives is cut.
+        λ: the share of the true gradient in the gradient of a layer: 0 uses synthetic gradients alone, 1 is
+            backpropagation, -1 adds both. None is 0 with ``optim``, as in pytorch-dni 0.0.1, which has no λ; without
+            ``optim`` it is 0.5, the default of the later code of pytorch-dni.
+        recursive: True cuts the network in front of every layer but the first. False takes the network as one layer of
+            a larger network, and cuts after it.
+        skip_last_layer: must be True: the last layer gets its true gradient, without waiting.
+        format_fn: not used, since every tensor that the network returns is cut.
 
     Raises:
-        ValueError: grad_optim is unknown; λ is out of range; skip_last_layer is False; what :class:`linnet.DNI`
-            refuses.
+        ValueError: grad_optim is unknown, λ is out of range, skip_last_layer is False, or :class:`linnet.DNI` raises
+            it.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -97,7 +97,7 @@ class DNI(linnet.decoupled.DNI):
         if not (λ == -1 or 0 <= λ <= 1):
             raise ValueError(f"λ must lie in [0, 1] or be -1, got {λ!r}")
         if not skip_last_layer:
-            raise ValueError("The last layer gets its true gradient, got skip_last_layer=False")
+            raise ValueError("skip_last_layer must be True, since the last layer gets its true gradient, got False")
         make = functools.partial(OPTIMIZERS[grad_optim], lr=grad_lr)
         synthesizer = functools.partial(dni_network or Linear_DNI, **dni_params)
         width = 10 if hidden_size is None else hidden_size
@@ -106,46 +106,46 @@ class DNI(linnet.decoupled.DNI):
             network = network.cuda(gpu_id)
         whole = network if recursive else Layer(network)
         super().__init__(whole, optim, at=None if recursive else ["place"], gradient=gradient)
-        self.alone = optim is None
+        self._owns_optim = optim is None
         self.optim = make(list(network.parameters())) if optim is None else optim
-        self._listening: RemovableHandle | None = None
+        self._update_hook: RemovableHandle | None = None
 
     def __getattr__(self, name: str) -> Any:
         return _of_network(self, name)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_listening": None}
+        return self.__dict__ | {"_update_hook": None}
 
     def step_optimizers(self) -> None:
-        """Step ``optim`` if it was given; without one the update has taken place when ``backward`` returns."""
-        if not self.alone:
+        """Step the given ``optim``; without one the wrapper has stepped its own optimizer in ``backward``."""
+        if not self._owns_optim:
             self.optim.step()
 
     def _training_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         output = super()._training_forward(args, kwargs)
-        if self.alone:
+        if self._owns_optim:
             for tensor in tensors(output):
                 if tensor.requires_grad:
-                    tensor.register_hook(self._listen)
+                    tensor.register_hook(self._schedule_update)
         return output
 
-    def _listen(self, gradient: Tensor) -> None:
-        """A backward has reached the output: update when it has reached every parameter that it will."""
-        if self._listening is not None:
-            self._listening.remove()
+    def _schedule_update(self, gradient: Tensor) -> None:
+        """When backward reaches the output, register the update for the moment when all gradients have arrived."""
+        if self._update_hook is not None:
+            self._update_hook.remove()
         learning = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        self._listening = register_multi_grad_hook(learning, functools.partial(self._update, learning))
+        self._update_hook = register_multi_grad_hook(learning, functools.partial(self._update, learning))
 
     def _update(self, learning: list[nn.Parameter], gradients: Sequence[Tensor | None]) -> None:
-        if self._listening is not None:
-            self._listening.remove()
-            self._listening = None
-        with torch.no_grad(), having(learning, gradients):
+        if self._update_hook is not None:
+            self._update_hook.remove()
+            self._update_hook = None
+        with torch.no_grad(), temporary_grads(learning, gradients):
             self.optim.step()
 
 
 class Sum(Synthetic):
-    """g + the true gradient: what pytorch-dni does with λ = -1."""
+    """g + the true gradient: pytorch-dni with λ = -1."""
 
     late = True
 
@@ -154,7 +154,7 @@ class Sum(Synthetic):
 
 
 class Layer(nn.Module):
-    """A network and a place behind it to cut.
+    """A network followed by an nn.Identity, after which DNI cuts.
 
     Args:
         network: the network.
@@ -176,7 +176,7 @@ class Layer(nn.Module):
 
 
 def _of_network(module: nn.Module, name: str) -> Any:
-    """An attribute of the module, or else of the network inside."""
+    """An attribute of the module, or of the network inside."""
     try:
         return nn.Module.__getattr__(module, name)
     except AttributeError:
@@ -186,7 +186,7 @@ def _of_network(module: nn.Module, name: str) -> Any:
 
 
 def detach_all(o: Any) -> Any:
-    """Nested tuples, lists and dicts with every tensor detached.
+    """Detach every tensor in nested tuples, lists and dicts.
 
     Example:
         >>> w = torch.ones(2, requires_grad=True)
@@ -197,13 +197,13 @@ def detach_all(o: Any) -> Any:
 
 
 def get_padding(input_dim: int, kernel_size: int, dilation: int, stride: int) -> int:
-    """The padding with which a convolution doubles an image, so that pooling by 2 gives its size back.
+    """The padding with which a convolution doubles the size of an image, so that pooling by 2 restores it.
 
     Args:
         input_dim: height or width of the image.
-        kernel_size: of the convolution.
-        dilation: of the convolution.
-        stride: of the convolution; only 1 doubles.
+        kernel_size: kernel size of the convolution.
+        dilation: dilation of the convolution.
+        stride: stride of the convolution; the size doubles for stride 1 only.
 
     Example:
         >>> image = torch.zeros(1, 1, 28, 28)

@@ -1,6 +1,6 @@
 """neuromancer.slim, name for name: ``import linnet.compat.slim as slim``."""
 
-import linnet.compat.slim as slim  # neuromancer's examples say: from neuromancer.slim import slim
+import linnet.compat.slim as slim  # for "from neuromancer.slim import slim" in neuromancer's examples
 from linnet.compat.slim import butterfly as butterfly
 from linnet.compat.slim import linear as linear
 from linnet.compat.slim import rnn as rnn

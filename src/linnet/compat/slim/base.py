@@ -1,4 +1,4 @@
-"""What the classes of slim have in common: their interface, and how one of linnet's maps fills it."""
+"""The base classes of linnet.compat.slim: the interface of neuromancer.slim, implemented by linnet's maps."""
 
 import math
 import warnings
@@ -19,28 +19,27 @@ OPTIONS = frozenset(
     "complex droprate_init epsilon gamma increasing_stride l2 lamda max_p n_U_reflectors n_V_reflectors n_reflectors "
     "ortho_init p provide_weights pwr_iters rank real sigma_max sigma_min temperature tied_weight weight_decay".split()
 )
-"""Every option of a class of neuromancer.slim; its blocks give one map the options of another, so these pass."""
+"""All options of all classes of neuromancer.slim: its blocks pass one map the options of another, so none warns."""
 
 
-def placement(cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
-    """``device`` and ``dtype`` of the keywords that a class has no use for, with a warning for what nobody knows."""
+def device_and_dtype(cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """``device`` and ``dtype`` among the extra keywords of a class; warn about unknown keywords."""
     for name in sorted(given.keys() - OPTIONS - {"device", "dtype"}):
         warnings.warn(
-            f"Options must be those of neuromancer.slim, device or dtype, got {cls.__name__} got {name!r}, "
-            "which is ignored",
+            f"{cls.__name__} ignores {name!r}, which is neither an option of neuromancer.slim nor device or dtype",
             stacklevel=4,
         )
     return {name: given[name] for name in ("device", "dtype") if name in given}
 
 
 class LinearBase(nn.Module, ABC):
-    """y = x A + b with A = ``effective_W()``: all that a subclass must define.
+    """y = x A + b with A = ``effective_W()``, the only method that a subclass must define.
 
     Args:
         insize: size of each input sample.
         outsize: size of each output sample.
         bias: whether an additive bias is learned.
-        provide_weights: whether there is a parameter ``weight``, (insize, outsize), drawn as nn.Linear's.
+        provide_weights: whether there is a parameter ``weight``, (insize, outsize), initialized like nn.Linear.
 
     Shape:
         - input: (*, insize)
@@ -75,7 +74,7 @@ class LinearBase(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """The device of the parameters."""
         return next(chain(self.parameters(), self.buffers()), torch.empty(0)).device
 
     @abstractmethod
@@ -83,7 +82,7 @@ class LinearBase(nn.Module, ABC):
         """The matrix A of y = x A + b, (insize, outsize), differentiable."""
 
     def reg_error(self) -> Tensor:
-        """Scalar penalty to add to the loss; 0 where the structure is hard."""
+        """Scalar penalty to add to the loss; 0 for hard structures."""
         return torch.zeros((), device=self.device)
 
     def eig(self, eigenvectors: bool = False) -> Tensor | tuple[Tensor, Tensor]:
@@ -110,7 +109,7 @@ class SquareLinear(LinearBase, ABC):
     """A :class:`LinearBase` whose matrix is square.
 
     Args:
-        insize, outsize, bias, provide_weights: as in :class:`LinearBase`.
+        insize, outsize, bias, provide_weights: see :class:`LinearBase`.
 
     Raises:
         ValueError: insize != outsize.
@@ -120,17 +119,17 @@ class SquareLinear(LinearBase, ABC):
         self, insize: int, outsize: int, bias: bool = False, provide_weights: bool = True, **kwargs: Any
     ) -> None:
         if insize != outsize:
-            raise ValueError(f"{type(self).__name__} is square, insize must equal outsize, got {insize} and {outsize}")
-        where = placement(type(self), kwargs)
+            raise ValueError(f"{type(self).__name__} is square: insize must equal outsize, got {insize} and {outsize}")
+        where = device_and_dtype(type(self), kwargs)
         super().__init__(insize, outsize, bias=bias, provide_weights=provide_weights)
         self.to(**where)
 
 
 class Mapped(LinearBase):
-    """A class of slim that is one of linnet's maps, at hand as ``layer.linear``.
+    """Base class of the classes of slim that are one of linnet's maps, available as ``layer.linear``.
 
-    ``class Name(Mapped, of=cls)`` is the map ``cls``, which owns all parameters, the bias too. A subclass with an
-    ``effective_W`` of its own is multiplied by that.
+    ``class Name(Mapped, of=cls)`` uses the map ``cls``, which owns all parameters, including the bias. A subclass that
+    overrides ``effective_W`` multiplies by that matrix.
     """
 
     _map: ClassVar[type[LinearMap]]
@@ -144,10 +143,10 @@ class Mapped(LinearBase):
             cls.forward = LinearBase.forward  # type: ignore[method-assign]
 
     def __init__(self, insize: int, outsize: int, bias: bool = False, **kwargs: Any) -> None:
-        self._hold(insize, outsize, bias, {}, kwargs)
+        self._init_map(insize, outsize, bias, {}, kwargs)
 
-    def _hold(self, insize: int, outsize: int, bias: bool, options: dict[str, Any], given: dict[str, Any]) -> None:
-        where = placement(type(self), given)
+    def _init_map(self, insize: int, outsize: int, bias: bool, options: dict[str, Any], given: dict[str, Any]) -> None:
+        where = device_and_dtype(type(self), given)
         nn.Module.__init__(self)
         self.linear = self._map(insize, outsize, bool(bias), **options, **where)
         self.in_features, self.out_features = insize, outsize
@@ -163,7 +162,7 @@ class Mapped(LinearBase):
         self.linear.bias = value
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(getattr(type(self), name, None), property):  # nn.Module would register a Parameter beside it
+        if isinstance(getattr(type(self), name, None), property):  # nn.Module would register a Parameter instead
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
@@ -172,7 +171,8 @@ class Mapped(LinearBase):
         return self.linear.weight.mT
 
     def reg_error(self) -> Tensor:
-        return self.linear.penalty() if isinstance(self.linear, LinearMap) else super().reg_error()  # it may be baked
+        # after bake, self.linear is an nn.Linear
+        return self.linear.penalty() if isinstance(self.linear, LinearMap) else super().reg_error()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(x)

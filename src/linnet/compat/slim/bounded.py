@@ -1,4 +1,4 @@
-"""The maps of slim whose singular values, eigenvalues or row sums are bounded."""
+"""The maps of slim with bounded singular values, eigenvalues or row sums."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ __all__ = [
 
 
 class PerronFrobeniusLinear(Mapped, of=structured.PerronFrobeniusLinear):
-    """A >= 0 with row sums in [sigma_min, sigma_max], and so the dominant eigenvalue."""
+    """A >= 0 with row sums, and therefore the dominant eigenvalue, in [sigma_min, sigma_max]."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class PerronFrobeniusLinear(Mapped, of=structured.PerronFrobeniusLinear):
         sigma_max: float = 1.0,
         **kwargs: Any,
     ) -> None:
-        self._hold(insize, outsize, bias, {"sigma_min": sigma_min, "sigma_max": sigma_max}, kwargs)
+        self._init_map(insize, outsize, bias, {"sigma_min": sigma_min, "sigma_max": sigma_max}, kwargs)
 
 
 class StableSplitLinear(Mapped, of=structured.StableSplitLinear):
@@ -52,7 +52,7 @@ class StableSplitLinear(Mapped, of=structured.StableSplitLinear):
         **kwargs: Any,
     ) -> None:
         options = {"sigma_min": sigma_min, "sigma_max": sigma_max}
-        self._hold(insize, outsize, bias, options, kwargs)
+        self._init_map(insize, outsize, bias, options, kwargs)
 
     @property
     def B(self) -> Tensor:
@@ -66,7 +66,7 @@ class StableSplitLinear(Mapped, of=structured.StableSplitLinear):
 
 
 class SVDLinear(Mapped, of=structured.SVDLinear):
-    """A = U Σ Vᵀ with singular values in [sigma_min, sigma_max], always: ``reg_error()`` is 0."""
+    """A = U Σ Vᵀ with singular values in [sigma_min, sigma_max], a hard promise: ``reg_error()`` is 0."""
 
     def __init__(
         self,
@@ -78,15 +78,15 @@ class SVDLinear(Mapped, of=structured.SVDLinear):
         **kwargs: Any,
     ) -> None:
         options = {"sigma_min": sigma_min, "sigma_max": sigma_max}
-        self._hold(insize, outsize, bias, options, kwargs)
+        self._init_map(insize, outsize, bias, options, kwargs)
 
 
 class SVDLinearLearnBounds(SVDLinear, of=structured.SVDLinearLearnBounds):
-    """The same with learned bounds inside [sigma_min, sigma_max]."""
+    """A = U Σ Vᵀ with singular values in a learned interval inside [sigma_min, sigma_max]."""
 
 
 class SymmetricSVDLinear(SVDLinear, of=structured.SymmetricSVDLinear):
-    """The same with A = Aᵀ: A = U diag(± s) Uᵀ."""
+    """A = Aᵀ = U diag(± s) Uᵀ with singular values s in [sigma_min, sigma_max]."""
 
 
 class SpectralLinear(Mapped, of=structured.SpectralLinear):
@@ -109,7 +109,7 @@ class SpectralLinear(Mapped, of=structured.SpectralLinear):
             "sigma_min": sigma_min,
             "sigma_max": sigma_max,
         }
-        self._hold(insize, outsize, bias, options, kwargs)
+        self._init_map(insize, outsize, bias, options, kwargs)
 
 
 class SymmetricSpectralLinear(SpectralLinear, of=structured.SymmetricSpectralLinear):
@@ -126,11 +126,11 @@ class SymmetricSpectralLinear(SpectralLinear, of=structured.SymmetricSpectralLin
         **kwargs: Any,
     ) -> None:
         options = {"n_reflectors": n_reflectors, "sigma_min": sigma_min, "sigma_max": sigma_max}
-        self._hold(insize, outsize, bias, options, kwargs)
+        self._init_map(insize, outsize, bias, options, kwargs)
 
 
 class SchurDecompositionLinear(Mapped, SquareLinear, of=structured.SchurDecompositionLinear):
-    """A = P T Pᵀ, P orthogonal, T in real Schur form; ``reg_error()`` draws the moduli of eigenvalues to 1."""
+    """A = P T Pᵀ, P orthogonal, T in real Schur form; ``reg_error()`` pulls the moduli of the eigenvalues towards 1."""
 
     def __init__(
         self,
@@ -141,11 +141,11 @@ class SchurDecompositionLinear(Mapped, SquareLinear, of=structured.SchurDecompos
         **kwargs: Any,
     ) -> None:
         options = {"l2": l2}
-        self._hold(insize, outsize, bias, options, kwargs)
+        self._init_map(insize, outsize, bias, options, kwargs)
 
 
 class GershgorinLinear(Mapped, SquareLinear, of=structured.GershgorinLinear):
-    """Eigenvalues in [sigma_min, sigma_max], or, if not ``real``, in the disc over that interval."""
+    """Eigenvalues in [sigma_min, sigma_max], or, if not ``real``, in the disc with that diameter."""
 
     def __init__(
         self,
@@ -158,7 +158,7 @@ class GershgorinLinear(Mapped, SquareLinear, of=structured.GershgorinLinear):
         **kwargs: Any,
     ) -> None:
         options = {"sigma_min": sigma_min, "sigma_max": sigma_max, "real": real}
-        self._hold(insize, outsize, bias, options, kwargs)
+        self._init_map(insize, outsize, bias, options, kwargs)
 
 
 class TrivialNullSpaceLinear(Mapped, of=structured.TrivialNullSpaceLinear):
@@ -174,11 +174,11 @@ class TrivialNullSpaceLinear(Mapped, of=structured.TrivialNullSpaceLinear):
         **kwargs: Any,
     ) -> None:
         options = {"rank": rank, "epsilon": epsilon}
-        self._hold(insize, outsize, bias, options, kwargs)
+        self._init_map(insize, outsize, bias, options, kwargs)
 
 
 class PowerBoundLinear(Mapped, of=structured.PowerBoundLinear):
-    """The spectral radius of A is at most max_p, always."""
+    """The spectral radius of A is at most max_p, a hard promise."""
 
     def __init__(
         self,
@@ -190,4 +190,4 @@ class PowerBoundLinear(Mapped, of=structured.PowerBoundLinear):
         **kwargs: Any,
     ) -> None:
         options = {"max_p": max_p, "pwr_iters": pwr_iters}
-        self._hold(insize, outsize, bias, options, kwargs)
+        self._init_map(insize, outsize, bias, options, kwargs)

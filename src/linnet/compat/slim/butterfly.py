@@ -1,4 +1,4 @@
-"""Butterfly matrices as slim has them: complex numbers stand as pairs along an axis of their own."""
+"""Butterfly matrices with the interface of slim: complex numbers are pairs along the last axis."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ __all__ = ["Butterfly"]
 
 
 def paired(linear: LinearMap, x: Tensor) -> Tensor:
-    """The map on (*, in, 2), real and imaginary parts -> (*, out, 2)."""
+    """Apply the map to real and imaginary parts, (*, in, 2) -> (*, out, 2)."""
     if x.dim() < 2 or x.shape[-1] != 2 or 2 * x.shape[-2] != linear.in_features:
         raise ValueError(f"The input must have shape (*, in_size={linear.in_features // 2}, 2), got {tuple(x.shape)}")
     return linear(x.flatten(-2)).unflatten(-1, (-1, 2))
@@ -21,7 +21,7 @@ def paired(linear: LinearMap, x: Tensor) -> Tensor:
 
 def complex_matrix(linear: LinearMap) -> Tensor:
     """The complex A, (in, out), of a map whose features are pairs."""
-    columns = linear.weight.mT[0::2]  # what each real part contributes, (in, 2 out)
+    columns = linear.weight.mT[0::2]  # (in, 2 out), the rows of the real parts, which determine the complex matrix
     return torch.complex(columns[:, 0::2], columns[:, 1::2])
 
 
@@ -33,8 +33,8 @@ class Butterfly(nn.Module):
         out_size: size of each output sample.
         bias: whether an additive bias is learned.
         complex: whether the numbers are complex.
-        tied_weight: whether the blocks of a factor share their numbers.
-        increasing_stride: whether the input meets the strides 1, 2, 4, ... in this order, or in the reverse.
+        tied_weight: whether the blocks of a factor share their entries.
+        increasing_stride: whether the strides 1, 2, 4, ... are applied in this order, not in the reverse.
         ortho_init: whether every 2 × 2 matrix starts as a rotation.
 
     Shape:
@@ -76,7 +76,7 @@ class Butterfly(nn.Module):
 
     @property
     def twiddle(self) -> nn.Parameter:
-        """The numbers of the factors, see :class:`linnet.ButterflyLinear`."""
+        """The entries of the factors, see :class:`linnet.ButterflyLinear`."""
         return self.linear.twiddle
 
     @property
@@ -86,7 +86,7 @@ class Butterfly(nn.Module):
         return bias if bias is None or not self.complex else bias.unflatten(-1, (-1, 2))
 
     def reset_parameters(self, **kwargs: Any) -> None:
-        """Redraw everything, see :meth:`linnet.LinearMap.reset_parameters`."""
+        """Redraw all parameters, see :meth:`linnet.LinearMap.reset_parameters`."""
         self.linear.reset_parameters(**kwargs)
 
     def forward(self, input: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
-"""The structured linear maps of neuromancer.slim.linear, name for name, on linnet's.
+"""The structured linear maps of neuromancer.slim.linear, name for name, on linnet's maps.
 
-Every class is used as there: ``layer(x)``, ``effective_W()`` of shape (insize, outsize), ``reg_error()``, ``eig()``.
-What a class promises is kept by the linnet map ``layer.linear`` whose name it bears; where slim's code and slim's
-documentation disagree, the documentation holds. insize, outsize and bias mean what they mean in
-:class:`LinearBase`; what else a constructor takes is described with the linnet map.
+Every class has the interface of neuromancer.slim: ``layer(x)``, ``effective_W()`` of shape (insize, outsize),
+``reg_error()``, ``eig()``. The linnet map of the same name, ``layer.linear``, keeps the promise of the class. Where the
+code and the documentation of slim disagree, linnet follows the documentation. :class:`LinearBase` describes insize,
+outsize and bias, the linnet map describes the other arguments.
 """
 
 from typing import Any
@@ -71,12 +71,12 @@ __all__ = [
 
 
 def Hprod(x: Tensor, u: Tensor, k: int) -> Tensor:
-    """x with its last k coordinates reflected: x H, H = I − 2vvᵀ/‖v‖² for the last k coordinates v of u; v = 0 gives x.
+    """Reflect the last k coordinates of x by H = I − 2vvᵀ/‖v‖², v the last k coordinates of u; x itself if v = 0.
 
     Args:
         x: (*, n).
         u: (n,).
-        k: how many coordinates, 1 <= k <= n.
+        k: number of coordinates, 1 <= k <= n.
 
     Raises:
         ValueError: u is not (n,), or k is not in 1..n.
@@ -113,7 +113,7 @@ class IdentityGradReLU(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Tensor:
-        """The gradient, untouched."""
+        """The unchanged gradient."""
         return grad_output
 
 
@@ -140,7 +140,7 @@ class IdentityInitLinear(Linear, of=structured.IdentityInitLinear):
 
 
 class IdentityLinear(IdentityInitLinear, of=structured.IdentityLinear):
-    """y = x, or x with coordinates cut off or zeros appended; nothing is learned, and a bias stays 0."""
+    """y = x, truncated or padded with zeros if outsize differs; nothing is learned, and the bias stays 0."""
 
     def __init__(self, insize: int, outsize: int, bias: bool = False, **kwargs: Any) -> None:
         super().__init__(insize, outsize, bias, **kwargs)
@@ -155,18 +155,18 @@ class LassoLinear(Mapped, of=structured.LassoLinear):
     """``reg_error()`` = gamma Σ|a_ij|; ``layer.linear.prox(lr)`` after a step makes entries exactly 0."""
 
     def __init__(self, insize: int, outsize: int, bias: bool = False, gamma: float = 1.0, **kwargs: Any) -> None:
-        self._hold(insize, outsize, bias, {"gamma": gamma}, kwargs)
+        self._init_map(insize, outsize, bias, {"gamma": gamma}, kwargs)
 
 
 class LassoLinearRELU(Mapped, of=structured.LassoLinearRELU):
     """A = max(u, 0) − max(v, 0) with ``reg_error()`` = gamma Σ(max(u, 0) + max(v, 0))."""
 
     def __init__(self, insize: int, outsize: int, bias: bool = False, gamma: float = 1.0, **kwargs: Any) -> None:
-        self._hold(insize, outsize, bias, {"gamma": gamma}, kwargs)
+        self._init_map(insize, outsize, bias, {"gamma": gamma}, kwargs)
 
 
 class L0Linear(Mapped, of=structured.L0Linear):
-    """``reg_error()`` is the expected number of entries of A that are not 0, weighted; the gates belong to the inputs.
+    """``reg_error()`` is the weighted expected number of nonzero entries of A; each input has one gate.
 
     ``effective_W()`` is the matrix of eval mode; in training mode ``forward`` draws the gates.
     """
@@ -187,14 +187,14 @@ class L0Linear(Mapped, of=structured.L0Linear):
             "temperature": temperature,
             "lamda": lamda,
         }
-        self._hold(insize, outsize, bias, options, {})
+        self._init_map(insize, outsize, bias, options, {})
 
 
 class ButterflyLinear(Mapped, of=structured.ButterflyLinear):
     """Aᵀ is a product of log₂ n butterfly factors.
 
-    If ``complex``, inputs are (*, insize, 2), outputs (*, outsize, 2), ``effective_W()`` is complex, and the bias is
-    (2 outsize,), real and imaginary parts in turn.
+    With ``complex``, inputs are (*, insize, 2), outputs (*, outsize, 2), ``effective_W()`` is complex, and the bias is
+    (2 outsize,), with alternating real and imaginary parts.
     """
 
     def __init__(
@@ -215,7 +215,7 @@ class ButterflyLinear(Mapped, of=structured.ButterflyLinear):
             "ortho_init": ortho_init,
         }
         parts = 2 if complex else 1
-        self._hold(parts * insize, parts * outsize, bias, options, kwargs)
+        self._init_map(parts * insize, parts * outsize, bias, options, kwargs)
         self.complex, self.in_features, self.out_features = complex, insize, outsize
 
     def effective_W(self) -> Tensor:
@@ -253,7 +253,7 @@ class DampedSkewSymmetricLinear(SkewSymmetricLinear, of=structured.DampedSkewSym
         sigma_max: float = 0.5,
         **kwargs: Any,
     ) -> None:
-        self._hold(insize, outsize, bias, {"sigma_min": sigma_min, "sigma_max": sigma_max}, kwargs)
+        self._init_map(insize, outsize, bias, {"sigma_min": sigma_min, "sigma_max": sigma_max}, kwargs)
 
 
 class PSDLinear(Mapped, SquareLinear, of=structured.PSDLinear):
@@ -297,7 +297,7 @@ class BoundedNormLinear(Linear, of=structured.BoundedNormLinear):
         p: float | str = 2,
         **kwargs: Any,
     ) -> None:
-        self._hold(insize, outsize, bias, {"sigma_min": sigma_min, "sigma_max": sigma_max, "p": p}, kwargs)
+        self._init_map(insize, outsize, bias, {"sigma_min": sigma_min, "sigma_max": sigma_max, "p": p}, kwargs)
 
 
 square_maps: set[type[LinearBase]] = {
@@ -313,10 +313,10 @@ square_maps: set[type[LinearBase]] = {
     GershgorinLinear,
     PowerBoundLinear,
 }
-"""The classes that admit insize == outsize only."""
+"""The classes that need insize == outsize."""
 
 tall_maps: set[type[LinearBase]] = {TrivialNullSpaceLinear}
-"""The classes that admit insize <= outsize only."""
+"""The classes that need insize <= outsize."""
 
 maps: dict[str, type[LinearBase]] = {
     "l0": L0Linear,
@@ -349,4 +349,4 @@ maps: dict[str, type[LinearBase]] = {
     "symmetric_SVD": SymmetricSVDLinear,
     "symmetric_spectral": SymmetricSpectralLinear,
 }
-"""Every concrete class by slim's name for it; the last four have none there."""
+"""Every concrete class by its name in slim; the last four have no name in slim."""

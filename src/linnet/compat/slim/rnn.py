@@ -1,4 +1,4 @@
-"""Recurrent nets over any maps, as slim has them; the hidden matrix is computed once for a sequence."""
+"""RNN and RNNCell of slim over any maps; the hidden matrix is computed once for each sequence."""
 
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
@@ -20,14 +20,14 @@ NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 def reg_error(module: nn.Module) -> Tensor:
-    """The module's own, or 0 where it has none, as nn.Linear."""
+    """``module.reg_error()``, or 0 if the module has no such method, as nn.Linear."""
     return module.reg_error() if hasattr(module, "reg_error") else torch.zeros(())  # type: ignore[operator]
 
 
-def repeated(linear: nn.Module) -> Callable[[Tensor], Tensor]:
-    """A function that does to every step of one sequence what ``linear`` does, its matrix computed once.
+def step_function(linear: nn.Module) -> Callable[[Tensor], Tensor]:
+    """A function that equals ``linear`` for every step of one sequence, with its matrix computed once.
 
-    What has hooks, or a forward of its own, is called.
+    A module with hooks or its own forward is returned unchanged.
     """
     if not isinstance(linear, LinearBase) or hooked(linear):
         return linear
@@ -48,7 +48,7 @@ class RNNCell(nn.Module):
         bias: whether both maps learn a bias.
         nonlin: any function of a tensor.
         hidden_map: class of the hidden map, built as ``hidden_map(n, n, bias=bias, **hidden_args)``, n = hidden_size.
-        input_map: class of the input map, built alike.
+        input_map: class of the input map, called the same way.
         input_args: options of the input map.
         hidden_args: options of the hidden map.
 
@@ -94,10 +94,10 @@ class RNNCell(nn.Module):
 
         Args:
             sequence: (seq_len, batch, input_size).
-            hidden: the state before it, (batch, hidden_size), or one for all of the batch.
+            hidden: the initial state, (batch, hidden_size), or (1, hidden_size) for all samples.
         """
         driven = self.lin_in(sequence.flatten(0, 1)).unflatten(0, sequence.shape[:2])
-        step, states = repeated(self.lin_hidden), []
+        step, states = step_function(self.lin_hidden), []
         for drive in driven:
             hidden = self.nonlin(step(hidden) + drive)
             states.append(hidden)
@@ -105,21 +105,21 @@ class RNNCell(nn.Module):
 
 
 class RNN(nn.Module):
-    """A stack of :class:`RNNCell`, each of which reads the states of the one before; the initial states are learned.
+    """A stack of :class:`RNNCell`, each reading the states of the cell before; the initial states are learned.
 
     Args:
         input_size: size of each input sample.
         hidden_size: size of every hidden state.
-        num_layers: how many cells.
+        num_layers: number of cells.
         cell_args: options of every cell, see :class:`RNNCell`.
 
     Shape:
         - sequence: (seq_len, batch, input_size)
-        - init_states: (num_layers, batch, hidden_size), or a sequence of (batch or 1, hidden_size); None: those learned
+        - init_states: (num_layers, batch, hidden_size), or a list of (batch or 1, hidden_size); None: the learned ones
         - output: (seq_len, batch, hidden_size), and the last state of every cell, (num_layers, batch, hidden_size)
 
     Raises:
-        ValueError: a size is not a positive integer; the sequence or the initial states have another shape.
+        ValueError: a size is not a positive integer; the sequence or the initial states have a wrong shape.
 
     Example:
         >>> from linnet.compat import slim

@@ -1,1 +1,1 @@
-"""Truncated backpropagation through time with a synthetic gradient behind each window."""
+"""Truncated backpropagation through time with a synthetic gradient at the end of each window."""

@@ -1,7 +1,6 @@
-"""Backpropagation through time over short windows, with a synthetic gradient for what lies behind each of them."""
+"""TruncatedBPTT: backpropagation through time over short windows, with a synthetic gradient for later windows."""
 
 import copy
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -9,11 +8,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from linnet.core.checks import check_positive
+from linnet.core.checks import check_number, check_positive
 from linnet.decoupled.base import Decoupled
 from linnet.decoupled.bptt.windows import Auxiliary, Boundaries
 from linnet.decoupled.engine.forward_pass import replaced, tensors
-from linnet.decoupled.engine.visiting import placed
+from linnet.decoupled.engine.hooks import on_device_of
 from linnet.decoupled.sources.synthetic import Synthetic
 from linnet.modules.recurrent import RNN, RNNCell
 
@@ -23,14 +22,14 @@ Context = Tensor | Callable[[int], Tensor]
 
 
 class TruncatedBPTT(Decoupled):
-    """∂L/∂h_t ≈ ∂(losses of the window)/∂h_t + factor · δ(h_T) ∂h_T/∂h_t: h_T the state at the end of the window.
+    """∂L/∂h_t ≈ ∂(losses of the window)/∂h_t + factor · δ(h_T) ∂h_T/∂h_t, with h_T the state at the end of the window.
 
-    A recurrent network reads a sequence in windows of ``window`` steps. The state goes on from window to window, the
-    gradient does not; in its place comes what a synthesizer predicts from the state (and the context). It learns from
-    the gradient of the next window's losses in this state, to which belongs the prediction at the end of that window:
-    so it learns of what lies further ahead than a window reaches. Behind the end of a sequence the gradient is 0.
-    Without ``gradient=`` this is ordinary truncated backpropagation through time. The loop is the ordinary one, with
-    one step of the optimizer for a sequence::
+    A recurrent network reads a sequence in windows of ``window`` steps. The state passes from window to window, the
+    gradient does not: a synthesizer predicts it from the state (and the context). The synthesizer learns from the
+    gradient of the next window's losses in this state, which includes the prediction at the end of that window, so that
+    it learns about losses beyond the next window. After the end of a sequence the gradient is 0. Without ``gradient=``
+    this is ordinary truncated backpropagation through time. The training loop is the ordinary one, with one optimizer
+    step for each sequence::
 
         net = TruncatedBPTT(nn.LSTM(8, 64), window=3, gradient=Synthetic())
         for input, target in data:  # (length, batch, 8)
@@ -39,7 +38,7 @@ class TruncatedBPTT(Decoupled):
             criterion(head(output), target).backward()
             opt.step()
 
-    or with one for each window, which needs the memory of one window, and for endless sequences::
+    or with one step for each window, which needs the memory of one window only, and suits endless sequences::
 
         state = None
         for i, (input, target) in enumerate(pieces):
@@ -52,47 +51,48 @@ class TruncatedBPTT(Decoupled):
         network: a cell (of torch or :class:`linnet.RNNCell`), :class:`torch.nn.LSTM`, ``GRU``, ``RNN``,
             :class:`linnet.RNN`, or any module called as ``(input, state)``, or ``(input)`` at the start, that returns
             ``(output, state)``; the state may be nested tuples, lists and dicts of tensors.
-        window: steps in a window.
-        gradient: :class:`Synthetic` (...), of which a deep copy is taken; None: no gradient for what lies behind.
-        factor: of the synthetic gradient, from 0.1, the paper's, to 1. 0 is truncated backpropagation through time.
-        auxiliary: weight in the loss of the auxiliary task: to foretell, linearly from the state at a boundary, the
-            synthetic gradient at the next one of the same call, 0 behind the last; its loss is the mean squared error
-            in units of the size of the targets. 0: no such task.
-        batch_first: whether input and output are (batch, length, *). None: as the network's own ``batch_first``, else
+        window: number of steps of a window.
+        gradient: :class:`Synthetic` (...), which is deep-copied; None ignores the gradient of later windows.
+        factor: factor of the synthetic gradient, from 0.1, the paper's, to 1; 0 is truncated backpropagation through
+            time.
+        auxiliary: weight in the loss of an auxiliary task: to predict, linearly from the state at a boundary, the
+            synthetic gradient at the next boundary of the same call, 0 after the last one. Its loss is the mean squared
+            error in units of the size of the targets. 0 disables the task.
+        batch_first: whether input and output are (batch, length, *). None takes ``batch_first`` of the network, or
             False.
-        state_axis: the axis of the samples in each tensor of the state. None: 1 for recurrent networks of torch and
-            linnet, (layers, batch, hidden), 0 for any other module.
-        scaler: the ``GradScaler`` of the loop, if there is one.
+        state_axis: the axis of the samples in each tensor of the state. None is 1 for recurrent networks of torch and
+            linnet, (layers, batch, hidden), and 0 for any other module.
+        scaler: the ``GradScaler`` of the training loop, if it uses one.
 
     Shape:
         - input: (length, batch, *), or (batch, length, *)
-        - state: as the network's; None: the network begins by itself
-        - output: (length, batch, *), or (batch, length, *); of a cell its new states, for an LSTM cell the h
-        - last state: as the network's
+        - state: the state of the network; None lets the network choose its initial state
+        - output: (length, batch, *), or (batch, length, *); for a cell its new states, for an LSTM cell the h
+        - last state: the state of the network
 
     Raises:
-        TypeError: an argument is of the wrong kind; the network returns something else.
-        ValueError: an argument is out of range; in a training forward: there is no context, or the state does not have
-            the samples where it should; in backward: a gradient is not finite and there is no scaler.
+        TypeError: an argument is of the wrong type; the network does not return ``(output, state)``.
+        ValueError: an argument is out of range. In a training forward: the context is missing, or the state does not
+            have the samples along ``state_axis``. In backward: a gradient is not finite and there is no scaler.
         RuntimeError: a second backward through the same forward.
 
     Note:
-        * **Calls.** A call is a sequence from ``state`` to its end; ``more=True`` says that it goes on in the next
-          call: then the last state has a synthetic gradient too, it comes with the gradient of the last window's
-          output, and the state that is returned is detached. A window without a loss still learns from what lies
-          ahead: ``(0 * output.sum()).backward()``. A state that is given and needs no gradient counts as a boundary
-          too. One that needs a gradient, of an encoder, gets it as from the network alone.
+        * **Calls.** A call is a sequence from ``state`` to its end. With ``more=True`` the sequence continues in the
+          next call: the last state also has a synthetic gradient, which backward from the output of the last window
+          brings, and the returned state is detached. A window without a loss can still learn from later windows:
+          ``(0 * output.sum()).backward()``. A given state that requires no gradient counts as a boundary too. A given
+          state that requires a gradient, such as that of an encoder, gets it as from the network alone.
         * **Context.** ``with net.context(labels):`` conditions the synthesizer, if it takes a context; a function of t
-          gives it for the boundary with t steps of the call before it.
-        * **Mix.** With ``Synthetic(mix=λ)`` the gradient from the windows behind is mixed in, as in :class:`DNI`;
-          λ = 1 is full backpropagation, which trains the synthesizer beside it.
+          returns the context of the boundary after t steps of the call.
+        * **Mix.** ``Synthetic(mix=λ)`` mixes in the gradient from later windows, as in :class:`DNI`; λ = 1 is full
+          backpropagation, which also trains the synthesizer.
         * **Learning.** The synthesizer makes one step for each backward, from all boundaries of the call at once. The
           states change more slowly than those of a feed-forward network: a linear synthesizer with
-          ``optim=functools.partial(torch.optim.Adam, lr=3e-3)`` is a good start. What is not in the state and not in
-          the context cannot be predicted: a network that has not begun to remember gets no gradient that tells it to,
-          unless a curriculum or the context helps it; see examples/long_sequences.md.
-        * In eval mode and where gradients are off this is the network alone, in one piece. torch.compile leaves the
-          training forward as it is; the network inside may be compiled.
+          ``optim=functools.partial(torch.optim.Adam, lr=3e-3)`` is a good start. The synthesizer can only predict from
+          the state and the context. A network that does not remember yet gets no gradient towards remembering, unless a
+          curriculum or the context helps; see examples/long_sequences.md.
+        * In eval mode, or without gradients, the network runs alone, over the whole sequence. torch.compile excludes
+          the training forward; the network inside may be compiled.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -129,32 +129,30 @@ class TruncatedBPTT(Decoupled):
         if gradient is not None and not isinstance(gradient, Synthetic):
             raise TypeError(f"gradient must be Synthetic(...) or None, got {type(gradient).__name__}")
         if gradient is not None and gradient.true_targets:
-            raise ValueError("The targets of states must be bootstrapped, got Synthetic(targets='true') is given")
-        for name, value in (("factor", factor), ("auxiliary", auxiliary)):
-            if isinstance(value, bool) or not isinstance(value, float | int) or not 0 <= value < math.inf:
-                raise ValueError(f"{name} must be at least 0 and finite, got {value!r}")
+            raise ValueError("gradient must have targets='bootstrapped', got Synthetic(targets='true')")
+        check_number(0, factor=factor, auxiliary=auxiliary)
         if auxiliary and gradient is None:
-            raise ValueError("The auxiliary task foretells synthetic gradients, got gradient is None")
+            raise ValueError("auxiliary= predicts synthetic gradients and needs gradient=Synthetic(...), got None")
         self.factor, self.auxiliary, self.scaler = float(factor), float(auxiliary), scaler
         self._stepwise = isinstance(network, nn.RNNCellBase | RNNCell)
         self.batch_first = bool(getattr(network, "batch_first", False)) if batch_first is None else batch_first
         self.state_axis = int(isinstance(network, nn.RNNBase | RNN)) if state_axis is None else state_axis
         if gradient is not None:
-            self.cuts["state"] = placed(copy.deepcopy(gradient), network)
+            self.cuts["state"] = on_device_of(copy.deepcopy(gradient), network)
         if auxiliary:
-            self.cuts["auxiliary"] = placed(Auxiliary(), network)
+            self.cuts["auxiliary"] = on_device_of(Auxiliary(), network)
         self._context_at: Callable[[int], Tensor] | None = None
 
     @contextmanager
     def context(self, context: Context) -> Iterator[None]:
-        """Condition the synthesizer of the forwards inside.
+        """Condition the synthesizer for forwards inside this context.
 
         Args:
-            context: integer labels, (batch); or floats, (batch, features); or a function that gives one of these for
-                the boundary with t steps of the call before it.
+            context: integer labels, (batch); or floats, (batch, features); or a function from t to one of these, for
+                the boundary after t steps of the call.
 
         Raises:
-            TypeError: it is neither a tensor nor a function.
+            TypeError: context is neither a tensor nor a function.
             ValueError: the source takes no context.
         """
         at = context if callable(context) else lambda t: context
@@ -166,11 +164,11 @@ class TruncatedBPTT(Decoupled):
                 self._context_at = before
 
     def diagnostics(self) -> dict[str, Tensor]:
-        """How well the synthesizer predicts: of its last targets, before it learned from them.
+        """The quality of the synthesizer's last predictions, measured before it learned from their targets.
 
         Returns:
-            scalars ``cosine/state``: of prediction and target; ``norm_ratio/state``: the length of the prediction
-            over that of the target; ``loss/state``: the mean squared error in units of the size of the targets.
+            the scalars ``cosine/state``, of prediction and target; ``norm_ratio/state``, norm of the prediction / norm
+            of the target; ``loss/state``, the mean squared error in units of the size of the targets.
         """
         source = self._source()
         if source is None or not float(source.seen) > 0:
@@ -188,7 +186,9 @@ class TruncatedBPTT(Decoupled):
         known = self._stepwise or isinstance(self.network, nn.RNNBase | RNN)
         if input.dim() < (3 if known else 2) or 0 in input.shape[:2]:
             axes = "(batch, length, *)" if self.batch_first else "(length, batch, *)"
-            raise ValueError(f"The input must be {axes} with a step and a sample, got {tuple(input.shape)}")
+            raise ValueError(
+                f"The input must have shape {axes} with at least one step and one sample, got {tuple(input.shape)}"
+            )
         if not (self.training and torch.is_grad_enabled()):
             return self._run(input, state)
         return self._training_forward((input, state), {"more": more})
@@ -198,7 +198,7 @@ class TruncatedBPTT(Decoupled):
         boundaries, time, outputs = self._boundaries(), int(self.batch_first), []
         pieces = input.split(self.window, time)
         if state is not None and not any(tensor.requires_grad for tensor in tensors(state)):
-            state = replaced(state, iter([_fresh(tensor) for tensor in tensors(state)]))
+            state = replaced(state, iter([_as_leaf(tensor) for tensor in tensors(state)]))
             state = self._cross(boundaries, state, 0, input)
         for i, piece in enumerate(pieces):
             output, state = self._run(piece, state)
@@ -206,33 +206,35 @@ class TruncatedBPTT(Decoupled):
             if i + 1 < len(pieces):
                 state = self._cross(boundaries, state, (i + 1) * self.window, input)
         if more:
-            if boundaries is not None and (moving := self._moving(state, input)):
-                outputs[-1] = boundaries.end(outputs[-1], moving, self._context_of(input.shape[time]))
+            if boundaries is not None and (differentiable := self._differentiable_state(state, input)):
+                outputs[-1] = boundaries.end(outputs[-1], differentiable, self._context_of(input.shape[time]))
             state = replaced(state, iter([tensor.detach() for tensor in tensors(state)]))
         return torch.cat(outputs, time), state
 
     def _cross(self, boundaries: Boundaries | None, state: Any, t: int, input: Tensor) -> Any:
-        """The state on the other side of a boundary: without its graph, but for what the synthesizer predicts."""
+        """The state after a boundary: without its graph, with the gradient that the synthesizer predicts."""
         given = list(tensors(state))
         if boundaries is None:
             return replaced(state, iter([tensor.detach() for tensor in given]))
-        moving = self._moving(state, input)
-        new = iter(boundaries.cross(moving, self._context_of(t)) if moving else [])
-        return replaced(state, iter([next(new) if moving and _can_move(tensor) else tensor for tensor in given]))
+        differentiable = self._differentiable_state(state, input)
+        new = iter(boundaries.cross(differentiable, self._context_of(t)) if differentiable else [])
+        return replaced(
+            state, iter([next(new) if differentiable and _is_differentiable(tensor) else tensor for tensor in given])
+        )
 
-    def _moving(self, state: Any, input: Tensor) -> list[Tensor]:
-        """The tensors of a state that a gradient can be had in, all samples in their place; none if none needs one."""
-        moving = [tensor for tensor in tensors(state) if _can_move(tensor)]
-        if not any(tensor.requires_grad for tensor in moving):
+    def _differentiable_state(self, state: Any, input: Tensor) -> list[Tensor]:
+        """The floating tensors of a state, checked for their axis of samples; none if no tensor requires a gradient."""
+        differentiable = [tensor for tensor in tensors(state) if _is_differentiable(tensor)]
+        if not any(tensor.requires_grad for tensor in differentiable):
             return []
         batch, axis = input.shape[1 - int(self.batch_first)], self.state_axis
-        for tensor in moving:
+        for tensor in differentiable:
             if not (-tensor.dim() <= axis < tensor.dim() and tensor.shape[axis] == batch):
                 raise ValueError(
-                    f"The state must have the {batch} samples along its axis {axis} (state_axis=), got "
-                    f"{tuple(tensor.shape)}"
+                    f"The state must have the {batch} samples of the batch along axis {axis}, got shape "
+                    f"{tuple(tensor.shape)}; set state_axis="
                 )
-        return moving
+        return differentiable
 
     def _run(self, input: Tensor, state: Any) -> tuple[Tensor, Any]:
         if not self._stepwise:
@@ -264,10 +266,10 @@ class TruncatedBPTT(Decoupled):
         return Boundaries(source, self.factor, self.state_axis, auxiliary, scale)
 
 
-def _can_move(tensor: Tensor) -> bool:
+def _is_differentiable(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and tensor.dim() > 0
 
 
-def _fresh(tensor: Tensor) -> Tensor:
-    """A leaf that backward reaches, if a gradient can be had in it at all."""
-    return tensor.detach().requires_grad_() if _can_move(tensor) else tensor
+def _as_leaf(tensor: Tensor) -> Tensor:
+    """A leaf that requires a gradient, if the tensor is differentiable."""
+    return tensor.detach().requires_grad_() if _is_differentiable(tensor) else tensor

@@ -1,4 +1,9 @@
-"""Between two windows of a sequence: the state goes on, a predicted gradient comes back, and the true one teaches."""
+"""Boundaries between the windows of a sequence: the state passes on, and a predicted gradient comes back.
+
+At a boundary with state h the network continues from a copy of h. In backward, ∂L/∂h from the next window is the target
+of the synthesizer, and the window before gets factor · δ(h), the prediction. The prediction at the next boundary is
+part of that target: δ(h_t) learns ∂(losses of one window)/∂h_t + factor · δ(h_T) ∂h_T/∂h_t (Jaderberg et al., 2017).
+"""
 
 import functools
 from collections.abc import Sequence
@@ -9,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from linnet.decoupled.engine.hooks import build_source
 from linnet.decoupled.engine.owned_optimizer import with_frozen
-from linnet.decoupled.engine.visiting import ready
 from linnet.decoupled.sources.synthetic import Prediction, Synthetic, root_mean_square
 from linnet.decoupled.synthesizers.linear import LinearSynthesizer
 
@@ -18,19 +23,19 @@ __all__ = ["Auxiliary", "Boundaries", "flat"]
 
 
 class Auxiliary(Synthetic):
-    """mean of (synthesizer(h / rms(h)) − δ)²: how well a state foretells the synthetic gradient of the next one."""
+    """The auxiliary task, loss mean of (synthesizer(h / rms(h)) − δ)²: predict the next synthetic gradient from h."""
 
     def __init__(self) -> None:
         super().__init__(LinearSynthesizer, None, functools.partial(torch.optim.Adam, lr=1e-3))
 
     def gradient(self, h: Tensor, target: Tensor) -> Tensor:
-        """The gradient of this loss in the states, after which the synthesizer makes one step.
+        """Return the gradient of the loss in the states, and make one step of the synthesizer.
 
         Args:
             h: the states, (batch, features).
             target: δ, the prediction at the end of the window that begins with h, in units of its size.
         """
-        ready(self, "auxiliary", h, None)
+        build_source(self, "auxiliary", h, None)
         named = self._named()
         learning = [parameter for parameter in named.values() if parameter.requires_grad]
         with torch.enable_grad():
@@ -45,13 +50,13 @@ class Auxiliary(Synthetic):
 
 @dataclass(eq=False, repr=False)
 class Boundary:
-    """One place between two windows.
+    """The boundary between two windows.
 
     Attributes:
         like: the tensors of the state.
-        state: the same, (batch, features).
-        memory: what the source predicts there, its gradient times the factor.
-        target: the gradient in the state, once backward has brought it.
+        state: the same numbers, (batch, features).
+        memory: the prediction of the source, its gradient times the factor.
+        target: the gradient in the state, None until backward reaches the boundary.
     """
 
     like: Sequence[Tensor]
@@ -61,14 +66,14 @@ class Boundary:
 
 
 class Boundaries:
-    """The boundaries of one forward through a sequence, in their order.
+    """The boundaries of one forward through a sequence, in order.
 
     Args:
         source: predicts the gradient in a state.
-        factor: of what it predicts.
-        axis: of the samples in the tensors of the state.
-        auxiliary: the auxiliary task, if there is one, and its weight in the loss.
-        scale: by how much the loss will be multiplied before backward; None: by nothing.
+        factor: factor of the prediction.
+        axis: axis of the samples in the tensors of the state.
+        auxiliary: the auxiliary task and its weight in the loss; None without a task.
+        scale: the factor of the loss before backward; None if the loss is not scaled.
     """
 
     def __init__(
@@ -85,29 +90,29 @@ class Boundaries:
         self._learned = False
 
     def cross(self, state: list[Tensor], context: Tensor | None) -> list[Tensor]:
-        """The state at the end of a window, or before the first -> the state with which the next begins."""
+        """The state at the end of a window, or before the first -> the initial state of the next window."""
         return list(Cross.apply(self, self._add(state, context), *state))
 
     def end(self, output: Tensor, state: list[Tensor], context: Tensor | None) -> Tensor:
-        """Let backward from the output of the last window bring the predicted gradient to its last state."""
+        """Make backward from the output of the last window bring the predicted gradient to the last state."""
         last: Tensor = End.apply(self, self._add(state, context), output, *state)
         return last
 
     def _add(self, state: Sequence[Tensor], context: Tensor | None) -> int:
-        like = [tensor.detach() for tensor in state]  # with its graph it would hold the nodes that hold this object
+        like = [tensor.detach() for tensor in state]  # its graph holds nodes that hold this object: no cycle
         h = flat(like, self._axis)
-        memory = ready(self._source, "state", h, None).predict(h, context)[1]
+        memory = build_source(self._source, "state", h, None).predict(h, context)[1]
         memory = replace(memory, gradient=memory.gradient * self._factor)
         self._all.append(Boundary(like, h, memory))
         return len(self._all) - 1
 
-    def settle(self, number: int, arrived: Sequence[Tensor | None]) -> list[Tensor]:
-        """In backward: the gradient in the state behind a boundary -> that in the state before it."""
+    def backward(self, number: int, arrived: Sequence[Tensor | None]) -> list[Tensor]:
+        """In backward: the gradient in the state after a boundary -> the gradient in the state before it."""
         here = None if self._learned else self._all[number]
         if here is None or here.target is not None:
             raise RuntimeError(
-                "One forward through windows must be followed by at most one backward, for a synthetic gradient stands "
-                "for the whole loss, got a second one has reached a boundary (add the losses up)"
+                "One forward of TruncatedBPTT allows at most one backward, since the synthetic gradient stands for the "
+                "whole loss; a second one reached a boundary (add the losses, then call backward once)"
             )
         whole = [torch.zeros_like(t) if g is None else g for t, g in zip(here.like, arrived, strict=True)]
         here.target = flat(whole, self._axis) / self._scale
@@ -119,10 +124,10 @@ class Boundaries:
         if number == 0:
             self._learn()
             self._learned = True
-            self._all.clear()  # the loss may live for long
+            self._all.clear()  # a user may keep the loss, and with it this object
         return self._as_state(gradient, here.like)
 
-    def tail(self, number: int) -> list[Tensor]:
+    def last_gradient(self, number: int) -> list[Tensor]:
         """In backward: the predicted gradient in the last state."""
         here = self._all[number]
         late = self._source.late
@@ -130,7 +135,7 @@ class Boundaries:
         return self._as_state(gradient, here.like)
 
     def _learn(self) -> None:
-        """One step of the source from all boundaries of the sequence."""
+        """Make one step of the source from all boundaries of the sequence."""
         reached = [(b.memory, b.target) for b in self._all if b.target is not None]
         with torch.enable_grad():
             output = torch.stack([memory.output for memory, _ in reached], 1)  # (batch, boundaries, features)
@@ -140,22 +145,22 @@ class Boundaries:
         try:
             self._source.learn(stacked, torch.stack([target for _, target in reached], 1))
         except FloatingPointError:
-            if not self._scaled:  # else the loss scale was too large, the optimizer will skip this step too
+            if not self._scaled:  # otherwise the loss scale was too large, and the GradScaler skips this step too
                 raise ValueError(
-                    "The gradient in a state must be finite, got one between windows holds NaN or infinity "
-                    "(with a GradScaler, give TruncatedBPTT scaler=)"
+                    "The gradient in a state between windows must be finite, got NaN or infinity "
+                    "(with a GradScaler, pass it to TruncatedBPTT as scaler=)"
                 ) from None
 
     def _as_state(self, gradient: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
         parts, found = (gradient * self._scale).split([t.numel() // gradient.shape[0] for t in like], 1), []
         for part, tensor in zip(parts, like, strict=True):
-            moved = tensor.movedim(self._axis, 0)  # (batch, *)
-            found.append(part.reshape(moved.shape).movedim(0, self._axis).to(tensor.dtype))
+            samples_first = tensor.movedim(self._axis, 0)  # (batch, *)
+            found.append(part.reshape(samples_first.shape).movedim(0, self._axis).to(tensor.dtype))
         return found
 
 
 class Cross(torch.autograd.Function):
-    """state -> the same; backward: what arrives is the target at the boundary, what goes on is its prediction."""
+    """state -> state; backward takes the arriving gradient as the target and returns the predicted gradient."""
 
     @staticmethod
     def forward(ctx: Any, boundaries: Boundaries, number: int, *state: Tensor) -> tuple[Tensor, ...]:
@@ -166,11 +171,11 @@ class Cross(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *arrived: Tensor | None) -> tuple[Tensor | None, ...]:
-        return (None, None, *ctx.boundaries.settle(ctx.number, arrived))
+        return (None, None, *ctx.boundaries.backward(ctx.number, arrived))
 
 
 class End(torch.autograd.Function):
-    """(output, state) -> output; backward: the state gets its predicted gradient."""
+    """(output, state) -> output; backward returns the predicted gradient of the state."""
 
     @staticmethod
     def forward(ctx: Any, boundaries: Boundaries, number: int, output: Tensor, *state: Tensor) -> Tensor:
@@ -180,10 +185,10 @@ class End(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return (None, None, gradient, *ctx.boundaries.tail(ctx.number))
+        return (None, None, gradient, *ctx.boundaries.last_gradient(ctx.number))
 
 
 def flat(state: Sequence[Tensor], axis: int) -> Tensor:
-    """Tensors of a state -> (batch, features): all numbers of a sample in a row."""
+    """Tensors of a state -> (batch, features): all numbers of a sample in one row."""
     rows = [tensor.movedim(axis, 0) for tensor in state]
     return torch.cat([row.reshape(row.shape[0], -1) for row in rows], 1)

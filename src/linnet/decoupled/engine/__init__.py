@@ -1,1 +1,1 @@
-"""What cuts a network in stages and trains each: places, the forward pass, optimizers inside."""
+"""The engine of decoupled training: places of cuts, the forward pass, immediate updates, optimizers inside modules."""

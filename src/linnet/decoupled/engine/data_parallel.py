@@ -1,4 +1,4 @@
-"""Decoupled networks under DistributedDataParallel: the sources of all processes learn the same, from all batches."""
+"""share_sources: gradient sources under DistributedDataParallel learn from the batches of all processes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,33 +11,33 @@ from torch.nn.parallel import DistributedDataParallel
 
 from linnet.decoupled.sources.source import Source
 
-__all__ = ["averaged", "share_sources", "shared"]
+__all__ = ["averaged", "is_shared", "share_sources"]
 
 GROUPS: WeakKeyDictionary[Source, Any] = WeakKeyDictionary()
-"""The processes with which a source learns, for those that were shared; beside them, for groups cannot be copied."""
+"""The process group of each shared source; outside the sources, since process groups cannot be copied."""
 
 
 def share_sources(model: nn.Module, process_group: Any = None) -> None:
     """Make the gradient sources of a model learn from the batches of all processes. Call it before wrapping in DDP.
 
-    The sources get the first process's state, then average what they learn from: with equal batches on all processes
-    they are those of one process on the joined batch. DistributedDataParallel leaves them alone.
+    The sources get the state of the first process and average what they learn from. With batches of equal size they
+    equal the sources of one process on the joined batch. DistributedDataParallel ignores their parameters and buffers.
 
     Args:
-        model: a network with :class:`linnet.DNI` in it, built with ``example=``.
-        process_group: as for DistributedDataParallel; None: all processes.
+        model: a module that contains :class:`linnet.DNI`, built with ``example=``.
+        process_group: the group of DistributedDataParallel; None is all processes.
 
     Raises:
-        RuntimeError: ``torch.distributed`` is not initialised.
-        ValueError: a source has not been built yet.
+        RuntimeError: ``torch.distributed`` is not initialized.
+        ValueError: a source is not built yet.
     """
     if not (dist.is_available() and dist.is_initialized()):
-        raise RuntimeError("share_sources needs torch.distributed to be initialised (init_process_group), got not")
+        raise RuntimeError("torch.distributed is not initialized; call init_process_group() first")
     left_out = set(getattr(model, "_ddp_params_and_buffers_to_ignore", ()))
     for name, source in model.named_modules():
         if isinstance(source, Source):
             if not source.sized:
-                raise ValueError(f"Sources must be built before they are shared (example=), got {name} is not")
+                raise ValueError(f"The source {name} is not built yet; give DNI example= before share_sources()")
             GROUPS[source] = process_group
             for key, tensor in (*source.named_parameters(), *source.named_buffers()):
                 dist.broadcast(tensor.detach(), group_src=0, group=process_group)
@@ -45,14 +45,14 @@ def share_sources(model: nn.Module, process_group: Any = None) -> None:
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, sorted(left_out))
 
 
-def shared(source: Source) -> bool:
-    """Whether the source learns together with those of other processes."""
+def is_shared(source: Source) -> bool:
+    """Whether the source learns together with the sources of other processes."""
     return source in GROUPS
 
 
 def averaged(source: Source, tensors: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
-    """The mean over the processes with which the source learns; without any the tensors themselves."""
-    if not shared(source):
+    """The mean of the tensors over the processes that share the source; unchanged if the source is not shared."""
+    if not is_shared(source):
         return tensors
     group = GROUPS[source]
     found = [tensor for tensor in tensors if tensor is not None]

@@ -1,19 +1,19 @@
-"""One forward pass through cuts: what lies below a cut gets its gradient at once, without the loss.
+"""One forward pass through the cuts of a network: each stage below a cut gets its gradient at once, without the loss.
 
-At a cut, with h the output of the stage below and x what the stage above receives:
+At a cut, h is the output of the stage below and x is the input of the stage above:
 
-1. the source predicts the gradient g of the loss in h;
-2. autograd computes from g, now, the gradients of everything that h came from (parameters, the cut below, the input
-   of the network) and frees the graph of the stage;
-3. x is a copy of h without history except one node, which holds these gradients.
+1. The source predicts the gradient g = ∂L/∂h of the loss.
+2. torch.autograd.grad(h, ..., g) computes from g the gradients of everything that h depends on (parameters, the cut
+   below, the input of the network) and frees the graph of the stage.
+3. x is a copy of h whose history is one node, :class:`Cut`, which holds these gradients.
 
-When ``backward`` reaches that node with the gradient of the loss in x, this gradient becomes the target of the source
-and goes no further; the node hands on the gradients of step 2 instead. So they arrive in ``.grad`` by the ordinary
-way: they add up over several passes, it does not matter when ``zero_grad`` was called, a pass without a backward
-leaves nothing behind, and hooks, inputs of the network and ``torch.autograd.grad`` see them too.
+When ``backward`` reaches the node with ∂L/∂x, this gradient becomes the target of the source and stops there; the node
+returns the gradients of step 2 instead. Autograd adds them to ``.grad`` as usual: they accumulate over several passes,
+``zero_grad`` may be called at any time, a pass without a backward changes nothing, and hooks, inputs of the network and
+``torch.autograd.grad`` see them.
 
-A late source knows g only in backward. The graph of its stage is kept, and step 2 happens when backward reaches the
-node. With immediate updates the gradients of the parameters are not kept: their optimizer steps in step 2.
+A late source knows g only in backward. The graph of its stage is kept, and step 2 runs when backward reaches the node.
+With immediate updates the optimizer steps the parameters in step 2, and their gradients are not kept.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,38 +33,38 @@ __all__ = ["ForwardPass", "replaced", "tensors"]
 
 
 @dataclass(eq=False, repr=False)
-class Shared:
-    """What all claims of one pass know; they must not hold the pass, whose nodes hold them."""
+class PassState:
+    """The state that all cuts of one pass share; autograd nodes hold it, so that it must not hold the ForwardPass."""
 
     scale: float
-    scaled: bool  # whether there is a loss scale, with which gradients may overflow
+    scaled: bool  # whether the loss is scaled, so that gradients may overflow
     immediate: Immediate | None
     error: Tensor | None = None  # the gradient of the loss in the output, in backward
 
-    def listen(self, gradient: Tensor) -> None:
+    def record_error(self, gradient: Tensor) -> None:
         self.error = gradient
 
 
 @dataclass(eq=False, repr=False)
 class Stage:
-    """What a gradient below a cut is computed from: the outputs of the stage and where its graph ends."""
+    """The autograd graph of one stage: its outputs, and the cuts and leaves at which the graph ends."""
 
     outputs: list[Tensor]
-    lower: list[tuple["Claim", list[GradientEdge]]]  # the cuts below, with the edges of what they gave
+    lower: list[tuple["CutState", list[GradientEdge]]]  # the cuts below, with the edges of their outputs
     leaves: list[Tensor]  # parameters and inputs of the network
 
-    def targets(self, gradients: Sequence[Tensor | None], keep: bool) -> None:
-        """From the gradients of the outputs the targets of the cuts below."""
-        self._give(self._found(gradients, [edge for _, edges in self.lower for edge in edges], keep))
+    def pass_targets(self, gradients: Sequence[Tensor | None], keep: bool) -> None:
+        """Compute the targets of the cuts below from the gradients of the outputs."""
+        self._set_targets(self._grad(gradients, [edge for _, edges in self.lower for edge in edges], keep))
 
     def backward(self, gradients: Sequence[Tensor | None], keep: bool) -> tuple[Tensor | None, ...]:
-        """From the gradients of the outputs the targets of the cuts below, and the gradients of the leaves."""
+        """Compute the targets of the cuts below and return the gradients of the leaves."""
         edges: list[Any] = [edge for _, edges in self.lower for edge in edges]
-        found = self._found(gradients, [*edges, *self.leaves], keep)
-        self._give(found[: len(edges)])
+        found = self._grad(gradients, [*edges, *self.leaves], keep)
+        self._set_targets(found[: len(edges)])
         return found[len(edges) :]
 
-    def _found(self, gradients: Sequence[Tensor | None], wanted: list[Any], keep: bool) -> tuple[Tensor | None, ...]:
+    def _grad(self, gradients: Sequence[Tensor | None], wanted: list[Any], keep: bool) -> tuple[Tensor | None, ...]:
         pairs = [(h, g) for h, g in zip(self.outputs, gradients, strict=True) if g is not None]
         if not pairs or not wanted:
             return (None,) * len(wanted)
@@ -73,56 +73,60 @@ class Stage:
                 [h for h, _ in pairs], wanted, [g for _, g in pairs], retain_graph=keep, allow_unused=True
             )
 
-    def _give(self, found: Sequence[Tensor | None]) -> None:
+    def _set_targets(self, found: Sequence[Tensor | None]) -> None:
         rest = iter(found)
-        for claim, edges in self.lower:
-            claim.targets = [next(rest) for _ in edges]
+        for state, edges in self.lower:
+            state.targets = [next(rest) for _ in edges]
 
 
 @dataclass(eq=False, repr=False)
-class Claim:
-    """What one cut owes in one pass: gradients to what lies below, a lesson to its sources."""
+class CutState:
+    """One cut in one pass, from forward to backward: its sources, and the gradients of the stage below.
+
+    ``targets`` are gradients from the source of the next cut, where none arrives from the loss.
+    """
 
     name: str
     sources: list[Source]
     memories: list[Any]
-    run: Shared
-    gradients: tuple[Tensor | None, ...] = ()  # of the leaves, if they are known
-    stage: Stage | None = None  # if it is needed in backward
-    targets: list[Tensor | None] = field(default_factory=list)  # those that came from the next cut, not from the loss
-    settled: bool = False
+    run: PassState
+    gradients: tuple[Tensor | None, ...] = ()  # of the leaves, if known in forward
+    stage: Stage | None = None  # if backward needs its graph
+    targets: list[Tensor | None] = field(default_factory=list)
+    finished: bool = False
 
-    def settle(self, arrived: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-        if self.settled:
+    def backward(self, arrived: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+        """Let the sources learn from the gradients that arrive from above; return the gradients of the leaves."""
+        if self.finished:
             raise RuntimeError(
-                "One forward of a DNI must be followed by at most one backward, for its synthetic gradient stands for "
-                f"the whole loss, got a second one has reached the cut after {self.name!r} (add the losses up)"
+                "One forward of a DNI allows at most one backward, since the synthetic gradient stands for the whole "
+                f"loss; a second one reached the cut after {self.name!r} (add the losses, then call backward once)"
             )
-        self.settled = True
+        self.finished = True
         if self.run.immediate is not None:
-            self.run.immediate.reached_by_backward(self.run)
+            self.run.immediate.enter_backward(self.run)
         ahead = self.targets or [None] * len(arrived)
         targets = [t if g is None else g for g, t in zip(arrived, ahead, strict=True)]
         unscaled = [_scaled(target, 1 / self.run.scale) for target in targets]
         gradients = self.gradients
         if self.stage is not None:
             if all(source.late for source in self.sources):
-                gradients = self._late(self.stage, unscaled)
+                gradients = self._late_gradients(self.stage, unscaled)
             else:
-                self.stage.targets(targets, keep=False)
+                self.stage.pass_targets(targets, keep=False)
         try:
             for source, memory, target in zip(self.sources, self.memories, unscaled, strict=True):
                 source.learn(memory, target)
         except FloatingPointError:
-            if not self.run.scaled:  # else the loss scale was too large, the optimizer will skip this step too
+            if not self.run.scaled:  # otherwise the loss scale was too large, and the GradScaler skips this step too
                 raise ValueError(
-                    f"The gradient at a cut must be finite, got that after {self.name!r} holds NaN or infinity "
-                    "(with a GradScaler, give DNI scaler=)"
+                    f"The gradient at the cut after {self.name!r} must be finite, got NaN or infinity "
+                    "(with a GradScaler, pass it to DNI as scaler=)"
                 ) from None
-        del self.memories, self.gradients, self.targets, self.stage  # the loss may live for long
+        del self.memories, self.gradients, self.targets, self.stage  # a user may keep the loss, and with it this object
         return gradients
 
-    def _late(self, stage: Stage, targets: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    def _late_gradients(self, stage: Stage, targets: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
         error = None if self.run.error is None else self.run.error / self.run.scale
         found = [
             source.respond(memory, target, error)
@@ -137,14 +141,14 @@ class Claim:
 
 
 class Cut(torch.autograd.Function):
-    """h, ... -> (copies of them, an anchor); backward hands on the gradients of the claim, whatever comes in.
+    """h, ... -> (copies, an anchor); backward returns the gradients of the CutState, independent of those that arrive.
 
-    The anchor, (0,), ties the next cut to this one, so that backward passes through all of them.
+    The anchor, (0,), is an input of the next cut, so that backward reaches every cut of the pass.
     """
 
     @staticmethod
-    def forward(ctx: Any, claim: Claim, count: int, anchors: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.claim, ctx.count = claim, count
+    def forward(ctx: Any, state: CutState, count: int, anchors: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.state, ctx.count = state, count
         ctx.nothing = [torch.zeros_like(anchor) for anchor in tensors[count : count + anchors]]
         ctx.set_materialize_grads(False)
         return (*(h.clone() for h in tensors[:count]), tensors[0].new_empty(0))
@@ -152,18 +156,18 @@ class Cut(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *arrived: Tensor | None) -> tuple[Tensor | None, ...]:
-        return (None, None, None, *([None] * ctx.count), *ctx.nothing, *ctx.claim.settle(arrived[:-1]))
+        return (None, None, None, *([None] * ctx.count), *ctx.nothing, *ctx.state.backward(arrived[:-1]))
 
 
 class ForwardPass:
-    """The cuts of one forward pass, in the order in which they are reached.
+    """The cuts of one forward pass, in the order in which the forward reaches them.
 
     Args:
-        network: to name parameters in error messages.
-        inputs: the inputs of the network: what lies before them is not part of any stage.
-        context: handed to the sources.
-        scale: by how much the loss will be multiplied before backward; None: by nothing.
-        immediate: steps the parameters below a cut at once; None: they get their gradients in backward.
+        network: the network, whose parameter names stand in error messages.
+        inputs: the inputs of the network: the graph before them belongs to no stage.
+        context: the context of the sources.
+        scale: the factor of the loss before backward; None if the loss is not scaled.
+        immediate: steps the parameters below a cut at once; None leaves them their gradients in backward.
     """
 
     def __init__(
@@ -175,65 +179,67 @@ class ForwardPass:
         immediate: Immediate | None = None,
     ) -> None:
         self._network, self._context = network, context
-        self._shared = Shared(1.0 if scale is None else scale, scale is not None, immediate)
+        self._shared = PassState(1.0 if scale is None else scale, scale is not None, immediate)
         self._inputs = {_edge(tensor): tensor for tensor in inputs if tensor.requires_grad}
-        self._open: dict[Node, tuple[Claim, Tensor, list[GradientEdge]]] = {}  # cuts that no stage has followed yet
-        self._used: dict[Node, str] = {}  # nodes of finished stages -> the place where they ended
+        self._open: dict[Node, tuple[CutState, Tensor, list[GradientEdge]]] = {}  # cuts that no stage has followed yet
+        self._used: dict[Node, str] = {}  # nodes of finished stages -> where the stage ends
         self._needs_error = False
 
     def cut(self, name: str, source_of: Callable[[int, Tensor], Source], outputs: list[Tensor]) -> list[Tensor]:
         """The outputs of the stage below -> the inputs of the stage above.
 
         Args:
-            name: of the cut.
+            name: name of the cut.
             source_of: (number of an output, output) -> its source.
-            outputs: what the stage below gives.
+            outputs: outputs of the stage below.
         """
         learning = [i for i, h in enumerate(outputs) if h.requires_grad]
         if not learning:
             return outputs  # nothing below can learn
         hs, mine = [outputs[i] for i in learning], [source_of(i, outputs[i]) for i in learning]
         lower, leaves = self._below(hs, f"below the cut after {name!r}")
-        stage = Stage(hs, [(claim, edges) for claim, _, edges in lower], leaves)
+        stage = Stage(hs, [(state, edges) for state, _, edges in lower], leaves)
         predicted = [source.predict(h, self._context) for source, h in zip(mine, hs, strict=True)]
-        claim = Claim(name, mine, [memory for _, memory in predicted], self._shared)
+        state = CutState(name, mine, [memory for _, memory in predicted], self._shared)
         self._needs_error |= any(source.needs_error for source in mine)
         if all(source.late for source in mine):
-            claim.stage = stage
+            state.stage = stage
         else:
             keep = any(source.true_targets for source in mine)
             gradients = [_scaled(g, self._shared.scale) for g, _ in predicted]
-            claim.gradients = stage.backward(gradients, keep)
-            claim.stage = stage if keep else None
+            state.gradients = stage.backward(gradients, keep)
+            state.stage = stage if keep else None
             if self._shared.immediate is not None:
-                leaves, left = self._shared.immediate.step(name, leaves, claim.gradients)
-                claim.gradients = tuple(left)
+                leaves, left = self._shared.immediate.step(name, leaves, state.gradients)
+                state.gradients = tuple(left)
         anchors = [anchor for _, anchor, _ in lower]
-        if not anchors and not leaves:  # all have stepped already: x must have a gradient all the same
+        if not anchors and not leaves:  # all parameters have stepped already, but x must still require a gradient
             anchors = [hs[0].new_empty(0).requires_grad_()]
-        *copies, anchor = Cut.apply(claim, len(hs), len(anchors), *(h.detach() for h in hs), *anchors, *leaves)
+        *copies, anchor = Cut.apply(state, len(hs), len(anchors), *(h.detach() for h in hs), *anchors, *leaves)
         edges = [GradientEdge(*_edge(x)) for x in copies]
-        self._open[edges[0].node] = claim, anchor, edges
+        self._open[edges[0].node] = state, anchor, edges
         given = list(outputs)
         for i, x in zip(learning, copies, strict=True):
             given[i] = x
         return given
 
     def close(self, outputs: Iterable[Tensor]) -> None:
-        """Check the stage above the last cut, and listen to the gradient of the loss in the output."""
+        """Check the stage above the last cut, and register a hook for the gradient of the loss in the output."""
         learning = [tensor for tensor in outputs if tensor.requires_grad]
         self._below(learning, "above the last cut")
         if self._needs_error:
             if len(learning) != 1:
-                raise ValueError(f"Feedback needs a network with one output, got {len(learning)} have a gradient")
-            learning[0].register_hook(self._shared.listen)
+                raise ValueError(
+                    f"DirectFeedback needs a network with one output that requires a gradient, got {len(learning)}"
+                )
+            learning[0].register_hook(self._shared.record_error)
 
     def _below(
         self, tensors: list[Tensor], place: str
-    ) -> tuple[list[tuple[Claim, Tensor, list[GradientEdge]]], list[Tensor]]:
-        """The open cuts that the graph of the tensors ends at, and the leaves and inputs it ends at."""
+    ) -> tuple[list[tuple[CutState, Tensor, list[GradientEdge]]], list[Tensor]]:
+        """The open cuts, and the leaves and inputs, at which the graph of the tensors ends."""
         stack: list[tuple[Node | None, int]] = [_edge(tensor) for tensor in tensors]
-        cuts: dict[Node, tuple[Claim, Tensor, list[GradientEdge]]] = {}
+        cuts: dict[Node, tuple[CutState, Tensor, list[GradientEdge]]] = {}
         ends: dict[int, Tensor] = {}
         mine: set[Node] = set()
         while stack:
@@ -261,14 +267,14 @@ class ForwardPass:
         if type(node).__name__ == "AccumulateGrad":
             leaf = node.variable  # type: ignore[attr-defined]
             named = self._network.named_parameters(remove_duplicate=False)
-            names = [name for name, parameter in named if parameter is leaf] or ["a tensor that is none of its own"]
+            names = [name for name, parameter in named if parameter is leaf] or ["a tensor outside the network"]
             return ValueError(
-                f"A parameter must lie on one side of every cut, got {' = '.join(names)} is used "
+                f"A parameter must be used on one side of every cut; {' = '.join(names)} is used "
                 f"{self._used[node]} and again {place}"
             )
         return ValueError(
-            "A connection must not skip over a cut (cut where the branches have met), got what lies "
-            f"{self._used[node]} is used again {place}, through {node.name()}"
+            f"A connection must not skip over a cut; a tensor computed {self._used[node]} is used again {place}, "
+            f"through {node.name()} (cut where the branches have met)"
         )
 
 
@@ -302,13 +308,13 @@ def _scaled(gradient: Tensor | None, factor: float) -> Tensor | None:
 def _edge(tensor: Tensor) -> tuple[Node, int]:
     if (node := tensor.grad_fn) is not None:
         return node, tensor.output_nr
-    edge = get_gradient_edge(tensor)  # of a leaf
+    edge = get_gradient_edge(tensor)  # for a leaf, which has no grad_fn
     return edge.node, edge.output_nr
 
 
 @contextmanager
 def _without_hooks(found: list[Tensor]) -> Iterator[None]:
-    """Tensor hooks see a gradient when it arrives in ``.grad``; computing it ahead must not run them a first time."""
+    """Disable tensor hooks: they run when a gradient arrives in ``.grad``, not when it is computed in advance."""
     hooked = [(tensor, tensor._backward_hooks) for tensor in found if tensor._backward_hooks]
     for tensor, _ in hooked:
         tensor._backward_hooks = None

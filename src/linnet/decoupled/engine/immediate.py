@@ -8,47 +8,47 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from linnet.decoupled.engine.owned_optimizer import OptimizerFactory, OwnedOptimizer, having
+from linnet.decoupled.engine.owned_optimizer import OptimizerFactory, OwnedOptimizer, temporary_grads
 
 __all__ = ["Immediate"]
 
 
 class Immediate(nn.Module):
-    """Steps the parameters of one stage at a time, by the user's optimizer or by one of the stage's own.
+    """Steps the parameters of one stage at a time, by the user's optimizer or by an optimizer of the stage.
 
-    The user's optimizer steps with only the stage's parameters in its groups, so all hyper-parameters of the groups,
-    what schedulers make of them, and its state are the same as ever. Afterwards these parameters have no ``.grad``,
-    so the loop's own ``optim.step()`` passes them over.
+    The user's optimizer steps while its groups hold only the stage's parameters, so that hyper-parameters, schedulers
+    and state apply as usual. Afterwards these parameters have no ``.grad``, and ``optim.step()`` of the training loop
+    skips them.
 
     Args:
         optim: the user's optimizer.
-        make: class or factory of an optimizer for each stage instead; its state is in ``state_dict``.
-        network: to name the parameters.
+        make: class or factory of an optimizer for each stage, used instead; its state is in ``state_dict``.
+        network: the network, which gives the names of the parameters.
     """
 
     def __init__(self, optim: Optimizer, make: OptimizerFactory | None, network: nn.Module) -> None:
         super().__init__()
         self.optim = optim
         self._make = make
-        self._network = (network,)  # not a module of this one
+        self._network = (network,)  # a tuple, so that torch does not register it as a child
         self._names: dict[int, tuple[str, nn.Parameter | None]] = {}
         self._owned: dict[str, OwnedOptimizer] = {}
         self._stages: dict[str, dict[str, nn.Parameter]] = {}
-        self._inside = False  # whether it is this object that steps the user's optimizer
-        self._open: Any = None  # the pass that backward has gone through since the user's last step
-        self._listen()
+        self._stepping = False  # whether this object steps the user's optimizer now
+        self._open: Any = None  # the pass that backward has reached since the user's last step
+        self._register_hook()
 
-    def _listen(self) -> None:
+    def _register_hook(self) -> None:
         self.optim.register_step_pre_hook(self._before_step)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._listen()  # a copied optimizer has no hooks
+        self._register_hook()  # a copied optimizer has no hooks
 
     def step(
         self, name: str, leaves: Sequence[Tensor], gradients: Sequence[Tensor | None]
     ) -> tuple[list[Tensor], list[Tensor | None]]:
-        """Step the parameters among the leaves; returns the other leaves, the inputs, and their gradients."""
+        """Step the parameters among the leaves; return the other leaves, which are inputs, with their gradients."""
         stage: dict[str, nn.Parameter] = {}
         found: list[Tensor] = []
         left: list[Tensor] = []
@@ -68,12 +68,12 @@ class Immediate(nn.Module):
             self._stages[name] = stage
             self._owned.setdefault(name, self._own()).step(stage, found)
         elif stage:
-            self._narrowed(stage, found)
+            self._step_only(stage, found)
         return left, of_left
 
     def _name_of(self, leaf: Tensor) -> str | None:
         name, parameter = self._names.get(id(leaf), ("", None))
-        if parameter is not leaf:  # they were replaced, or this is a copy
+        if parameter is not leaf:  # the parameters were replaced, or this object is a copy
             (network,) = self._network
             self._names = {id(p): (name, p) for name, p in network.named_parameters()}
             name, parameter = self._names.get(id(leaf), ("", None))
@@ -82,26 +82,26 @@ class Immediate(nn.Module):
     def _own(self) -> OwnedOptimizer:
         return OwnedOptimizer(cast(OptimizerFactory, self._make), "stage_optim")
 
-    def _narrowed(self, stage: Mapping[str, nn.Parameter], gradients: Sequence[Tensor | None]) -> None:
+    def _step_only(self, stage: Mapping[str, nn.Parameter], gradients: Sequence[Tensor | None]) -> None:
         groups = [group["params"] for group in self.optim.param_groups]
         mine = {id(parameter) for parameter in stage.values()}
         for group in self.optim.param_groups:
             group["params"] = [parameter for parameter in group["params"] if id(parameter) in mine]
-        self._inside = True
+        self._stepping = True
         try:
-            with having(list(stage.values()), gradients):
+            with temporary_grads(list(stage.values()), gradients):
                 self.optim.step()
         finally:
-            self._inside = False
+            self._stepping = False
             for group, parameters in zip(self.optim.param_groups, groups, strict=True):
                 group["params"] = parameters
 
-    def reached_by_backward(self, run: object) -> None:
-        """A backward has reached a cut of this pass."""
+    def enter_backward(self, run: object) -> None:
+        """Note that backward has reached a cut of this pass; only one pass may do so between two ``optim.step()``."""
         if self._open is not None and self._open is not run:
             raise RuntimeError(
-                "Immediate updates step once for every batch, so gradients cannot accumulate, got there is a "
-                "second backward without optim.step() in between (use update='deferred')"
+                "With update='immediate' gradients cannot accumulate; call optim.step() after each backward, or use "
+                "update='deferred'"
             )
         self._open = run
 
@@ -126,15 +126,16 @@ class Immediate(nn.Module):
         return super()._apply(fn, recurse)
 
     def _before_step(self, *_: Any) -> None:
-        if self._inside:
+        if self._stepping:
             return
         self._open = None
+        # torch does not tell a step hook who calls step(); GradScaler.step is a few frames up the stack
         frame = sys._getframe(1)
         for _level in range(8):
             if isinstance(frame.f_locals.get("self"), torch.amp.GradScaler):
                 raise RuntimeError(
-                    "Immediate updates step before the loss is scaled, so they cannot be unscaled, got a "
-                    "GradScaler steps the optimizer (use update='deferred')"
+                    "With update='immediate' a GradScaler cannot step the optimizer, since parameters step before the "
+                    "loss is scaled; use update='deferred'"
                 )
             if frame.f_back is None:
                 break

@@ -1,4 +1,4 @@
-"""A module inside a module, trained by an optimizer of its own, whose state is tensors in the outer state_dict."""
+"""OwnedOptimizer and Owner: a module trains one inside it; the optimizer's state is in the outer state_dict."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,54 +11,54 @@ from torch.optim import Optimizer
 
 from linnet.core.autograd import at_least_float32
 
-__all__ = ["OptimizerFactory", "OwnedOptimizer", "Owner", "having", "with_frozen"]
+__all__ = ["OptimizerFactory", "OwnedOptimizer", "Owner", "temporary_grads", "with_frozen"]
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 """A class or factory of optimizers, called with a list of parameters."""
 
 
 class OwnedOptimizer:
-    """Steps parameters that nobody else steps; survives that they are moved, replaced, saved and loaded.
+    """An optimizer inside a module, which follows its parameters when they are moved, replaced, saved and loaded.
 
-    The entries of the state are named ``<parameter>.<key>``. What is loaded waits until the parameters are there.
+    The entries of its state are named ``<parameter>.<key>``. A loaded state is kept until the parameters exist.
 
     Args:
         make: class or factory of the optimizer, called with a list of parameters; its state must be tensors.
-        argument: what the user calls it, for error messages.
+        argument: name of the user's argument, for error messages.
     """
 
     def __init__(self, make: OptimizerFactory, argument: str) -> None:
         self._make, self._argument = make, argument
         self._optimizer: Optimizer | None = None
-        self._loaded: dict[str, Tensor] | None = None  # state that no optimizer has taken up yet
-        self._stale = False
+        self._loaded: dict[str, Tensor] | None = None  # loaded state that no optimizer holds yet
+        self._must_rebind = False
 
     def rebind(self) -> None:
-        """The parameters were moved or replaced: bind the optimizer again before it steps."""
-        self._stale = True
+        """Bind the optimizer to its parameters again before the next step, since they were moved or replaced."""
+        self._must_rebind = True
 
     def step(self, named: Mapping[str, nn.Parameter], gradients: Sequence[Tensor | None]) -> None:
-        """One step with these gradients; ``.grad`` is left as it was."""
+        """Make one step with these gradients; ``.grad`` stays unchanged."""
         optimizer = self.bound(named)
-        with having(list(named.values()), gradients):
+        with temporary_grads(list(named.values()), gradients):
             optimizer.step()
 
     def bound(self, named: Mapping[str, nn.Parameter]) -> Optimizer:
-        """The optimizer of the parameters as they are now, its state on their device and in their dtype."""
-        if self._optimizer is None or self._stale or self._loaded is not None:
+        """The optimizer of the current parameters, with its state on their device and in their dtype."""
+        if self._optimizer is None or self._must_rebind or self._loaded is not None:
             fresh = self._make(list(named.values()))
             if not isinstance(fresh, Optimizer):
-                raise TypeError(f"{self._argument} must make an Optimizer, got {type(fresh).__name__}")
+                raise TypeError(f"{self._argument} must return an Optimizer, got {type(fresh).__name__}")
             if self._loaded is not None:
                 self._fill(fresh, named, self._loaded)
             elif self._optimizer is not None:
                 state = self._optimizer.state_dict()["state"]
                 self._restore(fresh, state)
-            self._optimizer, self._stale, self._loaded = fresh, False, None
+            self._optimizer, self._must_rebind, self._loaded = fresh, False, None
         return self._optimizer
 
     def state(self, named: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-        """``<parameter>.<key>`` -> tensor."""
+        """The state as a dict from ``<parameter>.<key>`` to tensors."""
         if self._loaded is not None:
             return dict(self._loaded)
         if self._optimizer is None:
@@ -68,7 +68,7 @@ class OwnedOptimizer:
             for key, value in optimizer.state.get(parameter, {}).items():
                 if not isinstance(value, Tensor):
                     raise TypeError(
-                        f"The state of {self._argument} must be tensors, got {key!r} is a {type(value).__name__}"
+                        f"The state of {self._argument} must be tensors, got {type(value).__name__} for {key!r}"
                     )
                 found[f"{name}.{key}"] = value
         return found
@@ -81,14 +81,14 @@ class OwnedOptimizer:
             destination[f"{prefix}optimizer.{entry}"] = value if keep_vars else value.detach()
 
     def take(self, named: Mapping[str, nn.Parameter], state_dict: dict[str, Any], prefix: str) -> None:
-        """Take out of a state_dict what :meth:`save` put there; what belongs to no parameter stays."""
+        """Remove from a state_dict the entries of :meth:`save` and load them; entries of unknown parameters stay."""
         own = prefix + "optimizer."
         entries = [entry for entry in state_dict if entry.startswith(own)]
         known = [entry for entry in entries if entry[len(own) :].rpartition(".")[0] in named]
         self.load({entry[len(own) :]: state_dict.pop(entry) for entry in known})
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what :meth:`state` gave, at the next step."""
+        """Load a state of :meth:`state`; it takes effect at the next step."""
         self._loaded = {name: value.detach().clone() for name, value in state.items()}
 
     @staticmethod
@@ -106,18 +106,19 @@ class OwnedOptimizer:
         fresh.load_state_dict({"state": dict(state), "param_groups": fresh.state_dict()["param_groups"]})
         for index, parameter in enumerate(_parameters(fresh)):
             for key, value in state.get(index, {}).items():
-                if isinstance(value, Tensor) and value.dim() == 0:  # a counter keeps its dtype
+                # load_state_dict casts to the parameter's dtype; a scalar, such as the step count, keeps its own
+                if isinstance(value, Tensor) and value.dim() == 0:
                     fresh.state[parameter][key] = fresh.state[parameter][key].to(value.dtype)
 
 
 class Owner(nn.Module, ABC):
-    """A module that trains one inside it, by an :class:`OwnedOptimizer`, ``owned``.
+    """A module that trains an inner module by an :class:`OwnedOptimizer`, ``owned``.
 
-    The inner module is built late, when its sizes are known or a state_dict tells them, and stays in at least float32.
+    The inner module is built when its sizes are known, from activations or a state_dict, and stays in at least float32.
     """
 
     inner: ClassVar[str]
-    """The name of the attribute that holds it, None until it is built."""
+    """Name of the attribute that holds the inner module, None until it is built."""
     owned: OwnedOptimizer
 
     @property
@@ -126,17 +127,17 @@ class Owner(nn.Module, ABC):
 
     @abstractmethod
     def _build_from(self, state_dict: Mapping[str, Any], prefix: str) -> None:
-        """Build the inner module that a state_dict was taken of, if it had one."""
+        """Build the inner module for the sizes in a state_dict, if the state_dict has one."""
 
     def _install(self, module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-        """Take in what was built, and move everything to this device and to this dtype or float32."""
+        """Set the inner module, and move everything to this device and to this dtype, at least float32."""
         setattr(self, self.inner, module)
         self.to(device, torch.promote_types(dtype, torch.float32))
 
     def _built(self) -> nn.Module:
         found: nn.Module | None = getattr(self, self.inner)
         if found is None:
-            raise RuntimeError("A source must predict before it learns, got it has not been sized")
+            raise RuntimeError(f"{type(self).__name__} is not built yet; it is built at its first forward")
         return found
 
     def _named(self) -> dict[str, nn.Parameter]:
@@ -157,15 +158,15 @@ class Owner(nn.Module, ABC):
             self._build_from(state_dict, prefix)
         if self.sized:
             self.owned.take(self._named(), state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args)  # reports what is left as unexpected
+        super()._load_from_state_dict(state_dict, prefix, *args)  # reports the remaining entries as unexpected
 
 
 @contextmanager
-def having(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]) -> Iterator[None]:
-    """Inside, these are the ``.grad`` of the parameters; afterwards they have their former ones."""
+def temporary_grads(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]) -> Iterator[None]:
+    """Set ``.grad`` of the parameters inside the context; restore it afterwards."""
     before = [parameter.grad for parameter in parameters]
     for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = None if gradient is None else laid_out_as(parameter, gradient)
+        parameter.grad = None if gradient is None else with_strides_of(parameter, gradient)
     try:
         yield
     finally:
@@ -173,11 +174,11 @@ def having(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None
             parameter.grad = gradient
 
 
-def laid_out_as(parameter: Tensor, gradient: Tensor) -> Tensor:
-    """The gradient with the strides of its parameter, as backward would leave it: fused optimizers read no strides.
+def with_strides_of(parameter: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient with the strides of its parameter, as backward returns it: fused optimizers ignore strides.
 
     Example:
-        >>> laid_out_as(torch.zeros(2, 3), torch.ones(3, 2).T).stride()
+        >>> with_strides_of(torch.zeros(2, 3), torch.ones(3, 2).T).stride()
         (3, 1)
     """
     if gradient.layout != torch.strided or gradient.stride() == parameter.stride():
@@ -186,7 +187,7 @@ def laid_out_as(parameter: Tensor, gradient: Tensor) -> Tensor:
 
 
 def with_frozen(parameters: Iterable[nn.Parameter], gradients: Iterable[Tensor | None]) -> list[Tensor | None]:
-    """Gradients of those that require one -> gradients of all, None for the frozen ones."""
+    """Gradients of the parameters with ``requires_grad`` -> gradients of all, None for the others."""
     rest = iter(gradients)
     return [next(rest) if parameter.requires_grad else None for parameter in parameters]
 

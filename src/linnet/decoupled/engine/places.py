@@ -1,4 +1,4 @@
-"""Where to cut: places in a network by index, name, pattern, or in front of every layer."""
+"""The places of cuts in a network: by index, name or pattern, or by default in front of every layer."""
 
 import difflib
 import operator
@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-__all__ = ["convolved", "cuts_by_default", "cuts_by_name", "is_chain", "is_layer", "plan"]
+__all__ = ["cuts_by_call", "cuts_by_default", "cuts_by_name", "image_axes", "is_layer", "is_sequential"]
 
 FOLLOWERS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.PReLU)
 """Modules with parameters that belong to the layer before them."""
@@ -16,44 +16,44 @@ CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 """Modules that are never called."""
 
 
-def is_chain(module: nn.Module) -> bool:
-    """Whether the children run one after the other, each once."""
+def is_sequential(module: nn.Module) -> bool:
+    """Whether the module only calls its children in order."""
     return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Whether the module has parameters and is none of those that belong to the layer before."""
+    """Whether the module has parameters and does not belong to the layer before it, as a norm does."""
     return next(module.parameters(), None) is not None and not isinstance(module, FOLLOWERS)
 
 
 def chain(network: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Every module of nested nn.Sequentials with its name, in the order in which they finish.
+    """Every module of nested nn.Sequentials with its name, in the order in which the modules finish.
 
-    A module that stands in several places is given in each of them.
+    A module that occurs in several places is given for each of them.
     """
-    if is_chain(network):
+    if is_sequential(network):
         for name, child in network._modules.items():
             if child is not None:
                 yield from chain(child, f"{prefix}{name}.")
                 yield prefix + name, child
 
 
-def links(network: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The chain without its containers."""
-    return [(name, module) for name, module in chain(network) if not is_chain(module)]
+def chain_modules(network: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The modules of the chain that are not nn.Sequential containers."""
+    return [(name, module) for name, module in chain(network) if not is_sequential(module)]
 
 
 def cuts_by_default(network: nn.Module) -> list[str]:
-    """The modules that stand in front of a layer, but for the first layer.
+    """The modules directly before each layer but the first.
 
     Example:
         >>> cuts_by_default(nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.ReLU(), nn.Linear(4, 4)))
         ['2']
     """
-    modules = links(network)
+    modules = chain_modules(network)
     layers = [i for i, (_, module) in enumerate(modules) if is_layer(module)]
     if len(layers) < 2:
-        raise ValueError(f"There must be two layers with parameters to cut between, got {len(layers)}")
+        raise ValueError(f"network must have at least two layers with parameters to cut between, got {len(layers)}")
     return [modules[i - 1][0] for i in layers[1:]]
 
 
@@ -65,45 +65,48 @@ def cuts_by_name(network: nn.Module, at: str | Iterable[int | str]) -> list[str]
         if isinstance(place, str):
             found = [name for name in modules if matches(name, place)]
         else:
-            found = [child(network, place)]
+            found = [child_name(network, place)]
         if not found:
-            near = difflib.get_close_matches(place, modules, n=3) or list(modules)[:20]
-            raise ValueError(f"at must name modules of the network, got {place!r} (there are {', '.join(near)})")
+            near = difflib.get_close_matches(place, modules, n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(list(modules)[:20])}"
+            raise ValueError(f"at must name modules of the network, got {place!r}; {hint}")
         names += [name for name in found if name not in names]
     if not names:
-        raise ValueError("at must name at least one module, got it is empty")
+        raise ValueError("at must name at least one module, got an empty list")
     for name in names:
         if isinstance(modules[name], CONTAINERS):
-            raise ValueError(f"A cut must follow a module that is called, got {name!r} is a mere container")
+            raise ValueError(f"A cut must follow a module that is called; {name!r} is only a container")
         if name in last_names(network):
-            raise ValueError(f"A cut must leave a module above it, got {name!r} is the last")
+            raise ValueError(f"A cut must leave a module above it; {name!r} is the last module")
     return names
 
 
-def child(network: nn.Module, index: int) -> str:
-    if not is_chain(network):
-        raise ValueError(f"An index in at must count the modules of an nn.Sequential, got {type(network).__name__}")
+def child_name(network: nn.Module, index: int) -> str:
+    if not is_sequential(network):
+        raise ValueError(
+            f"An index in at needs an nn.Sequential, got {type(network).__name__}; name the modules instead"
+        )
     children = list(network._modules)
     try:
         place = operator.index(index)
     except TypeError:
-        raise TypeError(f"at must hold indices and names, got {index!r}") from None
+        raise TypeError(f"at must hold int indices and names of modules, got {index!r}") from None
     if not 0 <= place < len(children):
         raise ValueError(f"An index in at must lie in 0..{len(children) - 2}, got {place}")
     return children[place]
 
 
 def last_names(network: nn.Module) -> list[str]:
-    """The modules with which a chain ends: its last child, the last child of that, ..."""
+    """The modules at which a chain ends: its last child, the last child of the last child, ..."""
     names: list[str] = []
-    while is_chain(network) and network._modules:
+    while is_sequential(network) and network._modules:
         name, network = list(network._modules.items())[-1]  # type: ignore[assignment]
         names.append(f"{names[-1]}.{name}" if names else name)
     return names
 
 
 def matches(name: str, pattern: str) -> bool:
-    """``*`` and ``?`` stay within one level.
+    """Whether a name matches a pattern; ``*`` and ``?`` match within one level of the name.
 
     Example:
         >>> matches("encoder.0", "encoder.*"), matches("encoder.0.linear", "encoder.*")
@@ -113,10 +116,10 @@ def matches(name: str, pattern: str) -> bool:
     return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
 
 
-def plan(network: nn.Module, names: Iterable[str]) -> dict[nn.Module, list[str | None]]:
-    """For each module after which to cut: the name of the cut at its first, second, ... call, None for no cut.
+def cuts_by_call(network: nn.Module, names: Iterable[str]) -> dict[nn.Module, list[str | None]]:
+    """For each module after which to cut: the names of the cuts at its first, second, ... call, None for no cut.
 
-    A module that stands in a chain twice, an activation say, is called twice; one outside the chain once.
+    A module that occurs twice in the chain, such as an activation, is called twice; a module outside the chain once.
     """
     wanted = set(names)
     calls: dict[nn.Module, list[str | None]] = {}
@@ -128,12 +131,12 @@ def plan(network: nn.Module, names: Iterable[str]) -> dict[nn.Module, list[str |
     return {module: found for module, found in calls.items() if any(found)}
 
 
-def convolved(network: nn.Module, name: str) -> int | None:
-    """How many axes an image has there, if the last layer up to the end of this module is a convolution.
+def image_axes(network: nn.Module, name: str) -> int | None:
+    """The number of axes of images after this module, if the last layer up to its end is a convolution; else None.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(2, 2))
-        >>> convolved(net, "1"), convolved(net, "3")
+        >>> image_axes(net, "1"), image_axes(net, "3")
         (4, None)
     """
     names = [other for other, _ in network.named_modules(remove_duplicate=False)]

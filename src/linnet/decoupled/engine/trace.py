@@ -1,4 +1,4 @@
-"""Default cuts of any network: in front of every layer but the first, where all paths from below have met."""
+"""Default cuts of any network: before every layer but the first, where all paths from the layers below have met."""
 
 import itertools
 from collections.abc import Callable, Iterable
@@ -18,20 +18,20 @@ __all__ = ["cuts_by_trace"]
 
 @dataclass
 class Event:
-    """The end of a module's call, or the begin of a layer's."""
+    """The end of a module's call, or the beginning of a layer's call."""
 
     module: nn.Module
-    nodes: list[Node] | None  # behind the floating outputs; None: a begin
+    nodes: list[Node] | None  # autograd nodes of the floating outputs; None at a beginning
 
 
 def cuts_by_trace(network: nn.Module, call: Callable[[], Any]) -> list[str]:
     """The modules after which to cut, found by one call of the network.
 
-    Between one layer and the next the cut stands as late as possible: behind the norm, the activation, the end of the
-    block. A place counts only if nothing passes by it: every path from the layers below to the output goes through it.
+    Between two layers the cut is as late as possible: after the norm, the activation, the end of the block. A cut is
+    valid only if no path bypasses it: every path from the layers below to the output goes through it.
 
     Raises:
-        ValueError: there is no such place.
+        ValueError: the network has no such place.
     """
     with torch.enable_grad():
         events, calls, outputs = _record(network, call)
@@ -47,16 +47,16 @@ def cuts_by_trace(network: nn.Module, call: Callable[[], Any]) -> list[str]:
                     break
     if not cuts:
         raise ValueError(
-            "There must be a place between two layers that every path goes through, got "
-            f"{type(network).__name__} has none (name the places: at=[...])"
+            f"{type(network).__name__} has no place between two layers that every path goes through; "
+            "name the modules to cut after, at=[...]"
         )
     return cuts
 
 
 def _record(network: nn.Module, call: Callable[[], Any]) -> tuple[list[Event], dict[nn.Module, int], list[Tensor]]:
-    """Begins of layers and ends of all modules, in order; how often each module was called; what came out.
+    """Beginnings of layers and ends of all modules, in order; the number of calls of each module; the outputs.
 
-    A layer is a module with parameters that calls no other one with parameters.
+    A layer is a module with parameters that calls no other module with parameters.
     """
     events: list[Event] = []
     calls = dict.fromkeys(network.modules(), 0)
@@ -65,7 +65,7 @@ def _record(network: nn.Module, call: Callable[[], Any]) -> tuple[list[Event], d
     def begin(module: nn.Module, args: Any) -> None:
         calls[module] += 1
         if is_layer(module):
-            for event in open_layers:  # they only hold this one
+            for event in open_layers:  # the open modules call this layer, so that they are no layers themselves
                 if event in events:
                     events.remove(event)
             open_layers.append(Event(module, None))
@@ -87,7 +87,7 @@ def _record(network: nn.Module, call: Callable[[], Any]) -> tuple[list[Event], d
 
 
 def _all_paths_meet(above: Iterable[Node], cut: list[Node]) -> bool:
-    """Whether what the output depends on without the cut is nothing of what the cut depends on."""
+    """Whether no node below the cut reaches the output on a path around the cut."""
     return not (_reached(above, set(cut)) & _reached(cut, set()))
 
 

@@ -1,1 +1,1 @@
-"""Stages in processes of their own."""
+"""Pipelines: the stages of a network in separate processes."""

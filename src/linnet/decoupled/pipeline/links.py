@@ -1,4 +1,4 @@
-"""Tensors between two processes: sent and received in threads, through queues, with an end and a clear failure."""
+"""Links that send tensors between two processes, in threads and through queues, until an end message or a failure."""
 
 import queue
 import threading
@@ -22,92 +22,92 @@ MOST_AXES = 8
 MOST_TENSORS = 2
 HEADER = 2 + MOST_TENSORS * (2 + MOST_AXES)
 END = -1
-"""The number of the message after which nothing comes."""
+"""The step of the last message."""
 POLL = 0.02
-"""Seconds between two looks at whether a thread has failed."""
+"""Seconds between two checks for failures of other threads."""
 
 
 @dataclass
 class Message:
-    """What travels: the number of a batch and tensors that belong to it."""
+    """A message: the number of a batch and its tensors."""
 
     step: int
     tensors: list[Tensor] = field(default_factory=list)
 
 
 class Failure:
-    """The first thing that went wrong in any thread of this process; waiting for something else ends with it."""
+    """The first failure of a thread of this process; every wait of the other threads then raises it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.error: str | None = None
 
-    def tell(self, text: str) -> None:
+    def report(self, text: str) -> None:
         with self._lock:
             self.error = self.error or text
 
     def check(self) -> None:
         if self.error is not None:
-            raise RuntimeError(f"A pipeline needs all its stages, got {self.error}")
+            raise RuntimeError(f"Pipeline failed: {self.error}")
 
 
 class Link(ABC):
-    """One direction between this process and a neighbour, worked on by one thread.
+    """One direction between this process and a neighbour, served by one thread.
 
     Args:
-        peer: the neighbour's rank.
-        group: a process group of the two, used by nobody else.
-        room: length of the queue; 0: unlimited.
-        failure: shared by the links of a process.
-        timeout: seconds after which a silent neighbour is taken for dead.
+        peer: rank of the neighbour.
+        group: a process group of the two processes, used by this link only.
+        room: length of the queue; 0 is unlimited.
+        failure: the failure that all links of a process share.
+        timeout: seconds after which a silent neighbour counts as dead.
     """
 
     def __init__(self, peer: int, group: Any, room: int, failure: Failure, timeout: float) -> None:
         self.peer, self.group, self.failure, self.timeout = peer, group, failure, timeout
         self.messages: queue.Queue[Message] = queue.Queue(room)
         self.waited = 0.0  # seconds that the main thread waited here
-        self._thread = threading.Thread(target=self._guarded, daemon=True)
+        self._thread = threading.Thread(target=self._run, daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def join(self) -> None:
-        """Until the end has gone through."""
+        """Wait until the end message has been sent or received."""
         self._wait(self._ended, "the end of the stream")
 
     def _ended(self) -> bool:
         self._thread.join(POLL)
         return not self._thread.is_alive()
 
-    def _guarded(self) -> None:
+    def _run(self) -> None:
         try:
             self._work()
         except Exception as error:
             text = " ".join(str(error).split())[:200]
-            self.failure.tell(f"rank {self.peer} is gone or silent for {self.timeout:g} s ({text})")
+            self.failure.report(f"rank {self.peer} is gone or silent for {self.timeout:g} s ({text})")
 
     @abstractmethod
     def _work(self) -> None:
-        """What the thread does, until the end."""
+        """The work of the thread, until the end message."""
 
     def _wait(self, attempt: Callable[[], bool], what: str) -> None:
-        """Until the attempt succeeds; each one waits a little by itself."""
+        """Repeat the attempt, which itself waits for POLL seconds, until it succeeds."""
         start = time.monotonic()
         while not attempt():
             self.failure.check()
             if time.monotonic() - start > self.timeout:
                 raise RuntimeError(
-                    f"A pipeline needs all its stages, got rank {self.peer} kept this one waiting for {what} for "
-                    f"{self.timeout:g} s"
+                    f"Pipeline failed: waited {self.timeout:g} s for rank {self.peer} ({what}); raise timeout= if it "
+                    "is slow"
                 )
         self.waited += time.monotonic() - start
 
 
 class Outbox(Link):
-    """Sends what is put in, in order."""
+    """Sends messages in order."""
 
     def put(self, step: int, tensors: Sequence[Tensor] = ()) -> None:
-        """Returns at once while the queue has room."""
+        """Queue a message; waits while the queue is full."""
         message = Message(step, [tensor.detach().contiguous() for tensor in tensors])
 
         def attempt() -> bool:
@@ -127,18 +127,18 @@ class Outbox(Link):
                 if self.failure.error is not None:
                     return
                 continue
-            dist.send(_header(message), self.peer, group=self.group)
+            dist.send(_encode_header(message), self.peer, group=self.group)
             for tensor in message.tensors:
-                dist.send(_plain(tensor.cpu()), self.peer, self.group)
+                dist.send(_as_supported_dtype(tensor.cpu()), self.peer, self.group)
             if message.step == END:
                 return
 
 
 class Inbox(Link):
-    """Receives into a queue until the end; the end itself is the last message."""
+    """Receives messages into a queue until the end message, which is the last one."""
 
     def get(self) -> Message:
-        """The next message; waits for it."""
+        """Wait for the next message and return it."""
         found: list[Message] = []
 
         def attempt() -> bool:
@@ -152,12 +152,12 @@ class Inbox(Link):
         return found[0]
 
     def __iter__(self) -> Iterator[Message]:
-        """The messages, up to the end; waits for each."""
+        """Wait for each message up to the end message."""
         while (message := self.get()).step != END:
             yield message
 
     def arrived(self) -> list[Message]:
-        """What is there by now; never waits."""
+        """The messages that have arrived; does not wait."""
         self.failure.check()
         found = []
         while True:
@@ -171,9 +171,9 @@ class Inbox(Link):
             header = torch.empty(HEADER, dtype=torch.int64)
             dist.recv(header, self.peer, group=self.group)
             message = Message(int(header[0]))
-            for dtype, shape in _described(header.tolist()):
+            for dtype, shape in _decode_header(header.tolist()):
                 tensor = torch.empty(shape, dtype=dtype)
-                dist.recv(_plain(tensor), self.peer, group=self.group)
+                dist.recv(_as_supported_dtype(tensor), self.peer, group=self.group)
                 message.tensors.append(tensor)
             self._wait_for_room(message)
             if message.step == END:
@@ -188,24 +188,24 @@ class Inbox(Link):
                 continue
 
 
-def _plain(tensor: Tensor) -> Tensor:
-    """gloo knows neither bool nor bfloat16: the same bytes as it knows them."""
+def _as_supported_dtype(tensor: Tensor) -> Tensor:
+    """View bool and bfloat16, which gloo does not support, as bytes."""
     return tensor.view(torch.uint8) if tensor.dtype in (torch.bool, torch.bfloat16) else tensor
 
 
-def _header(message: Message) -> Tensor:
+def _encode_header(message: Message) -> Tensor:
     numbers = [message.step, len(message.tensors)]
     for tensor in message.tensors:
         if tensor.dim() > MOST_AXES or tensor.dtype not in DTYPES:
             raise ValueError(
-                f"A tensor between stages must have at most {MOST_AXES} axes and a plain dtype, got "
-                f"{tuple(tensor.shape)} of {tensor.dtype}"
+                f"A tensor between stages must have at most {MOST_AXES} axes and a real dtype, got "
+                f"shape {tuple(tensor.shape)} and {tensor.dtype}"
             )
         numbers += [DTYPES.index(tensor.dtype), tensor.dim(), *tensor.shape, *[0] * (MOST_AXES - tensor.dim())]
     return torch.tensor(numbers + [0] * (HEADER - len(numbers)))
 
 
-def _described(header: list[int]) -> list[tuple[torch.dtype, list[int]]]:
+def _decode_header(header: list[int]) -> list[tuple[torch.dtype, list[int]]]:
     found = []
     for i in range(header[1]):
         dtype, axes, *shape = header[2 + i * (2 + MOST_AXES) : 2 + (i + 1) * (2 + MOST_AXES)]

@@ -1,1 +1,1 @@
-"""Where the gradient at a cut comes from, a file for each."""
+"""Gradient sources, which give the gradient at a cut: one file for each."""

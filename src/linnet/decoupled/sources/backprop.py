@@ -1,4 +1,4 @@
-"""Backpropagation as a gradient source: the control."""
+"""Backprop: backpropagation as a gradient source, for comparison."""
 
 from torch import Tensor
 
@@ -8,7 +8,7 @@ __all__ = ["Backprop"]
 
 
 class Backprop(Source):
-    """g = ∂L/∂h: the true gradient, for the stage below too: backpropagation, the control.
+    """g = ∂L/∂h: the stage below gets the true gradient, as in backpropagation; a control for experiments.
 
     Example:
         >>> import torch

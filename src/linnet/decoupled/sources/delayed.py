@@ -1,4 +1,4 @@
-"""Delayed gradients: the true gradient, some steps late, as when stages run in parallel without locks."""
+"""Delayed: the true gradient, some steps late, as in a pipeline whose stages run in parallel."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,16 +15,16 @@ __all__ = ["Delayed"]
 class Delayed(Source):
     """g(t) = ∂L(t − steps)/∂θ: the parameters below get the true gradient of the batch ``steps`` backwards ago.
 
-    The gradient, that of the weights as they were then, is what a pipeline without backward locking applies: with K
-    stages the k-th from below waits ``K − k`` steps, so give every cut its own (``gradient={"0": Delayed(2), "3":
-    Delayed(1)}``); here all stages run in one process and the true gradient passes on. During the first ``steps``
-    backwards it is zero. The waiting gradients are in the state_dict.
+    A pipeline without backward locking applies this gradient, which belongs to the weights of that time: with K stages
+    the k-th from below waits ``K − k`` steps, so give each cut its own delay (``gradient={"0": Delayed(2), "3":
+    Delayed(1)}``). Here all stages run in one process, and the true gradient passes the cut. During the first ``steps``
+    backwards the gradient of the parameters is zero. The waiting gradients are in the state_dict.
 
     Args:
-        steps: how many backwards a gradient waits.
+        steps: number of backwards that a gradient waits.
 
     Raises:
-        ValueError: steps is not a positive integer; the parameters below the cut are others than before.
+        ValueError: steps is not a positive integer; the parameters below the cut have changed in number or shape.
 
     Example:
         >>> import torch
@@ -52,7 +52,9 @@ class Delayed(Source):
 
     def delay(self, gradients: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
         if self.waiting and [_shape(g) for g in self.waiting[-1]] != [_shape(g) for g in gradients]:
-            raise ValueError("Delayed gradients need the same parameters below a cut in each step, got they differ")
+            raise ValueError(
+                "Delayed needs the same parameters below its cut in every step; their number or shapes have changed"
+            )
         self.waiting.append([None if g is None else g.detach().clone() for g in gradients])
         if len(self.waiting) <= self.steps:
             return [None if g is None else torch.zeros_like(g) for g in gradients]

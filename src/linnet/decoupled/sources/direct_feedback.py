@@ -1,4 +1,4 @@
-"""Direct feedback alignment: the error of the output, sent back through a fixed random matrix."""
+"""DirectFeedback: direct feedback alignment, the error of the output times a fixed random matrix."""
 
 import math
 from typing import Any
@@ -12,18 +12,19 @@ __all__ = ["DirectFeedback"]
 
 
 class DirectFeedback(Source):
-    """g = e B with e = ∂L/∂output: a fixed random matrix B in place of all that lies above the cut.
+    """g = e B with e = ∂L/∂output: a fixed random matrix B replaces the backward of all stages above the cut.
 
-    It waits for the loss, but not for the stages above. The entries of B are N(0, 1/outputs), drawn from a seed that is
-    in the state_dict. Where output and activations have the same leading axes, B acts on the last one, so in a
-    population no being hears of another's error; otherwise on all axes but the first.
+    The gradient waits for the loss, but not for the stages above. The entries of B are N(0, 1/outputs), drawn from a
+    seed in the state_dict. If output and activations have the same leading axes, B acts on the last axis, so that in a
+    population each being gets its own error; otherwise B acts on all axes but the first.
 
     Shape:
         - activations: (batch, *); the network must have one output, (batch, *)
         - feedback: (outputs, features)
 
     Raises:
-        ValueError: the network has not exactly one output with a gradient; a batch of another shape follows.
+        ValueError: the network does not have exactly one output with a gradient; output and activations differ in batch
+            size.
 
     Example:
         >>> import torch
@@ -46,7 +47,7 @@ class DirectFeedback(Source):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("seed", torch.zeros((), dtype=torch.int64))  # 0: not drawn yet
-        self.register_buffer("feedback", None, persistent=False)  # follows from the seed
+        self.register_buffer("feedback", None, persistent=False)  # a function of the seed
 
     @property
     def sized(self) -> bool:
@@ -66,7 +67,8 @@ class DirectFeedback(Source):
         e, shape = error.detach(), memory
         if e.shape[:1] != shape[:1]:
             raise ValueError(
-                f"Feedback needs output and activations of one batch, got {tuple(e.shape)} and {tuple(shape)}"
+                "DirectFeedback needs an output and activations of the same batch size, "
+                f"got shapes {tuple(e.shape)} and {tuple(shape)}"
             )
         if e.shape[:-1] != shape[:-1]:
             e, shape = e.flatten(1), torch.Size([shape[0], shape[1:].numel()])
@@ -74,13 +76,14 @@ class DirectFeedback(Source):
         return (e.to(feedback.dtype) @ feedback).to(error.dtype).reshape(memory)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        self.feedback = None  # that of another seed
+        self.feedback = None  # it belongs to the old seed
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _matrix(self, outputs: int, features: int, like: Tensor) -> Tensor:
         """B, (outputs, features)."""
         if self.feedback is None or self.feedback.shape != (outputs, features):
             generator = torch.Generator().manual_seed(int(self.seed))
+            # variance 1/outputs: an entry of e B then has the root mean square of e, whatever the number of outputs
             drawn = torch.randn(outputs, features, generator=generator) / math.sqrt(outputs)
             self.feedback = drawn.to(like.device, torch.promote_types(like.dtype, torch.float32))
         return self.feedback

@@ -1,4 +1,4 @@
-"""Local losses: an auxiliary head at the cut tells the stage below what would help it to tell the classes apart."""
+"""LocalLoss: the gradient of the loss of an auxiliary head at the cut."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from linnet.decoupled.engine.context import check_context
 from linnet.decoupled.engine.data_parallel import averaged
 from linnet.decoupled.engine.owned_optimizer import OptimizerFactory, OwnedOptimizer, Owner, with_frozen
 from linnet.decoupled.sources.source import Source, without_autocast
@@ -17,23 +18,23 @@ ADAM = functools.partial(torch.optim.Adam, lr=1e-3)
 
 
 class LocalLoss(Owner, Source):
-    """g = ∂ criterion(head(h), context) / ∂h: the gradient of an auxiliary head's own loss, known in forward.
+    """g = ∂ criterion(head(h), context) / ∂h: the gradient of the loss of an auxiliary head, known in forward.
 
-    The context, usually the labels, comes from ``with net.context(labels):``. The head is trained along by the same
-    loss, with its own optimizer, inside backward. The gradient from above is not used.
+    The context, usually the labels, comes from ``with net.context(labels):``. An optimizer of the head trains it by the
+    same loss, inside backward. The gradient from above is not used.
 
     Args:
-        criterion: called as ``criterion(head(h), context)``; gives a scalar, the mean over the batch.
+        criterion: called as ``criterion(head(h), context)``; returns a scalar, the mean over the batch.
         outputs: number of outputs of the head.
-        head: class or factory of the head, called as ``head(features, outputs)``. None: one nn.Linear, on the mean
-            over the places if the activations are images.
+        head: class or factory of the head, called as ``head(features, outputs)``. None is one nn.Linear, which reads
+            the mean over the pixels if the activations are images.
         optim: class or factory of the head's optimizer, called with a list of parameters; its state must be tensors.
 
     Shape:
         - activations: (batch, *, features), or (batch, features, *) after a convolution
 
     Raises:
-        ValueError: the context is missing; the criterion does not give a scalar.
+        ValueError: the context is missing; the criterion does not return a scalar.
 
     Example:
         >>> import torch
@@ -84,11 +85,7 @@ class LocalLoss(Owner, Source):
         self._install(head, device, dtype)
 
     def predict(self, h: Tensor, context: Tensor | None) -> tuple[Tensor, list[Tensor | None]]:
-        if context is None:
-            raise ValueError(
-                "A local loss needs the context of the batch, got there is none "
-                "(call the network in `with net.context(labels):`)"
-            )
+        context = check_context("A local loss", context)
         if not self.sized:
             self.size(h)
         head = self._built()
@@ -100,9 +97,9 @@ class LocalLoss(Owner, Source):
             loss = self.criterion(head(inputs), context)
             if not isinstance(loss, Tensor) or loss.dim() != 0:
                 found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-                raise ValueError(f"The criterion of a local loss must give a scalar, got {found}")
-            gradient, *lesson = torch.autograd.grad(loss, [state, *parameters], allow_unused=True)
-        return gradient.to(h.dtype), with_frozen(head.parameters(), lesson)
+                raise ValueError(f"The criterion of a local loss must return a scalar, got {found}")
+            gradient, *of_head = torch.autograd.grad(loss, [state, *parameters], allow_unused=True)
+        return gradient.to(h.dtype), with_frozen(head.parameters(), of_head)
 
     def learn(self, memory: list[Tensor | None], target: Tensor | None) -> None:
         self.owned.step(self._named(), averaged(self, memory))

@@ -1,4 +1,4 @@
-"""Synthetic gradients: a synthesizer that learns to predict the gradient at a cut from the activations there."""
+"""Synthetic: a synthesizer that learns to predict the gradient at a cut from the activations at the cut."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -11,17 +11,17 @@ from torch.optim import Optimizer
 
 from linnet.core.checks import check_positive
 from linnet.decoupled.engine.context import attach
-from linnet.decoupled.engine.data_parallel import averaged, shared
+from linnet.decoupled.engine.data_parallel import averaged, is_shared
 from linnet.decoupled.engine.owned_optimizer import OptimizerFactory, OwnedOptimizer, Owner, with_frozen
 from linnet.decoupled.sources.source import Source, batch_size, without_autocast
 from linnet.decoupled.synthesizers.linear import LinearSynthesizer
 from linnet.decoupled.synthesizers.synthesizer import FittedSynthesizer, Synthesizer
 
-__all__ = ["Prediction", "Synthetic", "follow", "root_mean_square"]
+__all__ = ["Prediction", "Synthetic", "root_mean_square", "update_running_rms"]
 
 
 def adam(parameters: Iterable[torch.nn.Parameter], lr: float = 0.1) -> Optimizer:
-    """Adam, the optimizer of a linear synthesizer: a large step, for the network that it follows changes all the time.
+    """Adam with a large step, the optimizer of a linear synthesizer, which must follow a network that changes.
 
     Example:
         >>> layer = torch.nn.Linear(2, 2)
@@ -34,11 +34,11 @@ def adam(parameters: Iterable[torch.nn.Parameter], lr: float = 0.1) -> Optimizer
 
 
 DECAY = 0.9
-"""How much of the running size of the targets each step keeps."""
+"""Weight of the past in the running averages, for each step."""
 
 
-def moved(x: Tensor, axis: int, to: int) -> Tensor:
-    """``x.movedim(axis, to)``; mostly they are the same."""
+def move_axis(x: Tensor, axis: int, to: int) -> Tensor:
+    """``x.movedim(axis, to)``, without a call where the axes are equal."""
     return x if axis == to else x.movedim(axis, to)
 
 
@@ -47,20 +47,22 @@ def root_mean_square(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x) / math.sqrt(max(x.numel(), 1))
 
 
-def follow(rms: Tensor, seen: Tensor, size: Tensor) -> bool:
-    """Move the running size of the targets towards this one, in place; False if it is 0, which tells nothing.
+def update_running_rms(rms: Tensor, seen: Tensor, size: Tensor) -> bool:
+    """Update the running size of the targets in place; return False, without an update, if the size is 0.
 
     Args:
         rms: the running root mean square.
-        seen: the sum of the weights in it, 1 in the end.
+        seen: the sum of its weights, 1 − DECAYᵗ after t targets.
         size: the root mean square of a target.
 
     Raises:
         FloatingPointError: the size is not finite.
     """
     if not math.isfinite(length := float(size)):
-        raise FloatingPointError("a target is not finite")
+        raise FloatingPointError("a target must be finite, got NaN or infinity")
     if length > 0:
+        # The bias-corrected moving average of Adam, m_t / (1 − dᵗ) with m_t = d m_{t−1} + (1 − d) s_t, as a recursion:
+        # r_t = r_{t−1} + (1 − d) / (1 − dᵗ) · (s_t − r_{t−1}).
         weight = DECAY * float(seen) + 1 - DECAY
         seen.fill_(weight)
         rms.lerp_(size, (1 - DECAY) / weight)
@@ -69,12 +71,12 @@ def follow(rms: Tensor, seen: Tensor, size: Tensor) -> bool:
 
 @dataclass
 class Prediction:
-    """What a source remembers from forward, to learn from the target when it comes."""
+    """The memory of a source from forward to backward, when the target is known."""
 
     state: Tensor  # (batch, *, features + context): the activations in units of their size
-    output: Tensor  # (batch, *, features): what the synthesizer made of them, with its graph
+    output: Tensor  # (batch, *, features): the output of the synthesizer, with its graph
     gradient: Tensor  # (batch, *, features): the prediction, in the units of the loss
-    versions: list[int]  # of the parameters with which it did, and how often it had learned
+    versions: list[int]  # learning steps of the source and versions of the parameters that gave the output
 
 
 class Synthetic(Owner, Source):
@@ -82,28 +84,28 @@ class Synthetic(Owner, Source):
 
     ``rms`` is the running size of the gradients of one sample. Gradients of a mean loss are of size 1/batch and shrink
     by orders of magnitude while the loss falls; in units of their own size they are a regression task of scale 1
-    from the first step to the last. The same holds for the activations that the synthesizer reads; they come less
-    their running ``mean``, without which activations that are all positive make the task a badly conditioned one.
+    during all of training. The same holds for the activations that the synthesizer reads. Their running ``mean`` is
+    subtracted, since activations that are all positive make the regression badly conditioned.
 
     The synthesizer is built by :meth:`size`, at first use or from a state_dict, and computes in at least float32. Its
-    optimizer belongs to this module: the state is in ``state_dict`` as tensors named
-    ``optimizer.<parameter>.<key>``, moves with ``.to()``, and the gradients never stay in ``.grad``.
+    optimizer belongs to this module: its state is in ``state_dict`` as tensors named ``optimizer.<parameter>.<key>``
+    and moves with ``.to()``; the parameters keep no ``.grad``.
 
     Args:
         synthesizer: class or factory, called as ``synthesizer(features + context, hidden_size, features)``.
-        hidden_size: handed to it.
-        optim: class or factory of the synthesizer's own optimizer, called with a list of parameters; its state must
-            be tensors.
-        context: number of classes, or of context features: the synthesizer is conditioned on what
-            ``with net.context(labels):`` gives (cDNI). None: it sees the activations alone.
-        mix: λ in [0, 1]: the stage below gets (1 − λ) g + λ · the gradient from above. With λ > 0 it has to wait for
-            backward; λ = 1 is backpropagation that trains the synthesizers beside it, to observe or to warm them up.
-            It may be changed between steps.
-        targets: ``"bootstrapped"``: the synthesizer learns from the gradient that the stage above got, at the next
-            cut a synthetic one; ``"true"``: from that of the loss, for which all graphs are kept until backward.
+        hidden_size: hidden size of the synthesizer.
+        optim: class or factory of the synthesizer's optimizer, called with a list of parameters; its state must be
+            tensors.
+        context: number of classes, or of context features, for a synthesizer conditioned on the context of
+            ``with net.context(labels):`` (cDNI). None reads the activations alone.
+        mix: λ in [0, 1]; the stage below gets (1 − λ) g + λ · the gradient from above. With λ > 0 the stage waits for
+            backward; λ = 1 is backpropagation that also trains the synthesizers, to observe or warm them up. It may be
+            changed between steps.
+        targets: ``"bootstrapped"`` learns from the gradient that the stage above got, which at the next cut is
+            synthetic; ``"true"`` learns from the gradient of the loss, and keeps all graphs until backward.
 
     Raises:
-        TypeError: what they make is not a :class:`Synthesizer` or not an optimizer.
+        TypeError: a factory does not return a :class:`Synthesizer`, or an optimizer.
         ValueError: an option is out of range.
 
     Reference:
@@ -136,14 +138,14 @@ class Synthetic(Owner, Source):
         self.conditioned = context is not None
         self.true_targets = targets == "true"
         self.mix = mix
-        self._lessons = 0  # steps since this object was made
+        self._learning_steps = 0  # since this object was constructed
         self.register_module("synthesizer", None)
         self.owned = OwnedOptimizer(optim, "the synthesizer's optim")
         self.register_buffer("rms", torch.zeros(()))
-        self.register_buffer("seen", torch.zeros(()))  # sum of the weights in the running mean, 1 in the end
-        self.register_buffer("features", torch.zeros((), dtype=torch.int64))  # 0: not sized yet
-        self.register_buffer("mean", torch.zeros(0))  # (features + context), of what the synthesizer reads
-        self.register_buffer("quality", torch.zeros(3), persistent=False)  # of the last target: see diagnostics
+        self.register_buffer("seen", torch.zeros(()))  # sum of the weights of the running averages, tends to 1
+        self.register_buffer("features", torch.zeros((), dtype=torch.int64))  # 0: not built yet
+        self.register_buffer("mean", torch.zeros(0))  # (features + context), running mean of the synthesizer's input
+        self.register_buffer("quality", torch.zeros(3), persistent=False)  # of the last target, see measured()
 
     @property
     def mix(self) -> float:
@@ -162,7 +164,7 @@ class Synthetic(Owner, Source):
 
     @property
     def optimizer(self) -> Optimizer | None:
-        """The synthesizer's optimizer, once there is a synthesizer."""
+        """The synthesizer's optimizer; None before the synthesizer is built."""
         return self.owned.bound(self._named()) if self.sized and self._named() else None
 
     def size(self, h: Tensor) -> None:
@@ -172,12 +174,12 @@ class Synthetic(Owner, Source):
         with torch.device("cpu"):
             synthesizer = self._make(features + (self._context or 0), self._hidden_size, features)
         if not isinstance(synthesizer, Synthesizer):
-            raise TypeError(f"synthesizer must make a Synthesizer, got {type(synthesizer).__name__}")
+            raise TypeError(f"synthesizer must return a Synthesizer, got {type(synthesizer).__name__}")
         self.features.fill_(features)
         self.mean = torch.zeros(features + (self._context or 0))
         self._install(synthesizer, device, dtype)
         if self._named():
-            self.owned.bound(self._named())  # refuses now what is no optimizer
+            self.owned.bound(self._named())  # raises a TypeError now if optim returns no optimizer
 
     # ------------------------------------------------------------------ predict in forward, learn in backward
 
@@ -191,16 +193,17 @@ class Synthetic(Owner, Source):
             raise ValueError(f"A synthesizer for {size} features needs activations {shape}, got {tuple(h.shape)}")
         if self.axis == -1 and synthesizer.axis == 1:
             raise ValueError(
-                f"A {type(synthesizer).__name__} needs images (batch, channels, *), got {tuple(h.shape)} that no "
-                "convolution has made"
+                f"A {type(synthesizer).__name__} needs images (batch, channels, *) after a convolution, "
+                f"got {tuple(h.shape)}"
             )
         state = h.detach().to(self.rms.dtype)
-        state = state / self._length(state).clamp_min(torch.finfo(state.dtype).tiny)
-        state = moved(state, self.axis, synthesizer.axis)
+        state = state / self._rms_of(state).clamp_min(torch.finfo(state.dtype).tiny)
+        state = move_axis(state, self.axis, synthesizer.axis)
         if self._context is not None:
             state = attach(state, context, self._context, synthesizer.axis)
         output = self._call(state)
-        gradient = (moved(output.detach(), synthesizer.axis, self.axis) * (self.rms / batch_size(h))).to(h.dtype)
+        # output is the gradient of one sample's loss in units of rms; a mean loss divides it by the batch size
+        gradient = (move_axis(output.detach(), synthesizer.axis, self.axis) * (self.rms / batch_size(h))).to(h.dtype)
         prediction = Prediction(state, output, gradient, self._versions(synthesizer.parameters()))
         return None if self.late else gradient, prediction
 
@@ -210,26 +213,26 @@ class Synthetic(Owner, Source):
         return target if self.mix == 1 else torch.lerp(memory.gradient, target, self.mix)
 
     def learn(self, memory: Prediction, target: Tensor | None) -> None:
-        """One step of the synthesizer towards the gradient that has arrived; none if that is 0.
+        """Make one step of the synthesizer towards the target; none if the target is 0.
 
         Raises:
-            FloatingPointError: the gradient is not finite.
+            FloatingPointError: the target is not finite.
         """
         if target is None:
             return
         synthesizer = self._synthesizer()
         batch = batch_size(target)
         target = target.detach().to(self.rms.dtype)
-        size = self._length(target) * batch  # of the gradient of one sample
-        if not follow(self.rms, self.seen, size):
+        size = self._rms_of(target) * batch  # of the gradient of one sample
+        if not update_running_rms(self.rms, self.seen, size):
             return
         named = self._named()
         if memory.versions == self._versions(named.values()):
             output = memory.output
-        else:  # it has been trained since, by another forward: predict again
+        else:  # another backward has trained the synthesizer since this forward: predict again
             output = self._call(memory.state)
         predicted, rms = output.detach(), max(float(self.rms), batch * torch.finfo(target.dtype).tiny)
-        target = moved(target, self.axis, synthesizer.axis)
+        target = move_axis(target, self.axis, synthesizer.axis)
         difference = torch.sub(predicted, target, alpha=batch / rms)  # in units of rms
         self.quality = torch.stack([root_mean_square(difference), root_mean_square(predicted), size / rms])
         if isinstance(synthesizer, FittedSynthesizer):
@@ -238,22 +241,23 @@ class Synthetic(Owner, Source):
         elif output.requires_grad:
             self._descend(output, difference, named)
         else:
-            return  # it is frozen: what it reads stays the same too
-        centre = moved(memory.state, synthesizer.axis, -1).reshape(-1, len(self.mean)).mean(0)
+            return  # the synthesizer is frozen, so that the mean of its input stays fixed too
+        centre = move_axis(memory.state, synthesizer.axis, -1).reshape(-1, len(self.mean)).mean(0)
         (centre,) = cast(list[Tensor], averaged(self, [centre]))
         self.mean.lerp_(centre, (1 - DECAY) / float(self.seen))
-        self._lessons += 1
+        self._learning_steps += 1
 
     def _descend(self, output: Tensor, difference: Tensor, named: Mapping[str, torch.nn.Parameter]) -> None:
-        """A step of the optimizer down the mean of difference²."""
+        """Make one step of the optimizer on the loss mean(difference²)."""
         learning = [parameter for parameter in named.values() if parameter.requires_grad]
-        difference *= 2 / max(difference.numel(), 1)
+        difference *= 2 / max(difference.numel(), 1)  # ∂ mean(d²) / ∂d = 2 d / n
         found = averaged(self, torch.autograd.grad(output, learning, difference, allow_unused=True))
         self.owned.step(named, with_frozen(named.values(), found))
 
     def measured(self) -> dict[str, Tensor]:
-        """Of the last target: cosine of prediction and target, ratio of their lengths, mean squared error."""
+        """For the last target: cosine of prediction and target, ratio of their norms, mean squared error."""
         error, predicted, target = self.quality.unbind()
+        # the norms alone are kept: ⟨p, t⟩ = (‖p‖² + ‖t‖² − ‖p − t‖²) / 2
         dot = (predicted.square() + target.square() - error.square()) / 2
         return {
             "cosine": torch.where(predicted > 0, dot / (predicted * target), 0.0),
@@ -270,23 +274,23 @@ class Synthetic(Owner, Source):
         if not isinstance(output, Tensor) or list(output.shape) != shape:
             found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise ValueError(
-                f"A synthesizer must return (gradient, hidden) with a gradient of shape {tuple(shape)}, as the "
-                f"activations, got {found}"
+                f"A synthesizer must return (gradient, hidden) with a gradient of shape {tuple(shape)}, the shape of "
+                f"the activations, got {found}"
             )
         return output
 
     def _centred(self, state: Tensor) -> Tensor:
-        """What the synthesizer reads: the activations and their context, less the running mean."""
+        """The input of the synthesizer: activations and context, minus their running mean."""
         return state - (self.mean if self._synthesizer().axis == -1 else self.mean.view(-1, *[1] * (state.dim() - 2)))
 
-    def _length(self, x: Tensor) -> Tensor:
+    def _rms_of(self, x: Tensor) -> Tensor:
         """√(mean of x²), over the batches of all processes if they share this source."""
         length = root_mean_square(x)
-        return cast(Tensor, averaged(self, [length.square()])[0]).sqrt() if shared(self) else length
+        return cast(Tensor, averaged(self, [length.square()])[0]).sqrt() if is_shared(self) else length
 
     def _versions(self, parameters: Iterable[torch.nn.Parameter]) -> list[int]:
-        """Changes with the parameters; a fused optimizer does not count its steps in their versions."""
-        return [self._lessons, *(parameter._version for parameter in parameters)]
+        """Numbers that change with the parameters; a fused optimizer does not increase their versions."""
+        return [self._learning_steps, *(parameter._version for parameter in parameters)]
 
     def _synthesizer(self) -> Synthesizer:
         return cast(Synthesizer, self._built())

@@ -1,1 +1,1 @@
-"""Small networks that predict a gradient from the activations, a file for each."""
+"""Synthesizers, small networks that predict a gradient from activations: one file for each."""

@@ -1,4 +1,4 @@
-"""A synthesizer with hidden layers and batch norm; it starts at zero gradients."""
+"""BatchNormSynthesizer: a synthesizer with a hidden layer and batch norm, which predicts 0 at the start."""
 
 from torch import Tensor, nn
 
@@ -8,7 +8,7 @@ __all__ = ["BatchNormSynthesizer"]
 
 
 class BatchNormSynthesizer(Synthesizer):
-    """g = A_1 ReLU(batch norm(A_0 h)) + b_1, the last layer zero at the start.
+    """g = A_1 ReLU(batch norm(A_0 h)) + b_1, with A_1 = b_1 = 0 at the start.
 
     Args:
         input_size: number of activations.
@@ -16,7 +16,7 @@ class BatchNormSynthesizer(Synthesizer):
         output_size: number of gradient entries.
 
     Shape:
-        - input: (*, input_size), at least two samples in all while training
+        - input: (*, input_size), at least two samples in training mode
         - gradient: (*, output_size)
 
     Raises:

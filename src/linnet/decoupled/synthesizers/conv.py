@@ -1,4 +1,4 @@
-"""A convolutional synthesizer; it starts at zero gradients."""
+"""ConvSynthesizer: a convolutional synthesizer, which predicts 0 at the start."""
 
 from typing import ClassVar
 
@@ -11,13 +11,13 @@ __all__ = ["ConvSynthesizer"]
 
 
 class ConvSynthesizer(Synthesizer):
-    """g = K_n * ReLU(batch norm(K * ⋯)): 2-d convolutions of one size, the last one zero at the start.
+    """g = K_n * ReLU(batch norm(K * ⋯)): 2-d convolutions with one kernel size; the last layer is 0 at the start.
 
     Args:
         input_size: number of channels of the activations.
         hidden_size: number of hidden channels; None for output_size.
         output_size: number of channels of the gradient.
-        kernel_size: of all kernels, odd, so that images keep their size.
+        kernel_size: size of all kernels, odd, so that images keep their size.
         layers: number of hidden layers; 0 for one linear convolution.
 
     Shape:
@@ -25,7 +25,7 @@ class ConvSynthesizer(Synthesizer):
         - gradient: (batch, output_size, height, width)
 
     Raises:
-        ValueError: a size is not what it must be.
+        ValueError: a size is not a positive integer, or kernel_size is even.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""A linear synthesizer that is always the best one for the batches of late: least squares instead of gradient steps."""
+"""LeastSquaresSynthesizer: the linear synthesizer that fits recent batches best, by least squares."""
 
 from collections.abc import Sequence
 
@@ -13,21 +13,23 @@ __all__ = ["LeastSquaresSynthesizer"]
 
 
 class LeastSquaresSynthesizer(FittedSynthesizer):
-    """g = h A + b with (A, b) = argmin Σ_t decay^t ‖h_t A + b − δ_t‖² + ridge ‖A, b‖², t batches ago; at first 0.
+    """g = h A + b with (A, b) = argmin mean_t ‖h_t A + b − δ_t‖² + ridge ‖A, b‖², weighted by decay^t, t batches ago.
 
-    A network under synthetic gradients changes all the time, and its synthesizers have to keep up. A gradient step
-    keeps up slowly where activations are correlated; this one takes the solution of the linear regression on the
-    batches of late, from running sums of hᵀh and hᵀδ. It has no parameters, hence no optimizer.
+    At the start A = b = 0.
 
-    It costs one product more than the weight gradient of :class:`LinearSynthesizer`, and every ``every`` steps a
-    Cholesky solution of input_size equations.
+    A network that trains on synthetic gradients changes in every step, and its synthesizers must follow. Gradient steps
+    follow slowly where activations are correlated. This synthesizer solves the linear regression on recent batches,
+    from running sums of hᵀh and hᵀδ. It has no parameters, hence no optimizer.
+
+    It costs one product more than the weight gradient of :class:`LinearSynthesizer`, and a Cholesky solution of
+    input_size equations every ``every`` steps.
 
     Args:
         input_size: number of activations.
         hidden_size: must be None.
         output_size: number of gradient entries.
-        decay: how much of a batch's weight is left one batch later; 1 / (1 − decay) batches count.
-        ridge: added to the mean of hᵀh, in units of the mean square of activations.
+        decay: factor of a batch's weight for each later batch; about 1 / (1 − decay) batches count.
+        ridge: added to the diagonal of the mean of hᵀh, in units of the mean square of activations.
         every: steps between two solutions.
 
     Shape:
@@ -80,9 +82,9 @@ class LeastSquaresSynthesizer(FittedSynthesizer):
         (self.every,) = check_positive(every=every)
         self.register_buffer("weight", torch.zeros(output_size, input_size))
         self.register_buffer("bias", torch.zeros(output_size))
-        self.register_buffer("gram", torch.zeros(input_size + 1, input_size + 1))  # of (h, 1)
-        self.register_buffer("cross", torch.zeros(input_size + 1, output_size))  # of (h, 1) and δ
-        self.register_buffer("samples", torch.zeros(()))  # the weights of all samples, added up
+        self.register_buffer("gram", torch.zeros(input_size + 1, input_size + 1))  # Σ (h, 1)ᵀ (h, 1)
+        self.register_buffer("cross", torch.zeros(input_size + 1, output_size))  # Σ (h, 1)ᵀ δ
+        self.register_buffer("samples", torch.zeros(()))  # the sum of the weights of all samples
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def forward(self, input: Tensor, hidden: None = None) -> tuple[Tensor, None]:
@@ -97,10 +99,14 @@ class LeastSquaresSynthesizer(FittedSynthesizer):
             running.mul_(self.decay).add_(new)
         self.steps += 1
         if int(self.steps) % self.every == 0:
+            # With rows H = (h, 1) and weights decay^t of the samples the minimum solves the normal equations
+            # (Σ HᵀH / n + ridge I) [A; b] = Σ Hᵀδ / n, n = Σ weights. Dividing by n makes ridge relative to the mean
+            # square of the activations, which Synthetic scales to 1. ridge > 0 keeps the matrix positive definite where
+            # activations are linearly dependent or samples are fewer than input_size.
             gram = self.gram / self.samples
             gram.diagonal().add_(self.ridge)
             factor, failed = torch.linalg.cholesky_ex(gram)
-            if not failed:
+            if not failed:  # otherwise keep the last solution
                 solution = torch.cholesky_solve(self.cross / self.samples, factor)  # (input_size + 1, output_size)
                 self.weight.copy_(solution[:-1].mT)
                 self.bias.copy_(solution[-1])

@@ -1,4 +1,4 @@
-"""A synthesizer that is one linear map."""
+"""LinearSynthesizer: one linear map, the default synthesizer."""
 
 import torch
 import torch.nn.functional as F
@@ -12,15 +12,16 @@ __all__ = ["LinearSynthesizer"]
 
 
 class LinearSynthesizer(Synthesizer):
-    """g = h A + b, zero at the start: exact if the loss is quadratic in the activations.
+    """g = h A + b, with A = b = 0 at the start: exact if the loss is quadratic in the activations.
 
-    It has no hidden layer and keeps no hidden state.
+    The synthesizer has no hidden layer and no hidden state.
 
     Args:
         input_size: number of activations.
         hidden_size: must be None.
         output_size: number of gradient entries.
-        beings: of the population in which the cut lies, each with an A and b of its own; None: one for all.
+        beings: number of beings (members) of the population that is cut, each with its own A and b; None is one A and b
+            for all.
 
     Shape:
         - input: (*, [beings,] input_size)
@@ -28,7 +29,7 @@ class LinearSynthesizer(Synthesizer):
         - weight: ([beings,] output_size, input_size), bias: ([beings,] output_size)
 
     Raises:
-        ValueError: hidden_size is given; the input is not that of the population.
+        ValueError: hidden_size is not None; the input does not have the shape of the population.
 
     Example:
         >>> gradient, hidden = LinearSynthesizer(8, None, 8)(torch.randn(4, 8))
@@ -56,7 +57,7 @@ class LinearSynthesizer(Synthesizer):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Back to zero, where the predicted gradient is 0."""
+        """Set A and b to zero, so that the predicted gradient is 0."""
         nn.init.zeros_(self.weight)
         nn.init.zeros_(self.bias)
 

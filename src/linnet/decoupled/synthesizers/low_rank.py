@@ -1,4 +1,4 @@
-"""A synthesizer that is a linear map of low rank."""
+"""LowRankSynthesizer: a linear synthesizer of low rank."""
 
 from torch import Tensor, nn
 
@@ -8,11 +8,11 @@ __all__ = ["LowRankSynthesizer"]
 
 
 class LowRankSynthesizer(Synthesizer):
-    """g = (h A) B + b with few columns in A, B zero at the start: the linear synthesizer at a fraction of the cost.
+    """g = (h A) B + b of rank r, with B = b = 0 at the start: (inputs + outputs) · r products, not inputs · outputs.
 
     Args:
         input_size: number of activations.
-        hidden_size: the rank; None for an eighth of the outputs, at least 1.
+        hidden_size: the rank r; None is an eighth of the outputs, at least 1.
         output_size: number of gradient entries.
 
     Shape:
@@ -36,6 +36,7 @@ class LowRankSynthesizer(Synthesizer):
     def __init__(self, input_size: int, hidden_size: int | None, output_size: int) -> None:
         rank = max(output_size // 8, 1) if hidden_size is None else hidden_size
         super().__init__(input_size, rank, output_size)
+        # B = 0 alone makes g = 0. With A = 0 too both gradients would vanish for ever: ∂A = hᵀ(δ Bᵀ), ∂B = (h A)ᵀ δ.
         self.reduce = nn.Linear(input_size, rank, bias=False)
         self.expand = zeroed(nn.Linear(rank, output_size))
 

@@ -1,4 +1,4 @@
-"""A synthesizer with dense hidden layers; it starts at zero gradients."""
+"""MLPSynthesizer: a synthesizer with dense hidden layers, which predicts 0 at the start."""
 
 from torch import Tensor, nn
 
@@ -9,7 +9,7 @@ __all__ = ["MLPSynthesizer"]
 
 
 class MLPSynthesizer(Synthesizer):
-    """g = A_n ReLU(⋯ ReLU(A_0 h + b_0)) + b_n, the last layer zero at the start.
+    """g = A_n ReLU(⋯ ReLU(A_0 h + b_0)) + b_n, with A_n = b_n = 0 at the start.
 
     Args:
         input_size: number of activations.

@@ -1,4 +1,4 @@
-"""A recurrent synthesizer; it starts at zero gradients."""
+"""RecurrentSynthesizer: an LSTM, GRU or RNN over the activations, which predicts 0 at the start."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ RECURRENT: dict[str, Callable[..., nn.Module]] = {"lstm": nn.LSTM, "gru": nn.GRU
 
 
 class RecurrentSynthesizer(Synthesizer):
-    """g_t = A (LSTM, GRU or RNN over h_1 ... h_t) + b, A and b zero at the start.
+    """g_t = A · RNN(h_1, ..., h_t) + b, the RNN an LSTM, GRU or plain RNN, with A = b = 0 at the start.
 
     Args:
         input_size: number of activations.
@@ -24,12 +24,12 @@ class RecurrentSynthesizer(Synthesizer):
         layers: number of recurrent layers.
 
     Shape:
-        - input: (batch, length, input_size), or (batch, input_size), one step that goes on from ``hidden``
-        - gradient: as the input, with output_size
-        - hidden: as that of :class:`torch.nn.LSTM`, :class:`torch.nn.GRU` or :class:`torch.nn.RNN`; None means zeros
+        - input: (batch, length, input_size), or (batch, input_size) for one step that continues from ``hidden``
+        - gradient: the shape of the input, with output_size
+        - hidden: the state of :class:`torch.nn.LSTM`, :class:`torch.nn.GRU` or :class:`torch.nn.RNN`; None is zeros
 
     Raises:
-        ValueError: a size is not a positive integer; the kind is unknown; the input has other axes.
+        ValueError: a size is not a positive integer; the kind is unknown; the input does not have 2 or 3 axes.
 
     Example:
         >>> import torch
@@ -55,8 +55,8 @@ class RecurrentSynthesizer(Synthesizer):
     def forward(self, input: Tensor, hidden: Any = None) -> tuple[Tensor, Any]:
         if input.dim() not in (2, 3):
             raise ValueError(
-                f"A recurrent synthesizer needs (batch, length, {self.input_size}) or (batch, {self.input_size}), "
-                f"got {tuple(input.shape)}"
+                f"The input of a RecurrentSynthesizer must have shape (batch, length, {self.input_size}) or "
+                f"(batch, {self.input_size}), got {tuple(input.shape)}"
             )
         steps = input.unsqueeze(1) if input.dim() == 2 else input  # (batch, length, input_size)
         states, hidden = self.rnn(steps, hidden)

@@ -1,4 +1,4 @@
-"""A synthesizer that is a linear map with a pointwise sigmoid."""
+"""SigmoidSynthesizer: a linear map followed by a scaled sigmoid."""
 
 import itertools
 
@@ -13,12 +13,12 @@ __all__ = ["SigmoidSynthesizer"]
 class SigmoidSynthesizer(Synthesizer):
     """g = s σ(h A + b) + c, element by element, with s = c = 0 at the start: for losses of sigmoids and softmaxes.
 
-    The gradient of a log loss saturates as the sigmoid does, which a linear synthesizer cannot follow; s may have both
-    signs.
+    The gradient of a log loss in its logit z is σ(z) − y, which is bounded and saturates; a linear synthesizer cannot
+    fit it. The scale s may have both signs.
 
     Args:
         input_size: number of activations.
-        hidden_size: width of a linear layer between the activations and the last one; None for no such layer.
+        hidden_size: width of a linear layer before the last linear layer; None is no such layer.
         output_size: number of gradient entries.
 
     Shape:
@@ -42,6 +42,7 @@ class SigmoidSynthesizer(Synthesizer):
         super().__init__(input_size, hidden_size, output_size)
         sizes = [input_size, *([] if hidden_size is None else [hidden_size]), output_size]
         self.linear = nn.Sequential(*(nn.Linear(a, b) for a, b in itertools.pairwise(sizes)))
+        # s = 0 makes g = 0 while ∂s = σ(h A + b) δ is not 0, so that A and b learn from the second step on
         self.scale = nn.Parameter(torch.zeros(output_size))
         self.shift = nn.Parameter(torch.zeros(output_size))
 

@@ -1,4 +1,4 @@
-"""Synthesizers: small networks that predict the gradient of a loss from the activations alone."""
+"""Synthesizer: the base class of small networks that predict the gradient of a loss from the activations."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -12,20 +12,19 @@ __all__ = ["FittedSynthesizer", "Synthesizer", "zeroed"]
 
 
 class Synthesizer(nn.Module, ABC):
-    """activations -> predicted gradient of the loss in them: the base class of every synthesizer.
+    """activations h -> predicted gradient ∂L/∂h: the base class of synthesizers.
 
-    What it returns is read in units of the running size of the true gradients of one sample (see
-    :class:`linnet.DNI`), so an output of 1 is a gradient of the usual size whatever the loss. Let its last layer
-    start at zero: then training starts without made-up gradients.
+    The output is in units of the running size of the true gradients of one sample (see :class:`linnet.DNI`): an output
+    of 1 is a gradient of the usual size, independent of the loss. Initialize the last layer to zero, so that training
+    starts with zero gradients, not with random ones.
 
-    A synthesizer of one's own calls ``super().__init__(input_size, hidden_size, output_size)`` and writes
-    :meth:`forward`.
+    A subclass calls ``super().__init__(input_size, hidden_size, output_size)`` and defines :meth:`forward`.
 
     Args:
         input_size: number of activations, the last axis of the input.
-        hidden_size: width of the layers between, None if there are none or if the class chooses.
-        output_size: number of gradient entries, the last axis of the output; a cut asks for input_size.
-        kwargs: passed on to the next class in line (nn.Module refuses any).
+        hidden_size: width of the hidden layers; None if the class has none or chooses the width.
+        output_size: number of gradient entries, the last axis of the output; a cut needs input_size.
+        kwargs: passed to the next class in the method resolution order (nn.Module takes none).
 
     Shape:
         - input: (batch, *, input_size)
@@ -54,7 +53,7 @@ class Synthesizer(nn.Module, ABC):
     """
 
     axis: ClassVar[int] = -1
-    """Where the features are: -1, or 1 for images (batch, channels, height, width)."""
+    """The axis of features: -1, or 1 for images (batch, channels, height, width)."""
 
     def __init__(self, input_size: int, hidden_size: int | None, output_size: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -67,19 +66,19 @@ class Synthesizer(nn.Module, ABC):
 
 
 class FittedSynthesizer(Synthesizer):
-    """A synthesizer that learns by itself from sums over a batch, without gradient and optimizer."""
+    """A synthesizer that is fitted from sums over a batch, without gradients and without an optimizer."""
 
     @abstractmethod
     def moments(self, input: Tensor, target: Tensor) -> Sequence[Tensor]:
-        """What :meth:`fit` needs of a batch, as means or sums over samples."""
+        """The statistics of a batch for :meth:`fit`, means or sums over samples."""
 
     @abstractmethod
     def fit(self, moments: Sequence[Tensor]) -> None:
-        """Learn from a batch; under DDP the moments are the mean over the processes."""
+        """Fit to one more batch; under DDP the moments are means over the processes."""
 
 
 def zeroed(layer: nn.Module) -> nn.Module:
-    """The layer, all its parameters zero."""
+    """Set all parameters of a layer to zero and return the layer."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer

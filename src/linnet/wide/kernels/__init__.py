@@ -1,1 +1,1 @@
-"""Products of a population for the leaf modules of torch.nn."""
+"""Batched kernels of a population for the leaf modules of torch.nn."""

@@ -1,9 +1,9 @@
-"""Products of a population for the leaf modules of torch.nn: what vmap cannot do, or not as fast.
+"""Batched kernels for the leaf modules of torch.nn: where vmap has no rule, or is slower.
 
-A kernel is called as ``kernel(leaf, tensors, noise, *args)``. ``leaf`` tells the options (stride, training),
-``tensors`` are its parameters and buffers with the axis of beings in front, and so are the arguments and the result.
-An argument that all beings share is expanded, its stride along the beings is 0: see :func:`shared`. A kernel returns
-NotImplemented for arguments that it does not know; the module itself then runs, and says what is wrong with them.
+A kernel is called as ``kernel(leaf, tensors, noise, *args)``. ``leaf`` holds the options (stride, training), and
+``tensors`` are its parameters and buffers. Tensors, arguments and the result have the axis of beings in front. An
+argument that all beings share is expanded, with stride 0 along the beings: see :func:`shared`. A kernel returns
+NotImplemented for arguments that it does not support; then the module's own forward runs, and raises its own errors.
 """
 
 import math
@@ -20,7 +20,17 @@ from linnet.core.linear import Linear
 from linnet.wide.kernels.recurrent import CELLS, RECURRENT
 from linnet.wide.random import Noise
 
-__all__ = ["DRAWING", "ELEMENTWISE", "ESCAPES", "KERNELS", "Kernel", "is_known", "may_draw", "shared", "watched"]
+__all__ = [
+    "ELEMENTWISE",
+    "KERNELS",
+    "LEAVING",
+    "STOCHASTIC",
+    "Kernel",
+    "customized",
+    "is_known",
+    "may_draw",
+    "shared",
+]
 
 Kernel = Callable[..., Any]
 Tensors = Mapping[str, Tensor]
@@ -49,7 +59,7 @@ ELEMENTWISE: tuple[type[nn.Module], ...] = (
     nn.Hardshrink,
     nn.Threshold,
 )
-"""These look at one number at a time, and so cannot mix beings."""
+"""Modules that act on each number alone and so cannot mix beings."""
 
 CONVOLUTIONS = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d}
 POOLS = (
@@ -66,31 +76,32 @@ POOLS = (
 
 
 def shared(x: Tensor) -> bool:
-    """Whether all beings are given the same tensor (beings, ...)."""
+    """Whether all beings share one tensor (beings, ...): its stride along the beings is 0."""
     return x.stride(0) == 0 and len(x) > 1
 
 
 def is_known(module: nn.Module) -> bool:
-    """Whether a kernel does all that the module would: its class is exact, no hook watches, no option is in the way."""
-    if type(module) not in KERNELS or watched(module):
+    """Whether a kernel can replace the module: its exact class has one, it has no hooks, and its options are known."""
+    if type(module) not in KERNELS or customized(module):
         return False
-    return type(module) not in CONDITIONAL or _admitted(module)
+    return type(module) not in CONDITIONAL or _options_are_supported(module)
 
 
-def watched(module: nn.Module) -> bool:
-    """Whether calling a module is not what its class does: a hook, or a forward of its own."""
+def customized(module: nn.Module) -> bool:
+    """Whether a module has hooks or a forward of its own, so that its class does not say what a call does."""
     return "forward" in vars(module) or hooked(module)
 
 
 def may_draw(module: nn.Module) -> bool:
-    """Whether something in a module can draw random numbers that a being should have a stream for."""
-    return any(isinstance(part, DRAWING) and getattr(part, "dropout", True) for part in module.modules())
+    """Whether a part of the module can draw random numbers, for which each being needs a stream."""
+    return any(isinstance(part, STOCHASTIC) and getattr(part, "dropout", True) for part in module.modules())
 
 
-def _admitted(module: nn.Module) -> bool:
-    """Whether the options of a module are ones that its kernel knows."""
+def _options_are_supported(module: nn.Module) -> bool:
+    """Whether the module's kernel supports the module's options."""
     if isinstance(module, nn.modules.batchnorm._NormBase):
-        return module.momentum is not None or not module.training  # 1 / num_batches_tracked differs by being
+        # without momentum the factor is 1 / num_batches_tracked, which differs between beings
+        return module.momentum is not None or not module.training
     if isinstance(module, nn.Embedding):
         return module.max_norm is None and not module.sparse
     if isinstance(module, nn.EmbeddingBag):
@@ -112,7 +123,7 @@ def _linear(leaf: nn.Module, tensors: Tensors, noise: Noise, input: Tensor) -> T
     weight, bias = tensors["weight"], tensors.get("bias")
     if input.dim() < 2 or input.shape[-1] != weight.shape[-1]:
         return NotImplemented
-    if shared(input):
+    if shared(input):  # one product of x with the weights of all beings side by side
         return affine(input[0].unsqueeze(-2), weight, bias).movedim(-2, 0)
     x = input if input.dim() == 3 else input.reshape(len(input), -1, input.shape[-1])  # (beings, batch, in)
     y = product(x, weight, bias)
@@ -145,7 +156,7 @@ def _times(leaf: nn.Module, input: Tensor, kept: Tensor) -> Tensor:
 
 
 def _channel_dropout(leaf: nn.Dropout2d, tensors: Tensors, noise: Noise, input: Tensor) -> Tensor:
-    """Whole channels at once, (beings, batch, channels, *places)."""
+    """Drop whole channels, (beings, batch, channels, *places)."""
     places = {nn.Dropout1d: 1, nn.Dropout2d: 2, nn.Dropout3d: 3}[type(leaf)]
     if input.dim() != places + 3:
         return NotImplemented
@@ -159,24 +170,27 @@ def _layer_norm(leaf: nn.LayerNorm, tensors: Tensors, noise: Noise, input: Tenso
     if input.dim() <= len(leaf.normalized_shape):
         return NotImplemented
     y = F.layer_norm(input, leaf.normalized_shape, eps=leaf.eps)
-    weight, bias = (_beside(tensors.get(name), y) for name in ("weight", "bias"))
+    weight, bias = (_aligned(tensors.get(name), y) for name in ("weight", "bias"))
     if weight is None:
         return y
     return y * weight if bias is None else torch.addcmul(bias, y, weight)
 
 
-def _beside(rows: Tensor | None, x: Tensor) -> Tensor | None:
-    """(beings, *features) -> (beings, 1, ..., *features), to go with x of shape (beings, *, *features)."""
+def _aligned(rows: Tensor | None, x: Tensor) -> Tensor | None:
+    """(beings, *features) -> (beings, 1, ..., *features), which broadcasts with x of shape (beings, *, *features)."""
     return None if rows is None else rows.view(len(rows), *[1] * (x.dim() - rows.dim()), *rows.shape[1:])
 
 
 def _batch_norm(leaf: nn.BatchNorm1d, tensors: Tensors, noise: Noise, input: Tensor) -> Tensor:
-    """Channels of all beings side by side, (batch, beings · channels, *): one batch norm."""
+    """One batch norm over the channels of all beings, (batch, beings · channels, *).
+
+    Batch norm treats each channel alone, so that beings · channels channels give the statistics of every being.
+    """
     leaf._check_input_dim(input[0])
     if input.shape[2] != leaf.num_features:
         return NotImplemented
     beings, batch, channels, *_ = input.shape
-    if input.dim() == 3:  # samples as places: they mostly come as columns
+    if input.dim() == 3:  # samples as places: no copy where the product before stores its samples as columns
         x = input.mT.reshape(1, beings * channels, batch)
     else:
         x = input.transpose(0, 1).flatten(1, 2)
@@ -193,6 +207,10 @@ def _batch_norm(leaf: nn.BatchNorm1d, tensors: Tensors, noise: Noise, input: Ten
 
 
 def _convolution(leaf: nn.Conv2d, tensors: Tensors, noise: Noise, input: Tensor) -> Tensor:
+    """One convolution for all beings: their channels side by side, with ``leaf.groups`` groups for each being.
+
+    An input that all beings share needs no groups: its channels meet the filters of all beings.
+    """
     convolve: Any = CONVOLUTIONS[type(leaf)]
     weight, bias = tensors["weight"], tensors.get("bias")
     options = {"stride": leaf.stride, "padding": leaf.padding, "dilation": leaf.dilation}
@@ -212,7 +230,7 @@ def _convolution(leaf: nn.Conv2d, tensors: Tensors, noise: Noise, input: Tensor)
 
 
 def _pool(leaf: nn.Module, tensors: Tensors, noise: Noise, input: Tensor) -> Tensor:
-    """Beings and batch as one batch: (beings, [batch,] channels, *places)."""
+    """Pool beings and batch as one batch, (beings, [batch,] channels, *places)."""
     places = int(type(leaf).__name__[-2])
     if input.dim() not in (places + 2, places + 3):
         return NotImplemented
@@ -221,10 +239,13 @@ def _pool(leaf: nn.Module, tensors: Tensors, noise: Noise, input: Tensor) -> Ten
 
 
 def _in_one_table(input: Tensor, weight: Tensor) -> Tensor | None:
-    """Indices into the table of each being -> into all tables below one another; None if one is out of its table."""
+    """Indices into the table of each being -> indices into the stacked tables, i + being · rows.
+
+    None if an index is outside its table: it would read a row of another being.
+    """
     beings, rows, _ = weight.shape
     if input.numel() and bool(((input < 0) | (input >= rows)).any()):
-        return None  # it would be a row of a neighbour
+        return None
     return input + torch.arange(beings, device=input.device).view(-1, *[1] * (input.dim() - 1)) * rows
 
 
@@ -236,7 +257,7 @@ def _embedding(leaf: nn.Embedding, tensors: Tensors, noise: Noise, input: Tensor
     y = F.embedding(flat, weight.flatten(0, 1), scale_grad_by_freq=leaf.scale_grad_by_freq)
     if leaf.padding_idx is None:
         return y
-    return torch.where((input == leaf.padding_idx).unsqueeze(-1), y.detach(), y)  # padding learns nothing
+    return torch.where((input == leaf.padding_idx).unsqueeze(-1), y.detach(), y)  # padding gets no gradient
 
 
 def _embedding_bag(
@@ -247,7 +268,7 @@ def _embedding_bag(
     offsets: Any = None,
     per_sample_weights: Tensor | None = None,
 ) -> Tensor:
-    """Bags of one length: (beings, bags, length) -> (beings, bags, features)."""
+    """Bags of equal length: (beings, bags, length) -> (beings, bags, features)."""
     weight = tensors["weight"]
     flat = _in_one_table(input, weight)
     if input.dim() != 3 or offsets is not None or flat is None:
@@ -303,10 +324,11 @@ CONDITIONAL = {
     *CONVOLUTIONS,
     *(kind for kind in POOLS if issubclass(kind, nn.modules.pooling._MaxPoolNd)),
 }
-"""Kernels of these know some options only."""
+"""Modules whose kernels support some options only."""
 
-DRAWING: tuple[type[nn.Module], ...] = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.RNN, nn.LSTM, nn.GRU)
-"""These may draw random numbers."""
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+STOCHASTIC: tuple[type[nn.Module], ...] = (*DROPOUTS, nn.RNN, nn.LSTM, nn.GRU)
+"""Modules that may draw random numbers."""
 
-ESCAPES = {nn.Linear, Linear, nn.EmbeddingBag, nn.Bilinear, *DRAWING, *CELLS}
-"""Inside another module's forward these leave vmap; for the others its own rule is as good."""
+LEAVING = {nn.Linear, Linear, nn.EmbeddingBag, nn.Bilinear, *STOCHASTIC, *CELLS}
+"""Modules that leave vmap inside another module's forward; for the others vmap's own rule is as fast."""

@@ -1,6 +1,6 @@
-"""Recurrent networks of a population: torch.nn's RNN, LSTM and GRU and their cells, for which vmap has no rule.
+"""Batched RNN, LSTM and GRU and their cells for populations; torch.vmap has no rule for these modules of torch.nn.
 
-The products of all time steps with the input are one, those with the state are one for each step and all beings.
+One product W_ih x covers all time steps and beings; the product W_hh h is one for each step, for all beings.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,7 +20,9 @@ State = tuple[Tensor, ...]
 """h, or h and c, each (beings, batch, hidden)."""
 
 
-def _plain(phi: Callable[[Tensor], Tensor]) -> Callable[..., State]:
+def _elman(phi: Callable[[Tensor], Tensor]) -> Callable[..., State]:
+    """h ← φ(W_ih x + W_hh h + b); ``given`` is W_ih x + b_ih."""
+
     def step(given: Tensor, state: State, weight: Tensor, bias: Tensor | None) -> State:
         return (phi(given + product_rows(state[0], weight, bias)),)
 
@@ -28,12 +30,14 @@ def _plain(phi: Callable[[Tensor], Tensor]) -> Callable[..., State]:
 
 
 def _lstm(given: Tensor, state: State, weight: Tensor, bias: Tensor | None) -> State:
+    """c ← σ(f) c + σ(i) tanh(g), h ← σ(o) tanh(c), where i, f, g, o = W_ih x + W_hh h + b."""
     i, f, g, o = (given + product_rows(state[0], weight, bias)).chunk(4, -1)
     c = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
     return o.sigmoid() * c.tanh(), c
 
 
 def _gru(given: Tensor, state: State, weight: Tensor, bias: Tensor | None) -> State:
+    """h ← (1 − z) n + z h with n = tanh(n_in + r · n_state); as n + z (h − n)."""
     r_in, z_in, n_in = given.chunk(3, -1)
     r_state, z_state, n_state = product_rows(state[0], weight, bias).chunk(3, -1)
     n = (n_in + (r_in + r_state).sigmoid() * n_state).tanh()
@@ -45,7 +49,7 @@ def _step_of(leaf: nn.Module) -> Callable[..., State]:
         return _lstm
     if isinstance(leaf, nn.GRU | nn.GRUCell):
         return _gru
-    return _plain(torch.tanh if leaf.nonlinearity == "tanh" else torch.relu)
+    return _elman(torch.tanh if leaf.nonlinearity == "tanh" else torch.relu)
 
 
 def _cell(leaf: nn.RNNCellBase, tensors: Tensors, noise: Noise, input: Tensor, hx: Any = None) -> Any:
@@ -69,9 +73,9 @@ def _cell(leaf: nn.RNNCellBase, tensors: Tensors, noise: Noise, input: Tensor, h
 
 
 def _recurrent(leaf: nn.RNNBase, tensors: Tensors, noise: Noise, input: Any, hx: Any = None) -> Any:
-    """(beings, time, batch, in), or as the leaf has it -> the outputs of all times and the last states."""
+    """(beings, time, batch, in), or the layout of the leaf -> the outputs of all times and the last states."""
     if not isinstance(input, Tensor) or input.dim() not in (3, 4) or input.shape[-1] != leaf.input_size:
-        return NotImplemented  # a PackedSequence, or what the member refuses
+        return NotImplemented  # a PackedSequence, or an input that the member refuses
     two, batched = isinstance(leaf, nn.LSTM), input.dim() == 4
     x = input if batched else input.unsqueeze(2)
     x = x.transpose(1, 2) if leaf.batch_first and batched else x  # (beings, time, batch, in)
@@ -88,10 +92,10 @@ def _recurrent(leaf: nn.RNNBase, tensors: Tensors, noise: Noise, input: Any, hx:
         return NotImplemented
     plain = not (leaf.dropout and leaf.training and leaf.num_layers > 1)
     if two and plain and x.device.type == "cpu" and lstm_one_by_one(beings, batch, leaf.hidden_size):
-        each = zip(x.unbind(), *(part.unbind() for part in starts), *_flat(leaf, tensors), strict=True)
+        each = zip(x.unbind(), *(part.unbind() for part in starts), *_flat_weights(leaf, tensors), strict=True)
         found = [_lstm_of_one(leaf, own, h, c, weights) for own, h, c, *weights in each]
         outs = [torch.stack(parts) for parts in zip(*found, strict=True)]
-        return _as_given(leaf, batched, outs[0], outs[1:])
+        return _in_leaf_layout(leaf, batched, outs[0], outs[1:])
     step, lasts = _step_of(leaf), []
     for layer in range(leaf.num_layers):
         if layer and leaf.dropout and leaf.training:
@@ -105,11 +109,11 @@ def _recurrent(leaf: nn.RNNBase, tensors: Tensors, noise: Noise, input: Any, hx:
             lasts.append(state)
         x = torch.cat(outputs, -1) if directions == 2 else outputs[0]
     ends = [torch.stack(parts, 1) for parts in zip(*lasts, strict=True)]  # (beings, layers · directions, batch, hidden)
-    return _as_given(leaf, batched, x, ends)
+    return _in_leaf_layout(leaf, batched, x, ends)
 
 
-def _as_given(leaf: nn.RNNBase, batched: bool, x: Tensor, ends: list[Tensor]) -> Any:
-    """(beings, time, batch, hidden) and (beings, layers · directions, batch, hidden) -> in the layout of the leaf."""
+def _in_leaf_layout(leaf: nn.RNNBase, batched: bool, x: Tensor, ends: list[Tensor]) -> Any:
+    """(beings, time, batch, hidden) and (beings, layers · directions, batch, hidden) -> the layout of the leaf."""
     if not batched:
         x, ends = x.squeeze(2), [end.squeeze(2) for end in ends]
     elif leaf.batch_first:
@@ -117,8 +121,8 @@ def _as_given(leaf: nn.RNNBase, batched: bool, x: Tensor, ends: list[Tensor]) ->
     return x, (tuple(ends) if isinstance(leaf, nn.LSTM) else ends[0])
 
 
-def _flat(leaf: nn.RNNBase, tensors: Tensors) -> list[tuple[Tensor, ...]]:
-    """The weights in the order of torch's own kernels, each unbound."""
+def _flat_weights(leaf: nn.RNNBase, tensors: Tensors) -> list[tuple[Tensor, ...]]:
+    """The weights in the order of torch's kernels, each unbound along the beings."""
     return [tensors[name].unbind() for name in leaf._flat_weights_names]
 
 
