@@ -226,7 +226,7 @@ class Gaussian(Mutation):
     sigma: float = 0.02
 
     def __post_init__(self) -> None:
-        check_number(0, sigma=self.sigma)
+        check_number(0, sigma=float(self.sigma))
 
     def __call__(self, streams: Tensor, count: int, dtype: torch.dtype) -> Tensor:
         return normal(streams, count, dtype).mul_(self.sigma)
@@ -243,7 +243,7 @@ class UniformMutation(Mutation):
     width: float = 0.02
 
     def __post_init__(self) -> None:
-        check_number(0, width=self.width)
+        check_number(0, width=float(self.width))
 
     def __call__(self, streams: Tensor, count: int, dtype: torch.dtype) -> Tensor:
         return uniform(streams, count, dtype).mul_(2 * self.width).sub_(self.width)
@@ -262,7 +262,7 @@ class SparseGaussian(Mutation):
     rate: float = 0.1
 
     def __post_init__(self) -> None:
-        check_number(0, sigma=self.sigma)
+        check_number(0, sigma=float(self.sigma))
         _check_share("rate", self.rate)
 
     def __call__(self, streams: Tensor, count: int, dtype: torch.dtype) -> Tensor:
