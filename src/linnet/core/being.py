@@ -1,7 +1,6 @@
 """The beings axis: one being looked at alone, one batch spread to all, rows of beings copied."""
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -9,9 +8,7 @@ from torch import Tensor, nn
 from linnet.core.affine import affine
 from linnet.core.checks import check_input
 from linnet.core.dense import dense, plain_linear
-
-if TYPE_CHECKING:
-    from linnet.core.linear_map import LinearMap
+from linnet.core.protocols import Map
 
 __all__ = ["Being", "Spread", "copy_beings", "indices"]
 
@@ -38,7 +35,7 @@ class Being(nn.Module):
         (torch.Size([7, 2]), 0)
     """
 
-    def __init__(self, population: "LinearMap", index: int) -> None:
+    def __init__(self, population: Map, index: int) -> None:
         super().__init__()
         self._source = (population,)  # inside a tuple the population is not registered as a child
         self.index = index

@@ -16,7 +16,7 @@ forwards can be followed by two backwards, each of which passes through that com
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +25,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from linnet.core.affine import affine
 from linnet.core.autograd import eager
 from linnet.core.checks import check_input
-
-if TYPE_CHECKING:
-    from linnet.core.linear_map import LinearMap
+from linnet.core.protocols import Map
 
 __all__ = ["Materialized", "frozen", "held", "sequence_matrix"]
 
@@ -76,7 +74,7 @@ def _graph(build: Callable[..., Tensor], raw: tuple[Tensor, ...]) -> tuple[Tenso
 class _Kept:
     """W, and what tells whether it is still that of its layer."""
 
-    def __init__(self, layer: "LinearMap", weight: Tensor) -> None:
+    def __init__(self, layer: Map, weight: Tensor) -> None:
         if not _HOOKS:
             _HOOKS.append(register_optimizer_step_post_hook(_count_step))
         self.weight = weight
@@ -91,7 +89,7 @@ class _Kept:
             self.seen = [(name, t, t.detach(), t._version, t.dtype, t.requires_grad) for name, t in raw.items()]
         self.version = None if weight.is_inference() else weight._version
 
-    def fresh(self, layer: "LinearMap") -> bool:
+    def fresh(self, layer: Map) -> bool:
         if self.traceless or self.steps != _STEPS[0] or self.noise != (layer.noisy and layer.training):
             return False
         if self.version is not None and self.weight._version != self.version:  # somebody wrote into W
@@ -137,7 +135,7 @@ class Materialized:
         torch.Size([2, 8])
     """
 
-    def __init__(self, layer: "LinearMap") -> None:
+    def __init__(self, layer: Map) -> None:
         self.layer = layer
         self._kept: dict[tuple[bool, bool], _Kept] = {}
 
@@ -206,7 +204,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
         _FROZEN.set(tuple(other for other in _FROZEN.get() if other is not mine))
 
 
-def held(layer: "LinearMap") -> Materialized | None:
+def held(layer: Map) -> Materialized | None:
     """The matrix that :func:`frozen` keeps for ``layer`` in this context."""
     if torch.compiler.is_compiling():
         return None
@@ -216,10 +214,10 @@ def held(layer: "LinearMap") -> Materialized | None:
     return None
 
 
-def sequence_matrix(layer: "LinearMap") -> Materialized:
+def sequence_matrix(layer: Map) -> Materialized:
     """The matrix for the steps of one sequence: that which :func:`frozen` keeps, or a new one; noise is drawn anew."""
     kept = None if layer.noisy else held(layer)
-    return layer.materialize() if kept is None else kept
+    return Materialized(layer) if kept is None else kept
 
 
 def _laid_out(weight: Tensor) -> Tensor:
