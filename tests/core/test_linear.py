@@ -1,6 +1,7 @@
 """linear.py and beings.py, as far as it is not the same for every layer."""
 
 import copy
+import inspect
 import pickle
 
 import numpy as np
@@ -27,6 +28,17 @@ from linnet import (
 )
 from linnet.core.affine import affine
 from linnet.core.checks import check_positive
+from linnet.testing import (
+    check_assign,
+    check_constructor,
+    check_copy,
+    check_factory,
+    check_forward,
+    check_layer,
+    check_meta,
+    check_seeds,
+    check_state_dict,
+)
 
 # ----------------------------------------------------------------------------------------- Linear is nn.Linear
 
@@ -213,6 +225,59 @@ def test_an_attribute_error_inside_the_weight_is_told_as_it_is():
     assert isinstance(caught.value.__cause__, AttributeError)
     with pytest.raises(RuntimeError, match="gain"):
         Typo()(torch.ones(2))
+
+
+class Scaled(LinearMap, catalogue=False):
+    """A = s a, with a free and the sign s drawn: shapes and no constructor."""
+
+    fixed = ("sign",)
+
+    def _shapes(self):
+        return {"entries": (self.out_features, self.in_features), "sign": (1,)}
+
+    def _weight(self, entries, sign):
+        return entries * sign.unsqueeze(-1)
+
+    def _assign(self, weight):
+        return {"entries": weight, "sign": torch.ones_like(weight[..., 0, :1])}
+
+    def _draw(self, raw, generator):
+        raw["entries"].normal_(generator=generator)
+        raw["sign"].bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
+
+
+class ByHand(Scaled, catalogue=False):
+    """The same with a constructor that makes the tensors and draws them."""
+
+    def __init__(self, in_features, out_features, bias=True, *, beings=None, device=None, dtype=None):
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+        shape = (*self.leading, out_features, in_features)
+        self.entries = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        self.register_buffer("sign", torch.empty(*self.leading, 1, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def _shapes(self):
+        return {}
+
+
+@pytest.mark.parametrize("beings", [None, 3])
+@pytest.mark.parametrize("bias", [True, False])
+def test_shapes_take_the_place_of_a_constructor(beings, bias):
+    drawn = []
+    for cls in (Scaled, ByHand):
+        torch.manual_seed(0)
+        drawn.append(cls(4, 3, bias, beings=beings, dtype=torch.float64))
+    ours, theirs = drawn
+    assert list(ours.state_dict()) == list(theirs.state_dict()) == ["bias"] * bias + ["entries", "sign"]
+    assert [name for name, _ in ours.named_parameters()] == ["bias"] * bias + ["entries"]
+    assert all(torch.equal(tensor, theirs.state_dict()[name]) for name, tensor in ours.state_dict().items())
+    assert inspect.signature(Scaled) == inspect.signature(LinearMap)
+
+
+@pytest.mark.parametrize("cls", [Scaled, ByHand])
+def test_both_kinds_of_layer_keep_the_contract(cls):
+    construction = [check_constructor, check_factory, check_meta, check_seeds]
+    check_layer(cls, checks=[*construction, check_forward, check_copy, check_state_dict, check_assign])
 
 
 def test_repr_shows_options_that_differ_from_the_default_also_after_pickling():

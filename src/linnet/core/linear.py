@@ -35,22 +35,13 @@ class Linear(LinearMap):
     promise = "none"
     decays = ("weight",)
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        *,
-        beings: int | None = None,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
-        weight = torch.empty(*self.leading, self.out_features, self.in_features, device=device, dtype=dtype)
-        # A property named weight forbids register_parameter; the order (weight, bias) is that of nn.Linear, so that
-        # a saved optimizer state fits too.
-        self._parameters = {"weight": nn.Parameter(weight), "bias": self._parameters["bias"]}
-        self.reset_parameters()
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"weight": (self.out_features, self.in_features)}
+
+    def _allocate(self, shapes: Mapping[str, tuple[int, ...]], device: Any, dtype: torch.dtype | None) -> None:
+        super()._allocate(shapes, device, dtype)
+        # nn.Linear's order, weight before bias: an optimizer's state names parameters by their place in it
+        self._parameters["bias"] = self._parameters.pop("bias")
 
     @property
     def weight(self) -> Tensor:

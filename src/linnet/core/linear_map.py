@@ -71,6 +71,8 @@ class LinearMap(nn.Module, ABC):
     """Whether forward draws random numbers in training mode; ``weight`` is the matrix of eval mode."""
     fast: ClassVar[bool] = False
     """Whether forward costs less than the dense product where the sizes are large."""
+    fixed: ClassVar[tuple[str, ...]] = ()
+    """The raw tensors that are buffers: drawn and assigned like the others, never trained."""
     decays: ClassVar[tuple[str, ...]] = ()
     """The raw parameters that weight decay may shrink: with them W shrinks, and is pulled nowhere else."""
 
@@ -115,8 +117,19 @@ class LinearMap(nn.Module, ABC):
             self.bias = nn.Parameter(torch.empty(*self.leading, self.out_features, device=device, dtype=dtype))
         else:
             self.register_parameter("bias", None)
+        if shapes := self._shapes():
+            self._allocate(shapes, device, dtype)
+            self.reset_parameters()
 
     # ------------------------------------------------------------------ what a layer writes
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """Raw tensors by name, in the order in which they are registered -> the shape of those of *one* map.
+
+        They are parameters, or buffers if they are named in ``fixed``. A class that makes its tensors in a constructor
+        of its own, and then calls ``reset_parameters``, leaves this as it is.
+        """
+        return {}
 
     @abstractmethod
     def _weight(self, *args: Any, **raw: Any) -> Tensor:
@@ -145,6 +158,15 @@ class LinearMap(nn.Module, ABC):
         return [{}]
 
     # ------------------------------------------------------------------ the matrix
+
+    def _allocate(self, shapes: Mapping[str, tuple[int, ...]], device: Any, dtype: torch.dtype | None) -> None:
+        """Register the raw tensors, uninitialized, with the leading axes in front."""
+        for name, shape in shapes.items():
+            tensor = torch.empty(*self.leading, *shape, device=device, dtype=dtype)
+            if name in self.fixed:
+                self.register_buffer(name, tensor)
+            else:
+                self.register_parameter(name, nn.Parameter(tensor))
 
     @property
     def leading(self) -> tuple[int, ...]:

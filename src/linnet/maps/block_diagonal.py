@@ -50,6 +50,8 @@ class BlockDiagonalLinear(Invertible):
     fast = True
     decays = ("entries",)
 
+    entries: nn.Parameter
+
     def __init__(
         self,
         in_features: int,
@@ -61,12 +63,13 @@ class BlockDiagonalLinear(Invertible):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
-        n, m = self.in_features, self.out_features
         self.blocks = blocks
-        b = blocks_near_root(min(n, m), (n, m)) if blocks is None else check_blocks(blocks, n, m)
-        self.entries = nn.Parameter(torch.empty(*self.leading, b, -(-m // b), -(-n // b), device=device, dtype=dtype))
-        self.reset_parameters()
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        n, m = self.in_features, self.out_features
+        b = blocks_near_root(min(n, m), (n, m)) if self.blocks is None else check_blocks(self.blocks, n, m)
+        return {"entries": (b, -(-m // b), -(-n // b))}
 
     @classmethod
     def examples(cls) -> list[dict[str, Any]]:

@@ -51,6 +51,9 @@ class BoundedNormLinear(LinearMap):
     family = "singular-values"
     promise = "sigma_min <= ‖A‖_p <= sigma_max"
 
+    direction: nn.Parameter
+    angle: nn.Parameter
+
     def __init__(
         self,
         in_features: int,
@@ -64,15 +67,14 @@ class BoundedNormLinear(LinearMap):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
         self.sigma_min, self.sigma_max = check_interval(sigma_min, sigma_max)
         if p not in (1, 2, math.inf, "fro"):
             raise ValueError(f"p must be 1, 2, inf or 'fro', got {p!r}")
         self.p = p
-        shape = (*self.leading, self.out_features, self.in_features)
-        self.direction = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-        self.angle = nn.Parameter(torch.empty(*self.leading, 1, device=device, dtype=dtype))
-        self.reset_parameters()
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"direction": (self.out_features, self.in_features), "angle": (1,)}
 
     @classmethod
     def examples(cls) -> list[dict[str, Any]]:

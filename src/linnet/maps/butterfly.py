@@ -130,6 +130,8 @@ class ButterflyLinear(LinearMap):
     fast = True
     decays = ("twiddle",)
 
+    twiddle: nn.Parameter
+
     def __init__(
         self,
         in_features: int,
@@ -144,21 +146,29 @@ class ButterflyLinear(LinearMap):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
-        if complex and (self.in_features % 2 or self.out_features % 2):
-            raise ValueError(
-                "Complex features are pairs, in_features and out_features must be even, "
-                f"got {self.in_features} and {self.out_features}"
-            )
         self.complex, self.tied_weight = complex, tied_weight
         self.increasing_stride, self.ortho_init = increasing_stride, ortho_init
-        parts = 2 if complex else 1
-        self._bits = max(1, (max(self.in_features, self.out_features) // parts - 1).bit_length())
-        self._n = 2**self._bits
-        places = (self._n - 1,) if tied_weight else (self._bits, self._n // 2)
-        shape = (*self.leading, *places, 2, 2, *((2,) if complex else ()))
-        self.twiddle = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-        self.reset_parameters()
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        if self.complex and (self.in_features % 2 or self.out_features % 2):
+            raise ValueError(
+                "in_features and out_features must be even, since complex features are pairs, "
+                f"got {self.in_features} and {self.out_features}"
+            )
+        places = (self._n - 1,) if self.tied_weight else (self._bits, self._n // 2)
+        return {"twiddle": (*places, 2, 2, *((2,) if self.complex else ()))}
+
+    @property
+    def _bits(self) -> int:
+        """log₂ n, the number of factors."""
+        parts = 2 if self.complex else 1
+        return max(1, (max(self.in_features, self.out_features) // parts - 1).bit_length())
+
+    @property
+    def _n(self) -> int:
+        """The least power of two that holds both sizes, at least 2."""
+        return 2**self._bits
 
     @classmethod
     def examples(cls) -> list[dict[str, Any]]:

@@ -100,19 +100,10 @@ class CirculantLinear(Invertible):
     square = True
     decays = ("kernel",)
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        *,
-        beings: int | None = None,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
-        self.kernel = nn.Parameter(torch.empty(*self.leading, self.in_features, device=device, dtype=dtype))
-        self.reset_parameters()
+    kernel: nn.Parameter
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"kernel": (self.in_features,)}
 
     def _weight(self, kernel: Tensor) -> Tensor:
         return circulant(kernel)

@@ -51,6 +51,12 @@ class ContractiveLinear(LinearMap):
 
     family = "singular-values"
     promise = "‖A‖₂ <= bound"
+    fixed = ("signs",)
+
+    u_vectors: nn.Parameter
+    v_vectors: nn.Parameter
+    angles: nn.Parameter
+    signs: Tensor
 
     def __init__(
         self,
@@ -63,16 +69,14 @@ class ContractiveLinear(LinearMap):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
         self.bound = float(bound)
         if not 0 < self.bound < math.inf:
             raise ValueError(f"bound must be a positive number, got {bound!r}")
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
         r = min(self.in_features, self.out_features)
-        self.u_vectors = nn.Parameter(torch.empty(*self.leading, r, self.in_features, device=device, dtype=dtype))
-        self.v_vectors = nn.Parameter(torch.empty(*self.leading, r, self.out_features, device=device, dtype=dtype))
-        self.angles = nn.Parameter(torch.empty(*self.leading, r, device=device, dtype=dtype))
-        self.register_buffer("signs", torch.empty(*self.leading, r, device=device, dtype=dtype))
-        self.reset_parameters()
+        return {"u_vectors": (r, self.in_features), "v_vectors": (r, self.out_features), "angles": (r,), "signs": (r,)}
 
     @classmethod
     def examples(cls) -> list[dict[str, Any]]:

@@ -51,6 +51,9 @@ class DampedSkewSymmetricLinear(LinearMap):
     square = True
     decays = ("upper",)
 
+    upper: nn.Parameter
+    damping: nn.Parameter
+
     def __init__(
         self,
         in_features: int,
@@ -64,15 +67,15 @@ class DampedSkewSymmetricLinear(LinearMap):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
         self.sigma_min, self.sigma_max = check_interval(sigma_min, sigma_max, strict=True)
         if sign not in (-1, 1):
             raise ValueError(f"sign must be -1 or 1, got {sign!r}")
         self.sign = sign
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
         n = self.in_features
-        self.upper = nn.Parameter(torch.empty(*self.leading, n * (n - 1) // 2, device=device, dtype=dtype))
-        self.damping = nn.Parameter(torch.empty(*self.leading, 1, device=device, dtype=dtype))
-        self.reset_parameters()
+        return {"upper": (n * (n - 1) // 2,), "damping": (1,)}
 
     @classmethod
     def examples(cls) -> list[dict[str, Any]]:

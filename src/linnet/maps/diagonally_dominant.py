@@ -79,6 +79,10 @@ class DiagonallyDominantLinear(LinearMap):
     family = "nonnegative"
     promise = "|a_ii| >= Σ_{j≠i} |a_ij| + gap"
     square = True
+    fixed = ("signs",)
+
+    entries: nn.Parameter
+    signs: Tensor
 
     def __init__(
         self,
@@ -91,14 +95,14 @@ class DiagonallyDominantLinear(LinearMap):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
         if isinstance(gap, bool) or not (gap > 0 and math.isfinite(gap)):
             raise ValueError(f"gap must be a finite number > 0, got {gap!r}")
         self.gap = gap
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
         n = self.in_features
-        self.entries = nn.Parameter(torch.empty(*self.leading, n, n, device=device, dtype=dtype))
-        self.register_buffer("signs", torch.empty(*self.leading, n, device=device, dtype=dtype))
-        self.reset_parameters()
+        return {"entries": (n, n), "signs": (n,)}
 
     @classmethod
     def examples(cls) -> list[dict[str, Any]]:

@@ -139,6 +139,8 @@ class DoublyStochasticLinear(LinearMap):
     promise = "A >= 0, rows and columns sum to 1"
     square = True
 
+    logits: nn.Parameter
+
     def __init__(
         self,
         in_features: int,
@@ -151,14 +153,14 @@ class DoublyStochasticLinear(LinearMap):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
         self.iterations = check_positive(iterations=iterations)[0]
         if not (0 <= tolerance < math.inf):
             raise ValueError(f"tolerance must be a finite number >= 0, got {tolerance!r}")
         self.tolerance = tolerance
-        n = self.in_features
-        self.logits = nn.Parameter(torch.empty(*self.leading, n, n, device=device, dtype=dtype))
-        self.reset_parameters()
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"logits": (self.in_features, self.in_features)}
 
     @classmethod
     def examples(cls) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from linnet.maps.abstract.based import Based
-from linnet.maps.math.bases import SHARES, eigenbasis, in_basis, orthogonal, series, stretch
+from linnet.maps.math.bases import SHARES, eigenbasis, in_basis, orthogonal, series, stretch, tightened
 from linnet.maps.math.intervals import calmed, calmed_raw
 from linnet.maps.math.triangles import antimirror, skew_part, strict_upper
 
@@ -73,6 +73,9 @@ class HurwitzLinear(Based):
     family = "stable"
     promise = "Re λ(A) <= −alpha"
 
+    skew: nn.Parameter
+    factor: nn.Parameter
+
     def __init__(
         self,
         in_features: int,
@@ -85,14 +88,15 @@ class HurwitzLinear(Based):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias, max_cond=max_cond, beings=beings, device=device, dtype=dtype)
         if not 0 <= alpha < math.inf:
             raise ValueError(f"alpha must be a finite number >= 0, got {alpha}")
         self.alpha = alpha
+        self.max_cond, self._margin = max_cond, tightened(max_cond)
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
         n = self.in_features
-        self.skew = nn.Parameter(torch.empty(*self.leading, n * (n - 1) // 2, device=device, dtype=dtype))
-        self.factor = nn.Parameter(torch.empty_like(self.vectors))
-        self.reset_parameters()
+        return {**super()._shapes(), "skew": (n * (n - 1) // 2,), "factor": (n, n)}
 
     @classmethod
     def examples(cls) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """A = I always."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -35,22 +36,17 @@ class IdentityLinear(LinearMap):
 
     family = "free"
     promise = "A = I"
+    fixed = ("anchor",)
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        *,
-        beings: int | None = None,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+    anchor: Tensor
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
         # Without a bias nothing else would tell the device, the dtype and the leading axes of `weight`.
-        anchor = torch.empty(*self.leading, 0, device=device, dtype=dtype)
-        self.register_buffer("anchor", anchor, persistent=False)
-        self.reset_parameters()
+        return {"anchor": (0,)}
+
+    def _allocate(self, shapes: Mapping[str, tuple[int, ...]], device: Any, dtype: torch.dtype | None) -> None:
+        super()._allocate(shapes, device, dtype)
+        self.register_buffer("anchor", self.anchor, persistent=False)
 
     def _weight(self, anchor: Tensor) -> Tensor:
         identity = torch.eye(self.out_features, self.in_features, device=anchor.device, dtype=anchor.dtype)

@@ -53,6 +53,9 @@ class KroneckerLinear(Invertible):
     fast = True
     decays = ("first", "second")
 
+    first: nn.Parameter
+    second: nn.Parameter
+
     def __init__(
         self,
         in_features: int,
@@ -64,13 +67,13 @@ class KroneckerLinear(Invertible):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
         self.factors = factors
-        i, o = (_divisor(self.in_features), _divisor(self.out_features)) if factors is None else self._check(factors)
-        i2, o2 = self.in_features // i, self.out_features // o
-        self.first = nn.Parameter(torch.empty(*self.leading, o, i, device=device, dtype=dtype))
-        self.second = nn.Parameter(torch.empty(*self.leading, o2, i2, device=device, dtype=dtype))
-        self.reset_parameters()
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        n, m = self.in_features, self.out_features
+        i, o = (_divisor(n), _divisor(m)) if self.factors is None else self._check(self.factors)
+        return {"first": (o, i), "second": (m // o, n // i)}
 
     def _check(self, factors: Any) -> list[int]:
         pair = tuple(factors) if isinstance(factors, (tuple, list)) else ()

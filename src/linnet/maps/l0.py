@@ -17,6 +17,7 @@ __all__ = ["L0Linear", "hard_concrete", "open_probability"]
 
 LOWEST, HIGHEST = -0.1, 1.1
 """The gates of L0 are stretched to this interval, γ to ζ, before they are cut to [0, 1]."""
+GROUPS, NOISES = ("input", "output", "weight"), ("batch", "sample", "held")
 
 
 def stretched(p: Tensor) -> Tensor:
@@ -91,6 +92,10 @@ class L0Linear(LinearMap):
     noisy = True
     hard = False
     decays = ("entries",)
+    fixed = ("held",)
+
+    entries: nn.Parameter
+    log_alpha: nn.Parameter
     held: Tensor
 
     def __init__(
@@ -109,25 +114,22 @@ class L0Linear(LinearMap):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
         check_number(0, weight_decay=weight_decay, droprate_init=droprate_init, temperature=temperature, lamda=lamda)
         if not 0 < droprate_init < 1:
             raise ValueError(f"droprate_init must lie between 0 and 1, got {droprate_init!r}")
         if not temperature > 0:
             raise ValueError(f"temperature must be > 0, got {temperature!r}")
-        n, m = self.in_features, self.out_features
-        gates = {"input": (n,), "output": (m,), "weight": (m, n)}
-        for name, value, known in (("group", group, tuple(gates)), ("noise", noise, ("batch", "sample", "held"))):
+        for name, value, known in (("group", group, GROUPS), ("noise", noise, NOISES)):
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
         self.weight_decay, self.droprate_init = weight_decay, droprate_init
         self.temperature, self.lamda, self.group, self.noise = temperature, lamda, group, noise
-        factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.entries = nn.Parameter(torch.empty(*self.leading, m, n, **factory))
-        self.log_alpha = nn.Parameter(torch.empty(*self.leading, *gates[group], **factory))
-        held = gates[group] if noise == "held" else (0,)
-        self.register_buffer("held", torch.empty(*self.leading, *held, **factory))
-        self.reset_parameters()
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        n, m = self.in_features, self.out_features
+        gates = {"input": (n,), "output": (m,), "weight": (m, n)}[self.group]
+        return {"entries": (m, n), "log_alpha": gates, "held": gates if self.noise == "held" else (0,)}
 
     @classmethod
     def examples(cls) -> list[dict[str, Any]]:

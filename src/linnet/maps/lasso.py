@@ -52,6 +52,8 @@ class LassoLinear(LinearMap):
     hard = False
     decays = ("entries",)
 
+    entries: nn.Parameter
+
     def __init__(
         self,
         in_features: int,
@@ -63,12 +65,12 @@ class LassoLinear(LinearMap):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
         check_number(0, gamma=gamma)
         self.gamma = gamma
-        shape = (*self.leading, self.out_features, self.in_features)
-        self.entries = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-        self.reset_parameters()
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"entries": (self.out_features, self.in_features)}
 
     @classmethod
     def examples(cls) -> list[dict[str, Any]]:
@@ -125,6 +127,9 @@ class LassoLinearRELU(LinearMap):
     hard = False
     decays = ("u", "v")
 
+    u: nn.Parameter
+    v: nn.Parameter
+
     def __init__(
         self,
         in_features: int,
@@ -136,13 +141,13 @@ class LassoLinearRELU(LinearMap):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
         check_number(0, gamma=gamma)
         self.gamma = gamma
-        shape = (*self.leading, self.out_features, self.in_features)
-        self.u = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-        self.v = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-        self.reset_parameters()
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        shape = (self.out_features, self.in_features)
+        return {"u": shape, "v": shape}
 
     @classmethod
     def examples(cls) -> list[dict[str, Any]]:

@@ -1,7 +1,6 @@
 """Matrices with entries >= 0 whose columns sum to 1."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,20 +37,10 @@ class LeftStochasticLinear(LinearMap):
     family = "stochastic"
     promise = "A >= 0, columns sum to 1"
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        *,
-        beings: int | None = None,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
-        shape = (*self.leading, self.out_features, self.in_features)
-        self.logits = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-        self.reset_parameters()
+    logits: nn.Parameter
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"logits": (self.out_features, self.in_features)}
 
     def _weight(self, logits: Tensor) -> Tensor:
         return softmax(logits, -1)  # column j of A is row j of W

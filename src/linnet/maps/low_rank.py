@@ -46,6 +46,9 @@ class LowRankLinear(LinearMap):
     fast = True
     decays = ("down", "up")
 
+    down: nn.Parameter
+    up: nn.Parameter
+
     def __init__(
         self,
         in_features: int,
@@ -57,15 +60,15 @@ class LowRankLinear(LinearMap):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
-        smaller = min(self.in_features, self.out_features)
         self.rank = rank
-        r = max(1, smaller // 4) if rank is None else check_positive(rank=rank)[0]
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        smaller = min(self.in_features, self.out_features)
+        r = max(1, smaller // 4) if self.rank is None else check_positive(rank=self.rank)[0]
         if r > smaller:
             raise ValueError(f"rank must be at most min(in_features, out_features)={smaller}, got {r}")
-        self.down = nn.Parameter(torch.empty(*self.leading, r, self.in_features, device=device, dtype=dtype))
-        self.up = nn.Parameter(torch.empty(*self.leading, self.out_features, r, device=device, dtype=dtype))
-        self.reset_parameters()
+        return {"down": (r, self.in_features), "up": (self.out_features, r)}
 
     @classmethod
     def examples(cls) -> list[dict[str, Any]]:

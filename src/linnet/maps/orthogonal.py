@@ -58,6 +58,10 @@ class OrthogonalLinear(Invertible):
     family = "orthogonal"
     promise = "AᵀA = I"
     square = True
+    fixed = ("signs",)
+
+    vectors: nn.Parameter
+    signs: Tensor
 
     def __init__(
         self,
@@ -70,15 +74,15 @@ class OrthogonalLinear(Invertible):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
-        n = self.in_features
         self.reflectors = reflectors
-        k = n if reflectors is None else check_positive(reflectors=reflectors)[0]
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        n = self.in_features
+        k = n if self.reflectors is None else check_positive(reflectors=self.reflectors)[0]
         if k > n:
             raise ValueError(f"reflectors must be at most in_features={n}, got {k}")
-        self.vectors = nn.Parameter(torch.empty(*self.leading, k, n, device=device, dtype=dtype))
-        self.register_buffer("signs", torch.empty(*self.leading, n, device=device, dtype=dtype))
-        self.reset_parameters()
+        return {"vectors": (k, n), "signs": (n,)}
 
     @classmethod
     def examples(cls) -> list[dict[str, Any]]:

@@ -49,6 +49,9 @@ class PerronFrobeniusLinear(LinearMap):
     family = "stochastic"
     promise = "A >= 0, row sums in [sigma_min, sigma_max]"
 
+    logits: nn.Parameter
+    sums: nn.Parameter
+
     def __init__(
         self,
         in_features: int,
@@ -61,12 +64,11 @@ class PerronFrobeniusLinear(LinearMap):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
         self.sigma_min, self.sigma_max = check_interval(sigma_min, sigma_max)
-        shape = (*self.leading, self.out_features, self.in_features)
-        self.logits = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-        self.sums = nn.Parameter(torch.empty(*self.leading, self.in_features, device=device, dtype=dtype))
-        self.reset_parameters()
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"logits": (self.out_features, self.in_features), "sums": (self.in_features,)}
 
     @classmethod
     def examples(cls) -> list[dict[str, Any]]:

@@ -75,6 +75,8 @@ class PSDLinear(LinearMap):
     square = True
     decays = ("factor",)
 
+    factor: nn.Parameter
+
     def __init__(
         self,
         in_features: int,
@@ -87,15 +89,15 @@ class PSDLinear(LinearMap):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
         if not 0 <= epsilon < math.inf:
             raise ValueError(f"epsilon must be a finite number >= 0, got {epsilon}")
         if condition is not None and not 1 < condition < math.inf:
             raise ValueError(f"condition must be None or a finite number > 1, got {condition}")
         self.epsilon, self.condition = epsilon, condition
-        n = self.in_features
-        self.factor = nn.Parameter(torch.empty(*self.leading, n, n, device=device, dtype=dtype))
-        self.reset_parameters()
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"factor": (self.in_features, self.in_features)}
 
     @classmethod
     def examples(cls) -> list[dict[str, Any]]:

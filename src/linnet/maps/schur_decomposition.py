@@ -89,6 +89,12 @@ class SchurDecompositionLinear(LinearMap):
     square = True
     penalized = True
 
+    vectors: nn.Parameter
+    scales: nn.Parameter
+    upper: nn.Parameter
+    moduli: nn.Parameter
+    angles: nn.Parameter
+
     def __init__(
         self,
         in_features: int,
@@ -102,21 +108,17 @@ class SchurDecompositionLinear(LinearMap):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
         check_number(0, l2=l2)
         if not 0 < bound < math.inf:
             raise ValueError(f"bound must be a finite number > 0, got {bound}")
         self.l2, self.bound, self.max_cond = l2, bound, max_cond
         self._radius = bound * (1 - tightened(max_cond))
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
         n, blocks = self.in_features, -(-self.in_features // 2)
         above = (n * (n - 1) - n // 2 * 2) // 2
-
-        def empty(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.empty(*self.leading, *shape, device=device, dtype=dtype))
-
-        self.vectors, self.scales, self.upper = empty(n, n), empty(n), empty(above)
-        self.moduli, self.angles = empty(blocks), empty(blocks)
-        self.reset_parameters()
+        return {"vectors": (n, n), "scales": (n,), "upper": (above,), "moduli": (blocks,), "angles": (blocks,)}
 
     @classmethod
     def examples(cls) -> list[dict[str, Any]]:

@@ -48,6 +48,9 @@ class StableSplitLinear(LinearMap):
     family = "stable"
     promise = "A = B − C, B, C >= 0, Σⱼ|aᵢⱼ| <= sigma_max, so ρ(A) <= sigma_max"
 
+    logits: nn.Parameter
+    sums: nn.Parameter
+
     def __init__(
         self,
         in_features: int,
@@ -60,12 +63,12 @@ class StableSplitLinear(LinearMap):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
         self.sigma_min, self.sigma_max = check_interval(sigma_min, sigma_max, strict=True)
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
         n, m = self.in_features, self.out_features
-        self.logits = nn.Parameter(torch.empty(*self.leading, n, 2 * m, device=device, dtype=dtype))
-        self.sums = nn.Parameter(torch.empty(*self.leading, n, device=device, dtype=dtype))
-        self.reset_parameters()
+        return {"logits": (n, 2 * m), "sums": (n,)}
 
     @classmethod
     def examples(cls) -> list[dict[str, Any]]:

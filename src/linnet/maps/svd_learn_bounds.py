@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from linnet.maps.abstract.diagonal_core import DiagonalCore
-from linnet.maps.math.intervals import angle_in, check_interval, draw_angles, interval
+from linnet.maps.math.intervals import angle_in, draw_angles, interval
 from linnet.maps.math.svd import draw_svd, svd_factors, svd_matrix
 
 __all__ = ["SVDLinearLearnBounds"]
@@ -51,28 +50,18 @@ class SVDLinearLearnBounds(DiagonalCore):
 
     family = "singular-values"
     promise = "sigma_min <= lo <= singular values of A <= hi <= sigma_max"
+    fixed = ("signs",)
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        *,
-        sigma_min: float = 0.1,
-        sigma_max: float = 1.0,
-        beings: int | None = None,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
-        self.sigma_min, self.sigma_max = check_interval(sigma_min, sigma_max)
-        r = min(self.in_features, self.out_features)
-        self.u_vectors = nn.Parameter(torch.empty(*self.leading, r, self.in_features, device=device, dtype=dtype))
-        self.v_vectors = nn.Parameter(torch.empty(*self.leading, r, self.out_features, device=device, dtype=dtype))
-        self.angles = nn.Parameter(torch.empty(*self.leading, r, device=device, dtype=dtype))
-        self.register_buffer("signs", torch.empty(*self.leading, r, device=device, dtype=dtype))
-        self.bound_angles = nn.Parameter(torch.empty(*self.leading, 2, device=device, dtype=dtype))
-        self.reset_parameters()
+    u_vectors: nn.Parameter
+    v_vectors: nn.Parameter
+    angles: nn.Parameter
+    signs: Tensor
+    bound_angles: nn.Parameter
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        n, m = self.in_features, self.out_features
+        r = min(n, m)
+        return {"u_vectors": (r, n), "v_vectors": (r, m), "angles": (r,), "signs": (r,), "bound_angles": (2,)}
 
     @property
     def bounds(self) -> tuple[Tensor, Tensor]:

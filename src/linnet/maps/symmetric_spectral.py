@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from linnet.maps.abstract.diagonal_core import DiagonalCore
 from linnet.maps.math.householder import draw_reflections
-from linnet.maps.math.intervals import angle_in, check_interval, draw_angles, interval, outside
+from linnet.maps.math.intervals import angle_in, draw_angles, interval, outside
 from linnet.maps.math.svd import asymmetry, check_reflectors, eigen_factors, symmetric_matrix
 
 __all__ = ["SymmetricSpectralLinear"]
@@ -54,6 +54,10 @@ class SymmetricSpectralLinear(DiagonalCore):
     family = "singular-values"
     promise = "A = Aᵀ, sigma_min <= eigenvalues of A <= sigma_max"
     square = True
+    lowest = -math.inf
+
+    vectors: nn.Parameter
+    angles: nn.Parameter
 
     def __init__(
         self,
@@ -68,14 +72,21 @@ class SymmetricSpectralLinear(DiagonalCore):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
-        self.sigma_min, self.sigma_max = check_interval(sigma_min, sigma_max, lowest=-math.inf)
         self.n_reflectors = n_reflectors
+        super().__init__(
+            in_features,
+            out_features,
+            bias,
+            sigma_min=sigma_min,
+            sigma_max=sigma_max,
+            beings=beings,
+            device=device,
+            dtype=dtype,
+        )
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
         n = self.in_features
-        k = check_reflectors("n_reflectors", n_reflectors, n, n)
-        self.vectors = nn.Parameter(torch.empty(*self.leading, k, n, device=device, dtype=dtype))
-        self.angles = nn.Parameter(torch.empty(*self.leading, n, device=device, dtype=dtype))
-        self.reset_parameters()
+        return {"vectors": (check_reflectors("n_reflectors", self.n_reflectors, n, n), n), "angles": (n,)}
 
     @classmethod
     def examples(cls) -> list[dict[str, Any]]:

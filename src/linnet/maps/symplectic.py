@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,20 +62,11 @@ class SymplecticLinear(LinearMap):
     promise = "AᵀJA = J"
     square = True
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        *,
-        beings: int | None = None,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+    factors: nn.Parameter
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
         m = check_even(type(self).__name__, self.in_features)
-        self.factors = nn.Parameter(torch.empty(*self.leading, FACTORS, m, m, device=device, dtype=dtype))
-        self.reset_parameters()
+        return {"factors": (FACTORS, m, m)}
 
     def _weight(self, factors: Tensor) -> Tensor:
         return compose(calm_symmetric(factors))

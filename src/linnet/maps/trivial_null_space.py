@@ -47,6 +47,9 @@ class TrivialNullSpaceLinear(LinearMap):
     family = "rank"
     promise = "singular values of A >= epsilon, so x A = 0 only for x = 0"
 
+    root: nn.Parameter
+    rest: nn.Parameter
+
     def __init__(
         self,
         in_features: int,
@@ -59,20 +62,20 @@ class TrivialNullSpaceLinear(LinearMap):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
-        n, m = self.in_features, self.out_features
-        if m < n:
-            raise ValueError(f"out_features must be at least in_features, else some x A = 0, got {n} -> {m}")
         self.epsilon = float(epsilon)
         if not 0 < self.epsilon < math.inf:
             raise ValueError(f"epsilon must be a positive number, got {epsilon!r}")
         self.rank = rank
-        r = n if rank is None else check_positive(rank=rank)[0]
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        n, m = self.in_features, self.out_features
+        if m < n:
+            raise ValueError(f"out_features must be at least in_features, else some x A = 0, got {n} -> {m}")
+        r = n if self.rank is None else check_positive(rank=self.rank)[0]
         if r > n:
             raise ValueError(f"rank must be at most in_features={n}, got {r}")
-        self.root = nn.Parameter(torch.empty(*self.leading, r, n, device=device, dtype=dtype))
-        self.rest = nn.Parameter(torch.empty(*self.leading, m - n, n, device=device, dtype=dtype))
-        self.reset_parameters()
+        return {"root": (r, n), "rest": (m - n, n)}
 
     @classmethod
     def examples(cls) -> list[dict[str, Any]]:

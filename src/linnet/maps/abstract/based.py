@@ -3,7 +3,6 @@
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +20,6 @@ from linnet.maps.math.bases import (
     out_of_basis,
     series,
     stretch,
-    tightened,
 )
 from linnet.maps.math.householder import reflections
 from linnet.maps.math.intervals import EDGE, within_raw
@@ -35,22 +33,15 @@ class Based(LinearMap, catalogue=False):
 
     square = True
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool,
-        *,
-        max_cond: float,
-        beings: int | None,
-        device: Any,
-        dtype: torch.dtype | None,
-    ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
-        self.max_cond, self._margin = max_cond, tightened(max_cond)
+    max_cond: float
+    _margin: float
+    """tightened(max_cond): how far rounding may move an eigenvalue, relative to ‖K‖."""
+    vectors: nn.Parameter
+    scales: nn.Parameter
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
         n = self.in_features
-        self.vectors = nn.Parameter(torch.empty(*self.leading, n, n, device=device, dtype=dtype))
-        self.scales = nn.Parameter(torch.empty(*self.leading, n, device=device, dtype=dtype))
+        return {"vectors": (n, n), "scales": (n,)}
 
     @abstractmethod
     def _metrics(self, weight: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -94,6 +85,10 @@ class _Disc(Based):
     """‖K‖₂ < r: the maps with eigenvalues in a disc."""
 
     _radius: float
+    core: nn.Parameter
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {**super()._shapes(), "core": (self.in_features, self.in_features)}
 
     def _matrix(self, vectors: Tensor, scales: Tensor, core: Tensor) -> Tensor:
         k = contraction(core) * (self._radius * (1 - self._margin))
