@@ -341,7 +341,7 @@ def test_from_linears_refuses_a_mixture():
     ):
         with pytest.raises(ValueError, match="from_linears needs maps of one kind"):
             Linear.from_linears([nn.Linear(3, 2), other])
-    with pytest.raises(ValueError, match="none given"):
+    with pytest.raises(ValueError, match=r"at least one nn\.Linear, got none"):
         Linear.from_linears([])
 
 

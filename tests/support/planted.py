@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from linnet import LinearMap
+from linnet.core import conversion
 from linnet.core.affine import affine
 
 
@@ -427,7 +428,7 @@ class DoorDrawsNumbers(Toy, catalogue=False):
 class DoorFreezes(Toy, catalogue=False):
     @torch.no_grad()
     def to_linear(self):
-        return LinearMap.to_linear.__wrapped__(self)
+        return conversion.to_linear.__wrapped__(self)
 
 
 class SpectrumOfTheParameter(Toy, catalogue=False):

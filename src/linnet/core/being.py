@@ -1,6 +1,8 @@
-"""The beings axis: one being looked at alone, one batch spread to all, rows of beings copied."""
+"""The beings axis: one being looked at or taken out, one batch spread to all, rows of beings copied."""
 
+import copy
 from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +12,9 @@ from linnet.core.checks import check_input
 from linnet.core.dense import dense, plain_linear
 from linnet.core.protocols import Map
 
-__all__ = ["Being", "Spread", "copy_beings", "indices"]
+__all__ = ["Being", "Spread", "copy_beings", "extract", "indices"]
+
+M = TypeVar("M", bound=Map)
 
 
 class Being(nn.Module):
@@ -117,3 +121,17 @@ def copy_beings(
     with torch.no_grad():
         for tensor in rows:
             tensor.index_copy_(0, dst.to(tensor.device), tensor.index_select(0, src.to(tensor.device)))
+
+
+def extract(population: M, index: int) -> M:
+    """One being as an independent map of the same class: a deep copy that meets its row wherever the beings stand."""
+    i = int(indices(index, population._population()))
+    memo: dict[int, Any] = {}
+    for name, tensor in (*population._parameters.items(), *population._buffers.items()):
+        if tensor is not None and (name in population._parameters or population._leads(name)):
+            row = tensor.detach()[i].clone()
+            learned = isinstance(tensor, nn.Parameter)
+            memo[id(tensor)] = nn.Parameter(row, tensor.requires_grad) if learned else row
+    alone = copy.deepcopy(population, memo)
+    alone.beings = None
+    return alone

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["check_input", "check_number", "check_positive", "hooked", "is_number"]
+__all__ = ["check_input", "check_matrix", "check_number", "check_positive", "hooked", "is_number"]
 
 
 def check_input(input: Tensor, in_features: int, beings: int | None) -> None:
@@ -22,6 +22,14 @@ def check_input(input: Tensor, in_features: int, beings: int | None) -> None:
             f"(*, beings={beings} or 1, in_features={in_features}), got {shape} "
             "(to give one batch to all beings: x[:, None], or linnet.Spread() in front)"
         )
+
+
+def check_matrix(weight: object, shape: tuple[int, ...]) -> None:
+    """Refuse what is no tensor of the given shape."""
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight must be a tensor, got {type(weight).__name__}")
+    if tuple(weight.shape) != shape:
+        raise ValueError(f"weight must have shape {shape}, got {tuple(weight.shape)}")
 
 
 def check_positive(**sizes: Any) -> list[int]:

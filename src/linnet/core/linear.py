@@ -38,11 +38,6 @@ class Linear(LinearMap):
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         return {"weight": (self.out_features, self.in_features)}
 
-    def _allocate(self, shapes: Mapping[str, tuple[int, ...]], device: Any, dtype: torch.dtype | None) -> None:
-        super()._allocate(shapes, device, dtype)
-        # nn.Linear's order, weight before bias: an optimizer's state names parameters by their place in it
-        self._parameters["bias"] = self._parameters.pop("bias")
-
     @property
     def weight(self) -> Tensor:
         # A parameter; a tensor that prune and weight_norm keep up to date; a buffer, in FixedRandom.

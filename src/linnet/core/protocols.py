@@ -1,12 +1,14 @@
 """What the modules below :class:`linnet.LinearMap` need of a map, so that none of them imports it.
 
-``linear_map.py`` is built from ``frozen.py``, ``being.py`` and others of this folder. They are handed maps all the
-same; this protocol is the part of the contract that they rely on, and :class:`linnet.LinearMap` fulfils it.
+``linear_map.py`` is built from modules of functions: ``frozen.py``, ``matrix_free.py``, ``parameters.py``, ``being.py``
+and ``conversion.py``. They are handed maps all the same; this protocol is the part of the contract that they rely on,
+and :class:`linnet.LinearMap` fulfils it.
 """
 
 from collections.abc import Mapping
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
+import torch
 from torch import Tensor, nn
 
 __all__ = ["Map"]
@@ -16,6 +18,7 @@ class Map(Protocol):
     """y = x Wᵀ + b with W a function of raw tensors: see :class:`linnet.LinearMap` for each member."""
 
     noisy: ClassVar[bool]
+    fixed: ClassVar[tuple[str, ...]]
     in_features: int
     out_features: int
     beings: int | None
@@ -24,20 +27,25 @@ class Map(Protocol):
     _parameters: dict[str, nn.Parameter | None]
     _buffers: dict[str, Tensor | None]
 
-    def raw_tensors(self) -> dict[str, Tensor]:
-        """The raw tensors from which W is computed, by name."""
-
-    def _build(self, raw: Mapping[str, Tensor]) -> Tensor:
-        """Raw tensors -> W."""
-
-    def _sampled(self, raw: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The raw tensors with the noise of one forward among them."""
-
-    def _realized(self, raw: Mapping[str, Tensor]) -> Tensor:
-        """What :meth:`_sampled` gave -> the matrix that this forward uses."""
-
-    def _pays_dense(self) -> bool:
-        """Whether x Wᵀ with W at hand is at least as fast as forward."""
-
-    def __call__(self, input: Tensor) -> Tensor:
-        """y = x Wᵀ + b."""
+    @property
+    def leading(self) -> tuple[int, ...]: ...
+    @property
+    def weight(self) -> Tensor: ...
+    @property
+    def _anchor(self) -> Tensor: ...
+    @classmethod
+    def _empty(cls, in_features: int, out_features: int, bias: bool, **options: Any) -> Self: ...
+    def __call__(self, input: Tensor) -> Tensor: ...
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None: ...
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None: ...
+    def train(self, mode: bool = True) -> Self: ...
+    def options(self) -> dict[str, Any]: ...
+    def raw_tensors(self) -> dict[str, Tensor]: ...
+    def assign(self, weight: Tensor) -> Tensor: ...
+    def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None: ...
+    def _build(self, raw: Mapping[str, Tensor]) -> Tensor: ...
+    def _sampled(self, raw: Mapping[str, Tensor]) -> Mapping[str, Tensor]: ...
+    def _realized(self, raw: Mapping[str, Tensor]) -> Tensor: ...
+    def _pays_dense(self) -> bool: ...
+    def _population(self) -> int: ...
+    def _leads(self, name: str) -> bool: ...

@@ -1,8 +1,5 @@
 """A = I always."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -44,9 +41,8 @@ class IdentityLinear(LinearMap):
         # Without a bias nothing else would tell the device, the dtype and the leading axes of `weight`.
         return {"anchor": (0,)}
 
-    def _allocate(self, shapes: Mapping[str, tuple[int, ...]], device: Any, dtype: torch.dtype | None) -> None:
-        super()._allocate(shapes, device, dtype)
-        self.register_buffer("anchor", self.anchor, persistent=False)
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        super().register_buffer(name, tensor, persistent and name != "anchor")  # it holds nothing to save
 
     def _weight(self, anchor: Tensor) -> Tensor:
         identity = torch.eye(self.out_features, self.in_features, device=anchor.device, dtype=anchor.dtype)
