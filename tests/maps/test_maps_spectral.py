@@ -16,7 +16,7 @@ from linnet.maps.bounded_norm import BoundedNormLinear
 from linnet.maps.contractive import ContractiveLinear
 from linnet.maps.low_rank import LowRankLinear
 from linnet.maps.math.householder import draw_reflections, frame, reflections
-from linnet.maps.math.intervals import angle_in, interval
+from linnet.maps.math.intervals import angle_of, sine_to_interval
 from linnet.maps.math.svd import svd_matrix, svd_product
 from linnet.maps.spectral import SpectralLinear
 from linnet.maps.stiefel import StiefelLinear
@@ -234,14 +234,14 @@ def test_the_matrix_and_the_product_against_a_loop(n, m, k, l):  # noqa: E741
 def test_interval_and_its_inverse(dtype):
     low, high = 0.25, 3.0
     values = torch.linspace(low, high, 101, dtype=torch.float64)
-    back = interval(angle_in(values, low, high, dtype).to(dtype), low, high)
+    back = sine_to_interval(angle_of(values, low, high, dtype).to(dtype), low, high)
     np.testing.assert_allclose(back.double().numpy(), values.numpy(), atol=4 * torch.finfo(dtype).eps)
-    wild = interval(torch.linspace(-1e4, 1e4, 9999, dtype=dtype), low, high)
+    wild = sine_to_interval(torch.linspace(-1e4, 1e4, 9999, dtype=dtype), low, high)
     assert wild.min() >= low - 1e-6 and wild.max() <= high + 1e-6
     assert wild.min() < low + 0.01 and wild.max() > high - 0.01
-    clamped = angle_in(torch.tensor([-5.0, 9.0], dtype=torch.float64), low, high, dtype)
+    clamped = angle_of(torch.tensor([-5.0, 9.0], dtype=torch.float64), low, high, dtype)
     assert (clamped.cos() > 0).all()  # the gradient is not zero
-    assert angle_in(torch.tensor([2.0]), 1.0, 1.0, dtype).item() == 0
+    assert angle_of(torch.tensor([2.0]), 1.0, 1.0, dtype).item() == 0
 
 
 # ---------------------------------------------------------------- each class
@@ -370,12 +370,12 @@ def test_few_reflectors_change_a_subspace_only():
     layer = SpectralLinear(40, 40, False, n_U_reflectors=2, n_V_reflectors=3, dtype=torch.float64)
     a = layer.weight.detach().numpy().T
     assert np.linalg.matrix_rank(a) == 40
-    diagonal = np.diag((layer.signs * interval(layer.angles, 0.1, 1.0)).detach().numpy())
+    diagonal = np.diag((layer.signs * sine_to_interval(layer.angles, 0.1, 1.0)).detach().numpy())
     assert np.linalg.matrix_rank(a - diagonal) <= 5
     symmetric = SymmetricSpectralLinear(40, 40, n_reflectors=2, dtype=torch.float64)
     assert (
         np.linalg.matrix_rank(
-            symmetric.weight.detach().numpy() - np.diag(interval(symmetric.angles, 0.1, 1.0).detach().numpy())
+            symmetric.weight.detach().numpy() - np.diag(sine_to_interval(symmetric.angles, 0.1, 1.0).detach().numpy())
         )
         <= 4
     )

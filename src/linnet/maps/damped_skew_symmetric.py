@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from linnet.core.linear_map import LinearMap
-from linnet.maps.math.intervals import check_interval, within, within_raw
+from linnet.maps.math.intervals import check_interval, sigmoid_raw, sigmoid_to_interval
 from linnet.maps.math.triangles import antimirror, skew_part, strict_upper
 
 __all__ = ["DampedSkewSymmetricLinear"]
@@ -82,14 +82,14 @@ class DampedSkewSymmetricLinear(LinearMap):
         return [{}, {"sigma_min": 0.0, "sigma_max": 2.0, "sign": 1}]
 
     def _weight(self, upper: Tensor, damping: Tensor) -> Tensor:
-        gamma = self.sign * within(damping, self.sigma_min, self.sigma_max)  # (..., 1)
+        gamma = self.sign * sigmoid_to_interval(damping, self.sigma_min, self.sigma_max)  # (..., 1)
         return torch.diag_embed(gamma.expand(*gamma.shape[:-1], self.in_features)) - antimirror(upper, self.in_features)
 
     def _assign(self, weight: Tensor) -> dict[str, Tensor]:
         gamma = self.sign * weight.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)
         return {
             "upper": strict_upper(skew_part(weight.mT)),
-            "damping": within_raw(gamma, self.sigma_min, self.sigma_max),
+            "damping": sigmoid_raw(gamma, self.sigma_min, self.sigma_max),
         }
 
     def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:

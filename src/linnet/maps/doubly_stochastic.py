@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from linnet.core.checks import check_positive
 from linnet.core.linear_map import LinearMap
-from linnet.maps.math.simplex import lively_logit_scale, simplex_violation
+from linnet.maps.math.simplex import logit_spread, simplex_violation
 
 __all__ = ["DoublyStochasticLinear", "nearest_doubly", "round_doubly", "sinkhorn"]
 
@@ -178,7 +178,7 @@ class DoublyStochasticLinear(LinearMap):
         return {"logits": nearest_doubly(weight).clamp_min(torch.finfo(self.logits.dtype).tiny).log()}
 
     def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
-        raw["logits"].normal_(0, lively_logit_scale(self.in_features), generator=generator)
+        raw["logits"].normal_(0, logit_spread(self.in_features), generator=generator)
 
     def _violation(self, weight: Tensor) -> Tensor:
         return torch.maximum(simplex_violation(weight), simplex_violation(weight.mT))

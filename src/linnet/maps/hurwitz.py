@@ -7,15 +7,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from linnet.maps.abstract.based import Based
-from linnet.maps.math.bases import SHARES, eigenbasis, in_basis, orthogonal, series, stretch, tightened
-from linnet.maps.math.intervals import calmed, calmed_raw
+from linnet.maps.abstract.stable import Stable
+from linnet.maps.math.bases import (
+    SHARES,
+    bounded_ratios,
+    eigenvector_metric,
+    in_basis,
+    lyapunov_series,
+    orthogonal,
+    rounding_margin,
+)
+from linnet.maps.math.intervals import compressed, compressed_raw
 from linnet.maps.math.triangles import antimirror, skew_part, strict_upper
 
 __all__ = ["HurwitzLinear"]
 
 FIXED_POINT_STEPS = 60
-CALM = 1.0  # F grows with the logarithm of its parameter from here on, and the rates of decay, F Fᵀ, with its square
+LINEAR_TO = (
+    1.0  # F grows with the logarithm of its parameter from here on, and the rates of decay, F Fᵀ, with its square
+)
 
 
 def damped(skew: Tensor, factor: Tensor, alpha: float, margin: float) -> Tensor:
@@ -31,12 +41,12 @@ def frobenius(g: Tensor) -> Tensor:
     return torch.where(zero, 0.0, torch.linalg.matrix_norm(torch.where(zero, 1.0, g), keepdim=True))
 
 
-def rightmost(weight: Tensor) -> Tensor:
+def spectral_abscissa(weight: Tensor) -> Tensor:
     """The largest real part of an eigenvalue, (..., n, n) -> (...)."""
     return torch.linalg.eigvals(weight).real.amax(-1)
 
 
-class HurwitzLinear(Based):
+class HurwitzLinear(Stable):
     """y = x A + b with Re λ <= −alpha for every eigenvalue of A: the system ẋ = x A decays.
 
     A = S⁻¹KS with cond(S) <= max_cond and K = G − (alpha + max_cond² eps ‖G‖_F) I, where G has a symmetric part
@@ -91,7 +101,7 @@ class HurwitzLinear(Based):
         if not 0 <= alpha < math.inf:
             raise ValueError(f"alpha must be a finite number >= 0, got {alpha}")
         self.alpha = alpha
-        self.max_cond, self._margin = max_cond, tightened(max_cond)
+        self.max_cond, self._margin = max_cond, rounding_margin(max_cond)
         super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
@@ -103,22 +113,22 @@ class HurwitzLinear(Based):
         return [{}, {"alpha": 0.0, "max_cond": 10.0}]
 
     def _weight(self, vectors: Tensor, scales: Tensor, skew: Tensor, factor: Tensor) -> Tensor:
-        k = damped(skew, calmed(factor, CALM), self.alpha, self._margin)
-        return in_basis(k, orthogonal(vectors), stretch(scales, self.max_cond))
+        k = damped(skew, compressed(factor, LINEAR_TO), self.alpha, self._margin)
+        return in_basis(k, orthogonal(vectors), bounded_ratios(scales, self.max_cond))
 
     def _metrics(self, weight: Tensor) -> tuple[Tensor, list[Tensor]]:
         eye = torch.eye(weight.shape[-1], device=weight.device, dtype=weight.dtype)
         size = torch.linalg.matrix_norm(weight).clamp_min(torch.finfo(weight.dtype).tiny)
-        excess = rightmost(weight) + self.alpha
+        excess = spectral_abscissa(weight) + self.alpha
         shift = torch.where(excess > 0, excess + 2 * self._margin * size, 0.0)
         target = weight - shift[..., None, None] * eye
-        slack = (-self.alpha - rightmost(target)).clamp_min(0)
-        normal = eigenbasis(target)
+        slack = (-self.alpha - spectral_abscissa(target)).clamp_min(0)
+        normal = eigenvector_metric(target)
         metrics = [normal]
         for share in SHARES:  # Cayley's transform has the same Lyapunov functions
             moved = (target + (self.alpha + share * slack)[..., None, None] * eye) / size[..., None, None]
             b = torch.linalg.solve_ex(eye - moved, eye + moved)[0]
-            metrics += [series(b, eye.expand_as(b)), series(b, normal)]
+            metrics += [lyapunov_series(b, eye.expand_as(b)), lyapunov_series(b, normal)]
         return target, metrics
 
     def _admit(self, k: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -134,7 +144,10 @@ class HurwitzLinear(Based):
             least = torch.where(fits, 0.0, self._margin * norm)
         factor = vectors * removed.sqrt().unsqueeze(-2)
         flat = strict_upper(skew)
-        return damped(flat, factor, self.alpha, self._margin), {"skew": flat, "factor": calmed_raw(factor, CALM)}
+        return damped(flat, factor, self.alpha, self._margin), {
+            "skew": flat,
+            "factor": compressed_raw(factor, LINEAR_TO),
+        }
 
     def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
         super()._draw({name: raw[name] for name in ("vectors", "scales")}, generator)
@@ -144,4 +157,4 @@ class HurwitzLinear(Based):
 
     def _violation(self, weight: Tensor) -> Tensor:
         scale = torch.linalg.matrix_norm(weight).clamp_min(max(self.alpha, torch.finfo(weight.dtype).tiny))
-        return (rightmost(weight) + self.alpha).clamp_min(0) / scale
+        return (spectral_abscissa(weight) + self.alpha).clamp_min(0) / scale

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from linnet.core.linear_map import LinearMap
-from linnet.maps.math.simplex import lively_logit_scale, project_simplex, simplex_violation, softmax
+from linnet.maps.math.simplex import logit_spread, project_simplex, simplex_violation, softmax
 
 __all__ = ["LeftStochasticLinear"]
 
@@ -50,7 +50,7 @@ class LeftStochasticLinear(LinearMap):
         return {"logits": p.clamp_min(torch.finfo(self.logits.dtype).tiny).log()}
 
     def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
-        raw["logits"].normal_(0, lively_logit_scale(self.in_features), generator=generator)
+        raw["logits"].normal_(0, logit_spread(self.in_features), generator=generator)
 
     def _violation(self, weight: Tensor) -> Tensor:
         return simplex_violation(weight)

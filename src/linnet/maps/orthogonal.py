@@ -10,10 +10,10 @@ from linnet.core.checks import check_positive
 from linnet.maps.abstract.invertible import Invertible
 from linnet.maps.math.householder import (
     draw_reflections,
+    greedy_reflections,
     householder_product,
+    newton_schulz_step,
     orthogonality_error,
-    peel,
-    polish,
     reflections,
 )
 
@@ -91,7 +91,7 @@ class OrthogonalLinear(Invertible):
     def _weight(self, vectors: Tensor, signs: Tensor) -> Tensor:
         identity = torch.eye(self.in_features, device=vectors.device, dtype=vectors.dtype)
         q = householder_product(identity.expand(*vectors.shape[:-2], -1, -1), vectors)
-        return polish(q.mT) * signs.unsqueeze(-2)
+        return newton_schulz_step(q.mT) * signs.unsqueeze(-2)
 
     def _product(self, x: Tensor, vectors: Tensor, signs: Tensor) -> Tensor:
         return householder_product(x * signs.unsqueeze(-2), vectors)  # x D H₁⋯H_k
@@ -120,7 +120,7 @@ class OrthogonalLinear(Invertible):
         else:
             signs = torch.ones_like(q[..., 0])
             signs[..., -1] = torch.linalg.det(q).sign() * (-1) ** k
-            vectors = peel(q * signs.unsqueeze(-2), k)
+            vectors = greedy_reflections(q * signs.unsqueeze(-2), k)
         return {"vectors": vectors.flip(-2), "signs": signs}
 
     def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:

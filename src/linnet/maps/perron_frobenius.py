@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from linnet.core.linear_map import LinearMap
 from linnet.maps.math.intervals import check_interval
-from linnet.maps.math.simplex import lively_logit_scale, project_band, softmax
+from linnet.maps.math.simplex import logit_spread, project_band, softmax
 
 __all__ = ["PerronFrobeniusLinear"]
 
@@ -88,7 +88,7 @@ class PerronFrobeniusLinear(LinearMap):
         return {"logits": logits.mT, "sums": place.logit(eps=info.eps)}
 
     def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
-        raw["logits"].normal_(0, lively_logit_scale(self.out_features), generator=generator)
+        raw["logits"].normal_(0, logit_spread(self.out_features), generator=generator)
         raw["sums"].uniform_(0, 1, generator=generator)
         raw["sums"].copy_(raw["sums"].logit(eps=1e-3))
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from linnet.core.linear_map import LinearMap
-from linnet.maps.math.simplex import lively_logit_scale, project_simplex, simplex_violation
+from linnet.maps.math.simplex import logit_spread, project_simplex, simplex_violation
 
 __all__ = ["RightStochasticLinear"]
 
@@ -53,7 +53,7 @@ class RightStochasticLinear(LinearMap):
         return {"logits": a.mT.clamp_min(smallest).log()}
 
     def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
-        raw["logits"].normal_(0, lively_logit_scale(self.out_features), generator=generator)
+        raw["logits"].normal_(0, logit_spread(self.out_features), generator=generator)
 
     def _violation(self, weight: Tensor) -> Tensor:
         return simplex_violation(weight.mT)

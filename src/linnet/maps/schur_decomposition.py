@@ -17,22 +17,22 @@ from torch import Tensor, nn
 
 from linnet.core.checks import check_number
 from linnet.core.linear_map import LinearMap
-from linnet.maps.math.bases import GENTLE, in_basis, orthogonal, out_of_basis, stretch, tightened
+from linnet.maps.math.bases import D_SCALE, bounded_ratios, in_basis, orthogonal, out_of_basis, rounding_margin
 from linnet.maps.math.householder import reflections
-from linnet.maps.math.intervals import EDGE, within_raw
+from linnet.maps.math.intervals import EDGE, sigmoid_raw
 from linnet.maps.math.schur import (
     ALL_ORDERS,
     SLACK,
-    filled,
-    in_blocks,
+    entries_above,
+    equalize_diagonals,
     inside_ball,
     inside_ball_raw,
     invariant_pairs,
-    level,
+    matrix_above,
+    norm_reducing_scales,
+    repeat_for_rows,
     rotation_parts,
     rotations,
-    spread,
-    taken,
 )
 from linnet.maps.math.spectral_radius import radius
 
@@ -112,7 +112,7 @@ class SchurDecompositionLinear(LinearMap):
         if not 0 < bound < math.inf:
             raise ValueError(f"bound must be a finite number > 0, got {bound}")
         self.l2, self.bound, self.max_cond = l2, bound, max_cond
-        self._radius = bound * (1 - tightened(max_cond))
+        self._radius = bound * (1 - rounding_margin(max_cond))
         super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
@@ -130,10 +130,10 @@ class SchurDecompositionLinear(LinearMap):
 
     def _weight(self, vectors: Tensor, scales: Tensor, moduli: Tensor, angles: Tensor, upper: Tensor) -> Tensor:
         n, r, quarters = self.in_features, self._radius, self._quarters(moduli)
-        gamma, g = r * quarters.cos().square(), in_blocks(math.sqrt(r) * quarters.sin(), n)
-        c = inside_ball(filled(upper, n))
+        gamma, g = r * quarters.cos().square(), repeat_for_rows(math.sqrt(r) * quarters.sin(), n)
+        c = inside_ball(matrix_above(upper, n))
         k = rotations(gamma * angles.cos(), gamma * angles.sin(), n) + g.unsqueeze(-1) * c * g.unsqueeze(-2)
-        return in_basis(k, orthogonal(vectors), stretch(scales, self.max_cond)).mT
+        return in_basis(k, orthogonal(vectors), bounded_ratios(scales, self.max_cond)).mT
 
     def penalty(self) -> Tensor:
         gamma = self._radius * self._quarters(self.moduli).cos().square()
@@ -147,7 +147,7 @@ class SchurDecompositionLinear(LinearMap):
             columns = torch.stack((2 * order, 2 * order + 1), -1).flatten(-2)
             columns = torch.cat((columns, columns.new_full((*columns.shape[:-1], n % 2), n - 1)), -1)
             q = torch.linalg.qr(basis.gather(-1, columns.unsqueeze(-2).expand_as(basis)))[0]
-            vectors = reflections(level(q, a))[0]
+            vectors = reflections(equalize_diagonals(q, a))[0]
             tries.append(self._fitted(a, vectors, self._scales(a, orthogonal(vectors))))
         found, least = tries[0], weight.new_full(weight.shape[:-2], torch.inf)
         for raw in tries:
@@ -179,9 +179,11 @@ class SchurDecompositionLinear(LinearMap):
         inner = torch.stack((ratio, -ratio), -1).flatten(-2)
         inner = torch.cat((inner, torch.zeros_like(t[..., 0, : self.in_features % 2])), -1)
         k = t * (inner.unsqueeze(-1) - inner.unsqueeze(-2)).exp()
-        g = in_blocks((self._radius * (1 - self._shares(torch.hypot(*rotation_parts(k))))).sqrt(), self.in_features)
-        m = filled(taken(t), self.in_features) / g.unsqueeze(-1) / g.unsqueeze(-2)
-        return GENTLE * within_raw(spread(m, inner, half * (1 - EDGE)), -half, half)
+        g = repeat_for_rows(
+            (self._radius * (1 - self._shares(torch.hypot(*rotation_parts(k))))).sqrt(), self.in_features
+        )
+        m = matrix_above(entries_above(t), self.in_features) / g.unsqueeze(-1) / g.unsqueeze(-2)
+        return D_SCALE * sigmoid_raw(norm_reducing_scales(m, inner, half * (1 - EDGE)), -half, half)
 
     def _shares(self, gamma: Tensor) -> Tensor:
         """γ/r, away from 0 and 1."""
@@ -191,7 +193,7 @@ class SchurDecompositionLinear(LinearMap):
     def _fitted(self, a: Tensor, vectors: Tensor, scales: Tensor) -> dict[str, Tensor]:
         """The raw tensors of the matrix nearest to A that has the given P and D, but for the two clippings."""
         n = self.in_features
-        k = out_of_basis(a, orthogonal(vectors), stretch(scales, self.max_cond))
+        k = out_of_basis(a, orthogonal(vectors), bounded_ratios(scales, self.max_cond))
         cos, sin = rotation_parts(k)
         gamma = torch.hypot(cos, sin)
         if n % 2:  # the last eigenvalue is γ cos θ: a γ slightly larger, for at θ = 0 its gradient would be 0
@@ -204,19 +206,19 @@ class SchurDecompositionLinear(LinearMap):
         if n % 2:
             last = (cos[..., -1:] / (self._radius * share[..., -1:])).clamp(-1, 1).acos()
             angles = torch.cat((angles[..., :-1], last), -1)
-        g = in_blocks((self._radius * (1 - share)).sqrt(), n)
-        c = filled(taken(k), n) / g.unsqueeze(-1) / g.unsqueeze(-2)
+        g = repeat_for_rows((self._radius * (1 - share)).sqrt(), n)
+        c = matrix_above(entries_above(k), n) / g.unsqueeze(-1) / g.unsqueeze(-2)
         return {
             "vectors": vectors,
             "scales": scales,
             "moduli": 2 * (math.pi / 4 - share.sqrt().acos()),
             "angles": angles,
-            "upper": taken(inside_ball_raw(c)),
+            "upper": entries_above(inside_ball_raw(c)),
         }
 
     def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
         raw["vectors"].normal_(generator=generator)
-        raw["scales"].normal_(0, GENTLE / 4, generator=generator)
+        raw["scales"].normal_(0, D_SCALE / 4, generator=generator)
         raw["moduli"].uniform_(-1, 1, generator=generator).asin_()  # γ uniform between 0 and the bound
         raw["angles"].uniform_(-math.pi, math.pi, generator=generator)
         raw["upper"].normal_(0, 1 / math.sqrt(self.in_features), generator=generator)

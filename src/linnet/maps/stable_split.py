@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from linnet.core.linear_map import LinearMap
-from linnet.maps.math.intervals import check_interval, within, within_raw
+from linnet.maps.math.intervals import check_interval, sigmoid_raw, sigmoid_to_interval
 from linnet.maps.math.simplex import project_l1
 
 __all__ = ["StableSplitLinear"]
@@ -76,7 +76,7 @@ class StableSplitLinear(LinearMap):
 
     def _parts(self, logits: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
         """B and C, (..., in, out) each."""
-        rows = logits.softmax(-1) * within(sums, self.sigma_min, self.sigma_max).unsqueeze(-1)
+        rows = logits.softmax(-1) * sigmoid_to_interval(sums, self.sigma_min, self.sigma_max).unsqueeze(-1)
         b, c = rows.tensor_split(2, -1)
         return b, c
 
@@ -97,8 +97,8 @@ class StableSplitLinear(LinearMap):
     def _assign(self, weight: Tensor) -> dict[str, Tensor]:
         a = project_l1(weight.mT, self.sigma_max)
         used = a.abs().sum(-1)
-        raw = within_raw((used.clamp_min(self.sigma_min) + self.sigma_max) / 2, self.sigma_min, self.sigma_max)
-        total = within(raw, self.sigma_min, self.sigma_max)
+        raw = sigmoid_raw((used.clamp_min(self.sigma_min) + self.sigma_max) / 2, self.sigma_min, self.sigma_max)
+        total = sigmoid_to_interval(raw, self.sigma_min, self.sigma_max)
         a = a * (total / used.clamp_min(torch.finfo(a.dtype).tiny)).clamp_max(1.0).unsqueeze(-1)
         spare = (total - a.abs().sum(-1)).clamp_min(0).unsqueeze(-1) / (2 * self.out_features)
         split = torch.cat((a.clamp_min(0) + spare, (-a).clamp_min(0) + spare), -1) / total.unsqueeze(-1)

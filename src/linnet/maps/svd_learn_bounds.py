@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from linnet.maps.abstract.diagonal_core import DiagonalCore
-from linnet.maps.math.intervals import angle_in, draw_angles, interval
+from linnet.maps.math.intervals import angle_of, draw_angles, sine_to_interval
 from linnet.maps.math.svd import draw_svd, svd_factors, svd_matrix
 
 __all__ = ["SVDLinearLearnBounds"]
@@ -70,8 +70,8 @@ class SVDLinearLearnBounds(DiagonalCore):
         return low.squeeze(-1), high.squeeze(-1)
 
     def _bounds(self, bound_angles: Tensor) -> tuple[Tensor, Tensor]:
-        low = interval(bound_angles[..., :1], self.sigma_min, self.sigma_max)
-        return low, interval(bound_angles[..., 1:], low, self.sigma_max)
+        low = sine_to_interval(bound_angles[..., :1], self.sigma_min, self.sigma_max)
+        return low, sine_to_interval(bound_angles[..., 1:], low, self.sigma_max)
 
     def _weight(
         self, u_vectors: Tensor, v_vectors: Tensor, angles: Tensor, signs: Tensor, bound_angles: Tensor
@@ -80,7 +80,7 @@ class SVDLinearLearnBounds(DiagonalCore):
         return svd_matrix(*self._parts(**raw, bound_angles=bound_angles))
 
     def _parts(self, **raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        s = raw["signs"] * interval(raw["angles"], *self._bounds(raw["bound_angles"]))
+        s = raw["signs"] * sine_to_interval(raw["angles"], *self._bounds(raw["bound_angles"]))
         return raw["u_vectors"], s, raw["v_vectors"]
 
     def _assign(self, weight: Tensor) -> dict[str, Tensor]:
@@ -88,10 +88,10 @@ class SVDLinearLearnBounds(DiagonalCore):
         values, dtype = s.abs().clamp(self.sigma_min, self.sigma_max), self.angles.dtype
         low, high = values.amin(-1, keepdim=True), values.amax(-1, keepdim=True)
         low, high = low + (self.sigma_min - low) / 10, high + (self.sigma_max - high) / 10
-        first = angle_in(low, self.sigma_min, self.sigma_max, dtype)
-        low = interval(first, self.sigma_min, self.sigma_max)
-        second = angle_in(high, low, self.sigma_max, dtype)
-        angles = angle_in(values, low, interval(second, low, self.sigma_max), dtype)
+        first = angle_of(low, self.sigma_min, self.sigma_max, dtype)
+        low = sine_to_interval(first, self.sigma_min, self.sigma_max)
+        second = angle_of(high, low, self.sigma_max, dtype)
+        angles = angle_of(values, low, sine_to_interval(second, low, self.sigma_max), dtype)
         signs = torch.where(s < 0, -1.0, 1.0)
         bound_angles = torch.cat([first, second], -1)
         return {"u_vectors": u, "v_vectors": v, "angles": angles, "signs": signs, "bound_angles": bound_angles}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from linnet.maps.abstract.diagonal_core import DiagonalCore
 from linnet.maps.math.householder import draw_reflections
-from linnet.maps.math.intervals import angle_in, draw_angles, interval, outside
+from linnet.maps.math.intervals import angle_of, draw_angles, outside, sine_to_interval
 from linnet.maps.math.svd import asymmetry, check_reflectors, eigen_factors, symmetric_matrix
 
 __all__ = ["SymmetricSpectralLinear"]
@@ -98,11 +98,11 @@ class SymmetricSpectralLinear(DiagonalCore):
         return symmetric_matrix(q, s)
 
     def _parts(self, **raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return raw["vectors"], interval(raw["angles"], self.sigma_min, self.sigma_max), raw["vectors"]
+        return raw["vectors"], sine_to_interval(raw["angles"], self.sigma_min, self.sigma_max), raw["vectors"]
 
     def _assign(self, weight: Tensor) -> dict[str, Tensor]:
         vectors, s = eigen_factors(weight, self.vectors.shape[-2])
-        return {"vectors": vectors, "angles": angle_in(s, self.sigma_min, self.sigma_max, self.angles.dtype)}
+        return {"vectors": vectors, "angles": angle_of(s, self.sigma_min, self.sigma_max, self.angles.dtype)}
 
     def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
         raw["vectors"].copy_(draw_reflections(raw["vectors"].shape, generator, raw["vectors"])[0])

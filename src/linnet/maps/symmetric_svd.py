@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from linnet.maps.abstract.diagonal_core import DiagonalCore
 from linnet.maps.math.householder import draw_reflections
-from linnet.maps.math.intervals import angle_in, draw_angles, interval, outside
+from linnet.maps.math.intervals import angle_of, draw_angles, outside, sine_to_interval
 from linnet.maps.math.svd import asymmetry, eigen_factors, symmetric_matrix
 
 __all__ = ["SymmetricSVDLinear"]
@@ -69,12 +69,12 @@ class SymmetricSVDLinear(DiagonalCore):
         return symmetric_matrix(q, s)
 
     def _parts(self, **raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        s = raw["signs"] * interval(raw["angles"], self.sigma_min, self.sigma_max)
+        s = raw["signs"] * sine_to_interval(raw["angles"], self.sigma_min, self.sigma_max)
         return raw["vectors"], s, raw["vectors"]
 
     def _assign(self, weight: Tensor) -> dict[str, Tensor]:
         vectors, s = eigen_factors(weight, self.in_features)
-        angles = angle_in(s.abs(), self.sigma_min, self.sigma_max, self.angles.dtype)
+        angles = angle_of(s.abs(), self.sigma_min, self.sigma_max, self.angles.dtype)
         return {"vectors": vectors, "angles": angles, "signs": torch.where(s < 0, -1.0, 1.0)}
 
     def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:

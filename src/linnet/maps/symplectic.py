@@ -12,10 +12,10 @@ from linnet.core.linear_map import LinearMap
 from linnet.maps.math.symplectic import (
     FACTORS,
     PIVOTS,
-    calm_symmetric,
-    calm_symmetric_raw,
     check_even,
     compose,
+    compressed_symmetric,
+    compressed_symmetric_raw,
     factorize,
     symplectic_form,
     transform,
@@ -69,7 +69,7 @@ class SymplecticLinear(LinearMap):
         return {"factors": (FACTORS, m, m)}
 
     def _weight(self, factors: Tensor) -> Tensor:
-        return compose(calm_symmetric(factors))
+        return compose(compressed_symmetric(factors))
 
     def _product(self, x: Tensor, factors: Tensor) -> Tensor:
         return transform(x, factors)
@@ -90,7 +90,7 @@ class SymplecticLinear(LinearMap):
         with autocast_off(output.device.type):
             y = output.to(wide) if self.bias is None else output.to(wide) - self.bias.to(wide)
             y = y.unsqueeze(-2)  # (..., [beings,] 1, n): a row of its own for each matrix
-            p, q = unshear(y[..., :m], y[..., m:], calm_symmetric(self.factors.to(wide)))
+            p, q = unshear(y[..., :m], y[..., m:], compressed_symmetric(self.factors.to(wide)))
             return torch.cat((p, q), -1).squeeze(-2).to(self.factors.dtype)
 
     def logabsdet(self) -> Tensor:
@@ -106,7 +106,7 @@ class SymplecticLinear(LinearMap):
             better = error < least  # False for NaN
             best = torch.where(better[..., None, None, None], tried, best)
             least = torch.where(better, error, least)
-        return {"factors": calm_symmetric_raw(best)}
+        return {"factors": compressed_symmetric_raw(best)}
 
     def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
         raw["factors"].normal_(0, 0.5 / math.sqrt(self.in_features), generator=generator)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from linnet.maps.abstract.invertible import Invertible
-from linnet.maps.math.intervals import angle_in, check_interval, draw_angles, interval, outside
+from linnet.maps.math.intervals import angle_of, check_interval, draw_angles, outside, sine_to_interval
 from linnet.maps.math.svd import draw_svd, svd_factors, svd_matrix, svd_product
 
 __all__ = ["DiagonalCore"]
@@ -43,7 +43,7 @@ class DiagonalCore(Invertible, catalogue=False):
 
     def _parts(self, **raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Raw tensors -> reflection vectors u, (..., k, in), signed values s, (..., r), and v, (..., l, out)."""
-        s = raw["signs"] * interval(raw["angles"], self.sigma_min, self.sigma_max)
+        s = raw["signs"] * sine_to_interval(raw["angles"], self.sigma_min, self.sigma_max)
         return raw["u_vectors"], s, raw["v_vectors"]
 
     def _product(self, x: Tensor, **raw: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class DiagonalCore(Invertible, catalogue=False):
     def _assign(self, weight: Tensor) -> dict[str, Tensor]:
         raw = self.raw_tensors()
         u, v, s = svd_factors(weight, raw["u_vectors"].shape[-2], raw["v_vectors"].shape[-2])
-        angles = angle_in(s.abs(), self.sigma_min, self.sigma_max, raw["angles"].dtype)
+        angles = angle_of(s.abs(), self.sigma_min, self.sigma_max, raw["angles"].dtype)
         return {"u_vectors": u, "v_vectors": v, "angles": angles, "signs": torch.where(s < 0, -1.0, 1.0)}
 
     def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:

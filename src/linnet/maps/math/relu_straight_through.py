@@ -1,4 +1,4 @@
-"""A rectifier that goes on learning where it is closed."""
+"""ReLU with a straight-through gradient."""
 
 import torch
 from torch import Tensor
