@@ -318,7 +318,7 @@ def test_inverse_in_low_precision_and_under_autocast():
 def test_what_has_no_inverse_says_so():
     for layer in (SVDLinear(6, 5), SVDLinear(6, 6, sigma_min=0.0), SymmetricSpectralLinear(6, 6, sigma_min=-1.0)):
         for call in (lambda layer=layer: layer.inverse(torch.ones(layer.out_features)), layer.logabsdet):
-            with pytest.raises(ValueError, match=r"interval without 0, got 6 -> "):
+            with pytest.raises(ValueError, match=r"interval without 0, got 6 and "):
                 call()
     with pytest.raises(ValueError, match="shape"):
         SVDLinear(6, 6).inverse(torch.ones(5))
@@ -597,7 +597,7 @@ def test_impossible_intervals_are_refused(cls, low, high):
         (lambda: ContractiveLinear(4, 4, bound=math.nan), "bound must be a positive number, got nan"),
         (lambda: BoundedNormLinear(4, 4, p=3), "p must be 1, 2, inf or 'fro', got 3"),
         (lambda: BoundedNormLinear(4, 4, p="nuc"), "p must be 1, 2, inf or 'fro', got 'nuc'"),
-        (lambda: TrivialNullSpaceLinear(5, 4), "out_features must be at least in_features, .* got 5 -> 4"),
+        (lambda: TrivialNullSpaceLinear(5, 4), r"out_features must be at least in_features=5 .*, got 4"),
         (lambda: TrivialNullSpaceLinear(4, 5, rank=5), "rank must be at most in_features=4, got 5"),
         (lambda: TrivialNullSpaceLinear(4, 5, epsilon=0.0), "epsilon must be a positive number, got 0.0"),
         (lambda: LowRankLinear(4, 5, rank=5), "rank must be at most min.*=4, got 5"),

@@ -90,6 +90,7 @@ class BlockDiagonalLinear(Invertible):
         return self._matrix_free(input, self._product)
 
     def _product(self, x: Tensor, entries: Tensor) -> Tensor:
+        # All blocks have the size of the largest, so that one batched product serves them all.
         b, s, p = entries.shape[-3:]
         if b * p != self.in_features:  # the shorter blocks take a zero as their last input
             block, column = split_evenly(self.in_features, b, x.device)
@@ -104,12 +105,12 @@ class BlockDiagonalLinear(Invertible):
         return y
 
     def _invert(self, raw: dict[str, Tensor]) -> Tensor:
-        return self._weight(torch.linalg.inv(self._filled(raw["entries"])))
+        return self._weight(torch.linalg.inv(self._completed(raw["entries"])))
 
     def _logabsdet(self, raw: dict[str, Tensor]) -> Tensor:
-        return torch.linalg.slogdet(self._filled(raw["entries"]))[1].sum(-1)
+        return torch.linalg.slogdet(self._completed(raw["entries"]))[1].sum(-1)
 
-    def _filled(self, entries: Tensor) -> Tensor:
+    def _completed(self, entries: Tensor) -> Tensor:
         """Square blocks in which the unused last row and column of the smaller ones are those of the identity."""
         b, s = entries.shape[-3:-1]
         size = torch.bincount(split_evenly(self.in_features, b, entries.device)[0], minlength=b)

@@ -91,7 +91,8 @@ class BoundedNormLinear(LinearMap):
         largest = direction.detach().abs().amax((-2, -1), keepdim=True)
         identity = torch.eye(self.out_features, self.in_features, device=direction.device, dtype=direction.dtype)
         zero = (largest == 0).to(direction.dtype)
-        d = direction / (largest + zero) + zero * identity  # entries of at most 1: no norm overflows or vanishes
+        # Entries of at most 1: no norm overflows or vanishes. A direction of zeros has no norm: I takes its place.
+        d = direction / (largest + zero) + zero * identity
         return (sine_to_interval(angle, self.sigma_min, self.sigma_max) / self._norm(d)).unsqueeze(-1) * d
 
     def _assign(self, weight: Tensor) -> dict[str, Tensor]:

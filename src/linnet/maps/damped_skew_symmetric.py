@@ -1,4 +1,4 @@
-"""Skew-symmetric matrices with damping: rotations in continuous time that fade."""
+"""Skew-symmetric matrices with damping: damped rotations in continuous time."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -82,6 +82,7 @@ class DampedSkewSymmetricLinear(LinearMap):
         return [{}, {"sigma_min": 0.0, "sigma_max": 2.0, "sign": 1}]
 
     def _weight(self, upper: Tensor, damping: Tensor) -> Tensor:
+        # W = Aᵀ = −S ± γI: the skew part changes its sign, the damping does not
         gamma = self.sign * sigmoid_to_interval(damping, self.sigma_min, self.sigma_max)  # (..., 1)
         return torch.diag_embed(gamma.expand(*gamma.shape[:-1], self.in_features)) - antimirror(upper, self.in_features)
 

@@ -17,6 +17,7 @@ __all__ = ["GershgorinLinear"]
 
 def shrunk(rows: Tensor, largest: float, symmetric: bool) -> Tensor:
     """Rows with Σ|r| <= largest as they are, larger ones scaled down to it; an entry and its mirror image alike."""
+    # A symmetric matrix stays symmetric if entry (i, j) is scaled by what the larger of rows i and j needs.
     sums = rows.abs().sum(-1)
     sums = torch.maximum(sums.unsqueeze(-1), sums.unsqueeze(-2)) if symmetric else sums.unsqueeze(-1)
     return rows * (largest / sums.clamp_min(largest))

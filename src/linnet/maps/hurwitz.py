@@ -22,14 +22,17 @@ from linnet.maps.math.triangles import antimirror, skew_part, strict_upper
 
 __all__ = ["HurwitzLinear"]
 
+# Steps of the fixed-point iteration for the shift in `_admit`.
 FIXED_POINT_STEPS = 60
-LINEAR_TO = (
-    1.0  # F grows with the logarithm of its parameter from here on, and the rates of decay, F Fᵀ, with its square
-)
+# The size from which on F grows with the logarithm of its parameter; the rates of decay, F Fᵀ, grow with its square.
+LINEAR_TO = 1.0
 
 
 def damped(skew: Tensor, factor: Tensor, alpha: float, margin: float) -> Tensor:
-    """K = G − (alpha + margin‖G‖_F) I with G = S − F Fᵀ: λ_max of (K + Kᵀ)/2 is at most −alpha − margin‖G‖_F."""
+    """K = G − (alpha + margin‖G‖_F) I with G = S − F Fᵀ: λ_max of (K + Kᵀ)/2 is at most −alpha − margin‖G‖_F.
+
+    No eigenvalue of K has a real part above that λ_max (Bendixson), and rounding moves it by margin‖G‖_F at most.
+    """
     g = antimirror(skew, factor.shape[-1]) - factor @ factor.mT
     shift = alpha + margin * frobenius(g)
     return g - shift * torch.eye(g.shape[-1], device=g.device, dtype=g.dtype)
@@ -118,6 +121,7 @@ class HurwitzLinear(Stable):
 
     def _metrics(self, weight: Tensor) -> tuple[Tensor, list[Tensor]]:
         eye = torch.eye(weight.shape[-1], device=weight.device, dtype=weight.dtype)
+        # A matrix that is not stable enough is moved to the left as a whole, which keeps its eigenvectors.
         size = torch.linalg.matrix_norm(weight).clamp_min(torch.finfo(weight.dtype).tiny)
         excess = spectral_abscissa(weight) + self.alpha
         shift = torch.where(excess > 0, excess + 2 * self._margin * size, 0.0)
@@ -125,29 +129,32 @@ class HurwitzLinear(Stable):
         slack = (-self.alpha - spectral_abscissa(target)).clamp_min(0)
         normal = eigenvector_metric(target)
         metrics = [normal]
-        for share in SHARES:  # Cayley's transform has the same Lyapunov functions
+        # With Re λ(M) < 0, Cayley's transform B = (I − M)⁻¹(I + M) has its spectrum in the unit disc, and both have the
+        # same Lyapunov functions: MᵀX + X M <= 0 iff BᵀX B <= X. M is W moved to the right by a share of its slack.
+        for share in SHARES:
             moved = (target + (self.alpha + share * slack)[..., None, None] * eye) / size[..., None, None]
             b = torch.linalg.solve_ex(eye - moved, eye + moved)[0]
             metrics += [lyapunov_series(b, eye.expand_as(b)), lyapunov_series(b, normal)]
         return target, metrics
 
     def _admit(self, k: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        # K = S − F Fᵀ − shift I, shift = alpha + margin‖S − F Fᵀ‖_F: S is the skew part of K, and F Fᵀ has the
+        # eigenvalues of −(K + Kᵀ)/2 less the shift, cut off at 0. The shift depends on F, though little, since
+        # margin <= 1/8: a fixed-point iteration finds both.
         values, vectors = torch.linalg.eigh((k + k.mT) / 2)
         skew = skew_part(k)
         least, shift = torch.zeros_like(values[..., :1]), torch.zeros_like(values[..., :1])
-        for _ in range(2):  # the second time, what does not fit is put so far inside that rounding keeps it there
-            for _ in range(FIXED_POINT_STEPS):  # the shift depends on G, though little
-                removed = torch.maximum(-values - shift, least)  # eigenvalues of F Fᵀ
-                norm = (skew.square().sum((-2, -1)) + removed.square().sum(-1)).sqrt().unsqueeze(-1)
+        # The second time, what does not fit is put so far inside that rounding keeps it there.
+        for _ in range(2):
+            for _ in range(FIXED_POINT_STEPS):
+                rates = torch.maximum(-values - shift, least)  # eigenvalues of F Fᵀ
+                norm = (skew.square().sum((-2, -1)) + rates.square().sum(-1)).sqrt().unsqueeze(-1)
                 shift = self.alpha + self._margin * norm
             fits = (-values - shift).amin(-1, keepdim=True) >= 0
             least = torch.where(fits, 0.0, self._margin * norm)
-        factor = vectors * removed.sqrt().unsqueeze(-2)
-        flat = strict_upper(skew)
-        return damped(flat, factor, self.alpha, self._margin), {
-            "skew": flat,
-            "factor": compressed_raw(factor, LINEAR_TO),
-        }
+        factor = vectors * rates.sqrt().unsqueeze(-2)
+        raw = {"skew": strict_upper(skew), "factor": compressed_raw(factor, LINEAR_TO)}
+        return damped(raw["skew"], factor, self.alpha, self._margin), raw
 
     def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
         super()._draw({name: raw[name] for name in ("vectors", "scales")}, generator)

@@ -1,4 +1,4 @@
-"""A = I always."""
+"""The identity."""
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ __all__ = ["IdentityLinear"]
 
 
 class IdentityLinear(LinearMap):
-    """y = x A + b with A = I always: a layer that keeps a place in a model.
+    """y = x A + b with A = I always: a placeholder for a layer.
 
     Where the sizes differ, A is the rectangular identity: inputs are cut off, or outputs filled with zeros. The
     matrix has no parameter; ``assign`` accepts any matrix, moves to I and reports how far that was.

@@ -1,4 +1,4 @@
-"""A = I at the start."""
+"""Free matrices that start as the identity."""
 
 from collections.abc import Mapping
 

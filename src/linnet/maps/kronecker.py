@@ -99,6 +99,7 @@ class KroneckerLinear(Invertible):
         return self._matrix_free(input, self._product)
 
     def _product(self, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        # (A₁ ⊗ A₂) is applied to x, read as an i₁ × i₂ matrix X, as A₁ᵀ X A₂: two small products, by A₂ and then by A₁.
         i, i2 = first.shape[-1], second.shape[-1]
         batch = x.shape[-2]
         y = x.unflatten(-1, (i, i2)).flatten(-3, -2) @ second.mT  # (..., batch i₁, o₂)
@@ -109,6 +110,7 @@ class KroneckerLinear(Invertible):
         return kronecker(torch.linalg.inv(raw["first"]), torch.linalg.inv(raw["second"]))
 
     def _logabsdet(self, raw: dict[str, Tensor]) -> Tensor:
+        # det(A₁ ⊗ A₂) = det(A₁)^n₂ det(A₂)^n₁ for sizes n₁ and n₂
         first, second = (torch.linalg.slogdet(raw[name])[1] for name in ("first", "second"))
         return self.second.shape[-1] * first + self.first.shape[-1] * second
 
@@ -116,7 +118,7 @@ class KroneckerLinear(Invertible):
         raw = super()._wide_raw()
         if self.first.shape[-1] != self.first.shape[-2]:
             raise ValueError(
-                "An inverse and a determinant need a square A₁, without which A₁ ⊗ A₂ is singular, "
+                "An inverse and a determinant need a square A₁ (otherwise A₁ ⊗ A₂ is singular), "
                 f"got {self.first.shape[-1]} -> {self.first.shape[-2]}"
             )
         return raw

@@ -95,7 +95,9 @@ class LowRankLinear(LinearMap):
     def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
         down, up = raw["down"], raw["up"]
         (r, n), m = down.shape, up.shape[0]
-        spread = (m / (3 * r * n**2)) ** 0.25  # entries of A get nn.Linear's variance, 1/(3n), the factors one norm
+        # An entry of A is a sum of r products: with variances s² and t² of the factors it has r s²t² = 1/(3n),
+        # nn.Linear's; the factors have one norm if r n s² = m r t².
+        spread = (m / (3 * r * n**2)) ** 0.25
         down.normal_(0, spread, generator=generator)
         up.normal_(0, spread * math.sqrt(n / m), generator=generator)
 

@@ -90,6 +90,7 @@ class OrthogonalLinear(Invertible):
 
     def _weight(self, vectors: Tensor, signs: Tensor) -> Tensor:
         identity = torch.eye(self.in_features, device=vectors.device, dtype=vectors.dtype)
+        # I H₁⋯H_k is Wᵀ but for D; the step against rounding keeps W orthogonal for nearly parallel vectors too.
         q = householder_product(identity.expand(*vectors.shape[:-2], -1, -1), vectors)
         return newton_schulz_step(q.mT) * signs.unsqueeze(-2)
 
@@ -115,6 +116,8 @@ class OrthogonalLinear(Invertible):
     def _assign(self, weight: Tensor) -> dict[str, Tensor]:
         u, _, vh = torch.linalg.svd(weight)
         q, k = u @ vh, self.vectors.shape[-2]
+        # With k = n reflections any orthogonal matrix is reached, and D takes the signs that QR leaves. With fewer, D
+        # differs from I in one sign at most, that of the determinant: det W = (−1)ᵏ det D.
         if k == self.in_features:
             vectors, signs = reflections(q)
         else:
@@ -129,8 +132,9 @@ class OrthogonalLinear(Invertible):
         uniform, leading = draw_reflections((n, n), generator, vectors)
         vectors.copy_(uniform[:k].flip(0))
         signs.copy_(leading)
+        # `assign` must be able to tell D from W: by the determinant it finds one sign
         if k < n:
-            signs[:-1] = 1  # so that `assign` can tell D from W: det W = (−1)ᵏ det D
+            signs[:-1] = 1
 
     def _violation(self, weight: Tensor) -> Tensor:
         return orthogonality_error(weight)

@@ -1,10 +1,13 @@
 """Matrices by their real Schur form, A = P T Pᵀ: moduli and angles of the eigenvalues are the parameters.
 
-Off its diagonal blocks T could be anything, and A as large as one likes with the same eigenvalues; rounding then moves
-them. So T is written T = D⁻¹KD, D diagonal with ratios of at most max_cond and K = Λ + G C G, where Λ holds the blocks
-γR(θ), G² = r − γ and ‖C‖₂ < 1. Because Γ + G² = r, K = [√Γ, G] diag(R, C) [√Γ, G]ᵀ is a product of two matrices of
-norm √r and a contraction, so ‖K‖₂ <= r: A is a contraction in a basis conditioned no worse than max_cond, as the maps
-of linnet.maps.math.bases are, and for the same reason r = bound·(1 − max_cond² eps).
+Above its diagonal blocks T could be anything, and A as large as one likes with the same eigenvalues; rounding then
+moves them. So T is written T = D⁻¹KD, D diagonal with ratios of at most max_cond and K = Λ + G C G, where Λ holds the
+blocks γR(θ), G² = r − γ and ‖C‖₂ < 1. With Γ the diagonal of the moduli, Γ + G² = r, and
+
+    K = [√Γ, G] diag(R, C) [√Γ, G]ᵀ
+
+is a product of two matrices of norm √r and a contraction, so ‖K‖₂ <= r: A is a contraction in a basis conditioned no
+worse than max_cond, as the maps of linnet.maps.math.bases are, and for the same reason r = bound·(1 − max_cond² eps).
 """
 
 import itertools
@@ -125,12 +128,16 @@ class SchurDecompositionLinear(LinearMap):
         return [{}, {"l2": 0.5, "bound": 2.0, "max_cond": 10.0, "in_features": 5, "out_features": 5}]
 
     def _quarters(self, moduli: Tensor) -> Tensor:
-        """The angles between 0 and π/2 for raw values around 0 of which cos² is γ and sin² is what is left of r."""
+        """Raw values -> angles φ with γ = r cos² φ and G² = r − γ = r sin² φ; raw values around 0 give 0 to π/2.
+
+        As functions of φ both √γ and G are smooth at the ends, where √(r − γ) would have an infinite slope.
+        """
         return math.pi / 4 - moduli / 2
 
     def _weight(self, vectors: Tensor, scales: Tensor, moduli: Tensor, angles: Tensor, upper: Tensor) -> Tensor:
         n, r, quarters = self.in_features, self._radius, self._quarters(moduli)
         gamma, g = r * quarters.cos().square(), repeat_for_rows(math.sqrt(r) * quarters.sin(), n)
+        # everything that is zero below the blocks stays so, so K has the eigenvalues of Λ
         c = inside_ball(matrix_above(upper, n))
         k = rotations(gamma * angles.cos(), gamma * angles.sin(), n) + g.unsqueeze(-1) * c * g.unsqueeze(-2)
         return in_basis(k, orthogonal(vectors), bounded_ratios(scales, self.max_cond)).mT
@@ -142,8 +149,10 @@ class SchurDecompositionLinear(LinearMap):
     def _assign(self, weight: Tensor) -> dict[str, Tensor]:
         a, n = weight.mT, self.in_features
         basis, moduli = invariant_pairs(a)
+        # The layer's present P and D are tried first: what the layer is already is then assigned exactly.
         tries = [self._fitted(a, self.vectors.detach().double(), self.scales.detach().double())]
         for order in self._orders(moduli):
+            # Invariant subspaces in this order, made orthonormal from left to right: QᵀAQ is a real Schur form.
             columns = torch.stack((2 * order, 2 * order + 1), -1).flatten(-2)
             columns = torch.cat((columns, columns.new_full((*columns.shape[:-1], n % 2), n - 1)), -1)
             q = torch.linalg.qr(basis.gather(-1, columns.unsqueeze(-2).expand_as(basis)))[0]
@@ -160,7 +169,7 @@ class SchurDecompositionLinear(LinearMap):
         return found
 
     def _orders(self, moduli: Tensor) -> list[Tensor]:
-        """Orders of the pairs to try, (..., n//2) each."""
+        """Orders of the pairs to try, (..., n//2) each: every order gives another Schur form of the same matrix."""
         first = moduli[..., : self.in_features // 2 * 2 : 2]
         pairs = first.shape[-1]
         if pairs <= ALL_ORDERS:
@@ -169,11 +178,16 @@ class SchurDecompositionLinear(LinearMap):
         return [first.argsort(-1), first.argsort(-1, descending=True)]
 
     def _scales(self, a: Tensor, q: Tensor) -> Tensor:
-        """The raw values of a good D for the Schur form in the basis Q."""
+        """The raw values of a good D for the Schur form in the basis Q.
+
+        Inside a block, D makes [[a, b], [c, a]], where b and c have opposite signs, a multiple of a rotation:
+        b d₁/d₂ = −c d₂/d₁. Between the blocks it makes the norm of C small.
+        """
         half = math.log(self.max_cond) / 2
         t = q.mT @ a @ q
         above, below = t.diagonal(1, -2, -1)[..., ::2], t.diagonal(-1, -2, -1)[..., ::2]
-        turning = above * below < 0  # else the eigenvalues are real
+        # where b and c have one sign, the eigenvalues are real, and the block becomes the mean of them times I
+        turning = above * below < 0
         ratio = torch.where(turning, -below / torch.where(turning, above, 1.0), 1.0).log() / 4
         ratio = ratio.clamp(-half * (1 - EDGE), half * (1 - EDGE))
         inner = torch.stack((ratio, -ratio), -1).flatten(-2)
@@ -196,7 +210,9 @@ class SchurDecompositionLinear(LinearMap):
         k = out_of_basis(a, orthogonal(vectors), bounded_ratios(scales, self.max_cond))
         cos, sin = rotation_parts(k)
         gamma = torch.hypot(cos, sin)
-        if n % 2:  # the last eigenvalue is γ cos θ: a γ slightly larger, for at θ = 0 its gradient would be 0
+        # For odd n the last eigenvalue is γ cos θ, here with γ slightly above its modulus: with θ = 0 the cosine would
+        # be at its maximum, and θ without a gradient.
+        if n % 2:
             last = gamma[..., -1:]
             gamma = torch.cat(
                 (gamma[..., :-1], last + 1e-3 * last * (1 - SLACK / 10 - last / self._radius).clamp_min(0)), -1
@@ -219,7 +235,8 @@ class SchurDecompositionLinear(LinearMap):
     def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
         raw["vectors"].normal_(generator=generator)
         raw["scales"].normal_(0, D_SCALE / 4, generator=generator)
-        raw["moduli"].uniform_(-1, 1, generator=generator).asin_()  # γ uniform between 0 and the bound
+        # γ = r(1 + sin)/2 is then uniform between 0 and r
+        raw["moduli"].uniform_(-1, 1, generator=generator).asin_()
         raw["angles"].uniform_(-math.pi, math.pi, generator=generator)
         raw["upper"].normal_(0, 1 / math.sqrt(self.in_features), generator=generator)
 

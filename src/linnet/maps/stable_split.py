@@ -1,4 +1,4 @@
-"""Matrices whose row sums bound their eigenvalues: nothing is computed but sums."""
+"""Differences of two stable nonnegative matrices: absolute row sums bound the eigenvalues."""
 
 import math
 from collections.abc import Mapping
@@ -96,6 +96,8 @@ class StableSplitLinear(LinearMap):
 
     def _assign(self, weight: Tensor) -> dict[str, Tensor]:
         a = project_l1(weight.mT, self.sigma_max)
+        # Row sums of B + C exceed those of |A|, halfway to the bound: where there is room B and C overlap, all their
+        # entries are > 0, and every logit has a gradient.
         used = a.abs().sum(-1)
         raw = sigmoid_raw((used.clamp_min(self.sigma_min) + self.sigma_max) / 2, self.sigma_min, self.sigma_max)
         total = sigmoid_to_interval(raw, self.sigma_min, self.sigma_max)
@@ -105,7 +107,7 @@ class StableSplitLinear(LinearMap):
         return {"logits": split.clamp_min(torch.finfo(self.logits.dtype).tiny).log(), "sums": raw}
 
     def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
-        # coefficient of variation ~ √m/2, else A would be nearly zero: B − C of two flat matrices
+        # A coefficient of variation ~ √m/2: with flat rows B and C would be nearly equal, and A nearly zero.
         raw["logits"].normal_(0, math.sqrt(math.log1p(self.out_features / 4)), generator=generator)
         raw["sums"].normal_(0, 2, generator=generator)
 

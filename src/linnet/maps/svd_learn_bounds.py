@@ -86,8 +86,10 @@ class SVDLinearLearnBounds(DiagonalCore):
     def _assign(self, weight: Tensor) -> dict[str, Tensor]:
         u, v, s = svd_factors(weight, self.u_vectors.shape[-2], self.v_vectors.shape[-2])
         values, dtype = s.abs().clamp(self.sigma_min, self.sigma_max), self.angles.dtype
+        # Bounds exactly at the extreme values would put these at ends of the interval, where the sine is flat.
         low, high = values.amin(-1, keepdim=True), values.amax(-1, keepdim=True)
         low, high = low + (self.sigma_min - low) / 10, high + (self.sigma_max - high) / 10
+        # Each angle is computed from the bounds that the rounded angles before it give.
         first = angle_of(low, self.sigma_min, self.sigma_max, dtype)
         low = sine_to_interval(first, self.sigma_min, self.sigma_max)
         second = angle_of(high, low, self.sigma_max, dtype)

@@ -98,23 +98,26 @@ class SymplecticLinear(LinearMap):
         return self.factors.new_zeros(self.leading)
 
     def _assign(self, weight: Tensor) -> dict[str, Tensor]:
+        # All factors 0, the identity, is what remains if every pivot fails: the error of NaN is below none.
         best = weight.new_zeros(*weight.shape[:-2], FACTORS, *[weight.shape[-1] // 2] * 2)
         least = torch.linalg.matrix_norm(compose(best) - weight)
         for pivot in PIVOTS:
             tried = factorize(weight, pivot)
             error = torch.linalg.matrix_norm(compose(tried) - weight)
-            better = error < least  # False for NaN
+            better = error < least
             best = torch.where(better[..., None, None, None], tried, best)
             least = torch.where(better, error, least)
         return {"factors": compressed_symmetric_raw(best)}
 
     def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
+        # Only the symmetric part counts: a symmetric draw has it in full, and weight decay nothing else to shrink.
         raw["factors"].normal_(0, 0.5 / math.sqrt(self.in_features), generator=generator)
         upper = raw["factors"].triu()
-        raw["factors"].copy_(upper + upper.triu(1).mT)  # as the symmetric part, so of full size
+        raw["factors"].copy_(upper + upper.triu(1).mT)
 
     def _violation(self, weight: Tensor) -> Tensor:
         form = symplectic_form(self.in_features // 2, weight)
         scale = torch.linalg.matrix_norm(weight, 2).clamp_min(1.0)[..., None, None]
-        unit = weight / scale  # entries of at most 1: squares cannot overflow
+        # AᵀJA − J relative to ‖A‖², with entries of at most 1: squares cannot overflow
+        unit = weight / scale
         return (unit.mT @ form @ unit - form / scale.square()).abs().amax((-2, -1))

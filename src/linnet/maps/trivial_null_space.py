@@ -1,4 +1,4 @@
-"""Matrices that lose nothing: only 0 is mapped to 0."""
+"""Matrices with a trivial null space: only 0 is mapped to 0."""
 
 import math
 from collections.abc import Mapping
@@ -71,7 +71,9 @@ class TrivialNullSpaceLinear(LinearMap):
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         n, m = self.in_features, self.out_features
         if m < n:
-            raise ValueError(f"out_features must be at least in_features, else some x A = 0, got {n} -> {m}")
+            raise ValueError(
+                f"out_features must be at least in_features={n} (a narrower A maps some x != 0 to 0), got {m}"
+            )
         r = n if self.rank is None else check_positive(rank=self.rank)[0]
         if r > n:
             raise ValueError(f"rank must be at most in_features={n}, got {r}")
@@ -85,12 +87,14 @@ class TrivialNullSpaceLinear(LinearMap):
         ]
 
     def _weight(self, root: Tensor, rest: Tensor) -> Tensor:
+        # A = [GᵀG + epsilon I, F], and ‖xA‖² = ‖x(GᵀG + epsilon I)‖² + ‖xF‖²: F can only add to the singular values.
         gram = root.mT @ root
         gram = (gram + gram.mT) / 2 + self.epsilon * torch.eye(root.shape[-1], device=root.device, dtype=root.dtype)
         return torch.cat([gram, rest], -2)  # (out, in)
 
     def _assign(self, weight: Tensor) -> dict[str, Tensor]:
         n, r = self.in_features, self.root.shape[-2]
+        # F is free. Of the square block, G with r rows can raise r eigenvalues above epsilon: the r largest are kept.
         top, rest = weight[..., :n, :], weight[..., n:, :]
         values, vectors = torch.linalg.eigh((top + top.mT) / 2)  # ascending
         excess = values[..., -r:] - self.epsilon

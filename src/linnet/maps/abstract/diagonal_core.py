@@ -66,6 +66,7 @@ class DiagonalCore(Invertible, catalogue=False):
         return outside(torch.linalg.svdvals(weight), self.sigma_min, self.sigma_max)
 
     def _invert(self, raw: dict[str, Tensor]) -> Tensor:
+        # (V diag(s) Uᵀ)⁻¹ = U diag(1/s) Vᵀ
         u, s, v = self._parts(**raw)
         return svd_matrix(v, 1 / s, u)
 
@@ -79,11 +80,12 @@ class DiagonalCore(Invertible, catalogue=False):
         return self._logabsdet(self._wide_raw())
 
     def _logabsdet(self, raw: dict[str, Tensor]) -> Tensor:
+        # U and V are orthogonal: |det A| is the product of the |s|
         return self._parts(**raw)[1].abs().log().sum(-1)
 
     def _check_invertible(self) -> None:
         if self.in_features != self.out_features or self.sigma_min <= 0 <= self.sigma_max:
             raise ValueError(
                 "An inverse and a determinant need in_features == out_features and an interval without 0, "
-                f"got {self.in_features} -> {self.out_features}, [{self.sigma_min:g}, {self.sigma_max:g}]"
+                f"got {self.in_features} and {self.out_features}, [{self.sigma_min:g}, {self.sigma_max:g}]"
             )
