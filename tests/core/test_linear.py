@@ -386,7 +386,8 @@ def test_shape_errors_name_both_shapes_and_the_way_out():
     with pytest.raises(ValueError, match=r"shape \(\*, in_features=3\), got \(2, 4\)"):
         Linear(3, 2)(torch.ones(2, 4))
     with pytest.raises(
-        ValueError, match=r"beings=5 or 1, in_features=3\), got \(8, 3\).*x\[:, None\], or linnet.Spread"
+        ValueError,
+        match=r"beings=5 or 1, in_features=3\), got \(8, 3\); .*pass x\[:, None\] or put linnet.Spread\(\) in front",
     ):
         Linear(3, 2, beings=5)(torch.ones(8, 3))
     with pytest.raises(ValueError, match="never_zero must be a positive integer, got 0"):
@@ -477,7 +478,7 @@ def test_indices_must_be_integers_in_range(bad):
 
 def test_what_needs_a_population_says_so():
     for call in (lambda m: m.get_single(0), lambda m: m.clone_being(0, 0), lambda m: m.to_linears()):
-        with pytest.raises(ValueError, match=r"needs a population \(beings=n\), got Linear"):
+        with pytest.raises(ValueError, match=r"must be a population \(beings=n\), got Linear"):
             call(Linear(3, 2))
     with pytest.raises(ValueError, match="to_linears"):
         Linear(3, 2, beings=2).to_linear()

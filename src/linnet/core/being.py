@@ -110,12 +110,12 @@ def copy_beings(
     """Overwrite beings with others in every tensor (beings, ...), all at once.
 
     Raises:
-        ValueError: an index is out of range, or the destinations are not as many as the sources and each another.
+        ValueError: an index is out of range, the numbers of sources and destinations differ, or a destination repeats.
     """
     src, dst = (indices(index, beings) for index in (source, destination))
     if src.shape != dst.shape or dst.unique().numel() != dst.numel():
         raise ValueError(
-            "clone_being needs as many sources as destinations, and each destination once, "
+            "clone_being needs as many destinations as sources, and each destination once, "
             f"got {src.tolist()} -> {dst.tolist()}"
         )
     with torch.no_grad():

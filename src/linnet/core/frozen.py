@@ -1,13 +1,13 @@
-"""One matrix for many products: W is computed once, and again only when a parameter changes.
+"""The matrix of a map cached: W is computed once, and again only after a parameter has changed.
 
 A recurrent net multiplies by the same W at every step; computing W each time can cost a hundred times the product.
 :class:`Materialized` holds W for one layer, :func:`frozen` does the same for all layers of a model.
 
-When W is stale. Most changes raise a tensor's version counter: optimizer steps, ``load_state_dict``, ``assign``, any
-in-place operation. ``.to()``, ``load_state_dict(assign=True)`` and a new Parameter change the tensor or its memory.
-Optimizers with ``fused=True`` do neither, so every step of any optimizer counts too, through torch's global hook. What
-nothing reveals is an edit through ``.data`` (``p.data.mul_(2)``, ``vector_to_parameters``): inside :func:`frozen` that
-is not supported.
+When W is out of date. Most changes raise a tensor's version counter: optimizer steps, ``load_state_dict``, ``assign``,
+any in-place operation. ``.to()``, ``load_state_dict(assign=True)`` and a new Parameter change the tensor or its memory.
+Optimizers with ``fused=True`` do neither, so every step of any optimizer counts too, through torch's global hook.
+Nothing reveals an edit through ``.data`` (``p.data.mul_(2)``, ``vector_to_parameters``): inside :func:`frozen` such
+edits are not supported.
 
 How W is differentiated. W hangs in autograd's graph as one node that keeps the graph of its own computation, so two
 forwards can be followed by two backwards, each of which passes through that computation once.
@@ -27,7 +27,7 @@ from linnet.core.autograd import eager
 from linnet.core.checks import check_input
 from linnet.core.protocols import Map
 
-__all__ = ["Materialized", "frozen", "held", "sequence_matrix"]
+__all__ = ["Materialized", "cached", "frozen", "held", "sequence_matrix"]
 
 _FROZEN: ContextVar[tuple[dict[int, "Materialized"], ...]] = ContextVar("frozen", default=())
 _STEPS = [0]  # optimizer steps of this process, counted from the first Materialized on
@@ -52,7 +52,7 @@ class _Once(torch.autograd.Function):
         if higher:
             if ctx.versions != [tensor._version for tensor in ctx.raw]:
                 raise RuntimeError(
-                    "A parameter must stay as it is between forward and backward, got it was modified in place"
+                    "a parameter was modified in place between forward and backward; call backward before the change"
                 )
             weight, aliases = _graph(ctx.build, ctx.raw)
         if not weight.requires_grad:
@@ -72,7 +72,7 @@ def _graph(build: Callable[..., Tensor], raw: tuple[Tensor, ...]) -> tuple[Tenso
 
 
 class _Kept:
-    """W, and what tells whether it is still that of its layer."""
+    """W, and what tells whether it is up to date: the identity, memory and version of each raw tensor."""
 
     def __init__(self, layer: Map, weight: Tensor) -> None:
         if not _HOOKS:
@@ -167,7 +167,7 @@ class Materialized:
         return _Once.apply(lambda *tensors: realized(dict(zip(names, tensors, strict=True))), *raw.values())
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"layer": self.layer, "_kept": {}}  # copies and pickles make W anew
+        return {"layer": self.layer, "_kept": {}}  # copies and pickles compute W again
 
     def __repr__(self) -> str:
         return f"Materialized({self.layer})"
@@ -178,9 +178,10 @@ def frozen(model: nn.Module) -> Iterator[None]:
     """Within this context every map of ``model`` computes its matrix once, and again only after a parameter changed.
 
     For loops that call the same layers many times between two optimizer steps: recurrent nets, rollouts, evaluation.
+    ``linnet.cached`` is the same function under another name: nothing is frozen in the sense of ``requires_grad``.
     Training inside the context is fine: a step of any optimizer (``fused=True`` too), ``.to()``, ``load_state_dict``
-    and ``assign`` make W anew, and two forwards may be followed by two backwards. Not supported is an edit through
-    ``.data``, in-place collectives of ``torch.distributed`` and fused functional optimizers, which leave no trace. A
+    and ``assign`` recompute W, and two forwards may be followed by two backwards. Edits through ``.data``, in-place
+    collectives of ``torch.distributed`` and fused functional optimizers leave no trace and are not supported. A
     region under activation checkpointing must be run forward and backward inside the context, or both outside. Under
     ``torch.compile`` and the transforms of ``torch.func`` nothing is kept. The memory of W, and with gradients that of
     its graph, is held until the context ends.
@@ -202,6 +203,9 @@ def frozen(model: nn.Module) -> Iterator[None]:
         yield
     finally:  # in generators contexts may end in any order
         _FROZEN.set(tuple(other for other in _FROZEN.get() if other is not mine))
+
+
+cached = frozen
 
 
 def held(layer: Map) -> Materialized | None:

@@ -43,7 +43,7 @@ class Linear(LinearMap):
         # A parameter; a tensor that prune and weight_norm keep up to date; a buffer, in FixedRandom.
         stored = self._parameters.get("weight", self.__dict__.get("weight", self._buffers.get("weight")))
         if stored is None:
-            raise AttributeError(f"{type(self).__name__} has no weight: it was deleted")
+            raise AttributeError(f"the weight of {type(self).__name__} was deleted")
         return stored
 
     @weight.deleter

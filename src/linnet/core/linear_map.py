@@ -101,7 +101,7 @@ class LinearMap(nn.Module, ABC):
         self.beings = None if beings is None else check_positive(beings=beings)[0]
         if self.square and self.in_features != self.out_features:
             raise ValueError(
-                f"{type(self).__name__} is square, in_features must equal out_features, "
+                f"{type(self).__name__} is square: in_features must equal out_features, "
                 f"got {self.in_features} and {self.out_features}"
             )
         shapes = self._shapes()
@@ -183,7 +183,7 @@ class LinearMap(nn.Module, ABC):
         return not self.fast or self.in_features * self.out_features <= FAST_FROM
 
     def materialize(self) -> Materialized:
-        """This layer with W computed once, for hand-written loops; never stale, see :class:`Materialized`."""
+        """This layer with W computed once, and always up to date, for hand-written loops; see :class:`Materialized`."""
         return Materialized(self)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -195,7 +195,7 @@ class LinearMap(nn.Module, ABC):
         return matrix_free(self, input, product)
 
     def reset_parameters(self, *, seeds: int | Sequence[int] | None = None) -> None:
-        """Redraw every parameter in place and rebuild the buffers: all that meta-device initialisation needs.
+        """Redraw every parameter in place and rebuild the buffers: all that initialization from the meta device needs.
 
         Args:
             seeds: None draws from torch's default generator. An int, for a population one int for each being,
@@ -217,7 +217,7 @@ class LinearMap(nn.Module, ABC):
         """
         target = self._checked(weight)
         if not torch.isfinite(target).all():
-            raise ValueError("weight must be finite, got it contains NaN or infinity")
+            raise ValueError("weight must be finite, got NaN or infinity among its entries")
         with torch.no_grad():
             raw = self.raw_tensors()
             for name, value in self._assign(target).items():
@@ -286,8 +286,8 @@ class LinearMap(nn.Module, ABC):
     def clone_being(self, source: int | Sequence[int] | Tensor, destination: int | Sequence[int] | Tensor) -> None:
         """Overwrite being ``destination`` with being ``source``; lists of indices are copied all at once.
 
-        Writes in place under autograd's eyes: between forward and backward it makes backward raise an error wherever
-        backward needs an overwritten value; otherwise the gradient is that of the forward that ran.
+        The copy is an in-place operation that autograd sees: between forward and backward it makes backward raise an
+        error wherever backward needs an overwritten value; otherwise the gradient is that of the forward that ran.
         """
         copy_beings(self.rows(), source, destination, self._population())
         self.rows_moved()
@@ -297,7 +297,7 @@ class LinearMap(nn.Module, ABC):
         return [tensor for tensor in (*self.raw_tensors().values(), self.bias) if tensor is not None]
 
     def rows_moved(self) -> None:
-        """Rebuild what follows from :meth:`rows`, after somebody wrote to them."""
+        """Rebuild what is derived from :meth:`rows`, after they were written to."""
 
     def get_single(self, index: int) -> Being:
         """Being ``index`` as a single map: a live view, see :class:`Being`."""
@@ -310,7 +310,7 @@ class LinearMap(nn.Module, ABC):
     def _population(self) -> int:
         """The number of beings, or a ValueError."""
         if self.beings is None:
-            raise ValueError(f"This needs a population (beings=n), got {self}")
+            raise ValueError(f"The layer must be a population (beings=n), got {self}")
         return self.beings
 
     def _leads(self, name: str) -> bool:

@@ -1,8 +1,8 @@
 """What the modules below :class:`linnet.LinearMap` need of a map, so that none of them imports it.
 
 ``linear_map.py`` is built from modules of functions: ``frozen.py``, ``matrix_free.py``, ``parameters.py``, ``being.py``
-and ``conversion.py``. They are handed maps all the same; this protocol is the part of the contract that they rely on,
-and :class:`linnet.LinearMap` fulfils it.
+and ``conversion.py``. Their functions take maps; this protocol is the part of the contract that they rely on, and
+:class:`linnet.LinearMap` fulfils it.
 """
 
 from collections.abc import Mapping
