@@ -36,7 +36,7 @@ class ContractiveLinear(LinearMap):
         - signs: ([beings,] r), a buffer
 
     Raises:
-        ValueError: bound is not a positive number.
+        ValueError: bound is not a finite number > 0.
 
     Example:
         >>> layer = ContractiveLinear(30, 20)
@@ -71,7 +71,7 @@ class ContractiveLinear(LinearMap):
     ) -> None:
         self.bound = float(bound)
         if not 0 < self.bound < math.inf:
-            raise ValueError(f"bound must be a positive number, got {bound!r}")
+            raise ValueError(f"bound must be a finite number > 0, got {bound!r}")
         super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:

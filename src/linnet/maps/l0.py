@@ -116,9 +116,9 @@ class L0Linear(LinearMap):
     ) -> None:
         check_number(0, weight_decay=weight_decay, droprate_init=droprate_init, temperature=temperature, lamda=lamda)
         if not 0 < droprate_init < 1:
-            raise ValueError(f"droprate_init must lie between 0 and 1, got {droprate_init!r}")
+            raise ValueError(f"droprate_init must lie in (0, 1), got {droprate_init!r}")
         if not temperature > 0:
-            raise ValueError(f"temperature must be > 0, got {temperature!r}")
+            raise ValueError(f"temperature must be a finite number > 0, got {temperature!r}")
         for name, value, known in (("group", group, GROUPS), ("noise", noise, NOISES)):
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")

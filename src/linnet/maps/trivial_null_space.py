@@ -33,7 +33,7 @@ class TrivialNullSpaceLinear(LinearMap):
         - rest: ([beings,] out_features - in_features, in_features), the matrix Fᵀ
 
     Raises:
-        ValueError: out_features < in_features, rank is not in 1..in_features, or epsilon is not a positive number.
+        ValueError: out_features < in_features, rank is not in 1..in_features, or epsilon is not a finite number > 0.
 
     Example:
         >>> layer = TrivialNullSpaceLinear(4, 6)
@@ -64,7 +64,7 @@ class TrivialNullSpaceLinear(LinearMap):
     ) -> None:
         self.epsilon = float(epsilon)
         if not 0 < self.epsilon < math.inf:
-            raise ValueError(f"epsilon must be a positive number, got {epsilon!r}")
+            raise ValueError(f"epsilon must be a finite number > 0, got {epsilon!r}")
         self.rank = rank
         super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
 

@@ -74,7 +74,7 @@ def check_guarantee(case: Case) -> None:
         for state, layer in stressed(case, dtype):
             worst = float(layer.violation().max())
             allowed = tolerance(dtype)
-            expect(worst <= allowed, f"violation {worst:.2e} with {state}, {dtype}, allowed are {allowed:.2e}")
+            expect(worst <= allowed, f"violation {worst:.2e} with {state}, {dtype}; at most {allowed:.2e} is allowed")
             layer.zero_grad()
             layer(case.input(dtype=dtype)).sum().backward()
             for name, parameter in trainable(layer).items():
@@ -111,14 +111,19 @@ def check_violation(case: Case) -> None:
         judged = {name: layer.violation(stranger) for name, stranger in strangers(case, dtype).items()}
         worst = max(judged, key=lambda name: judged[name].min().item())
         if promises(case.cls):
-            expect((judged[worst] > 1e-3).all(), f"no matrix violates {case.cls.promise!r}, say {judged}")
+            expect(
+                (judged[worst] > 1e-3).all(), f"violation() finds no matrix that breaks {case.cls.promise!r}: {judged}"
+            )
         else:
             expect(not any(found.any() for found in judged.values()), "a class without a promise finds a violation")
         if case.beings and promises(case.cls) and case.cls.hard:
             mixed = dense(member).clone()
             mixed[0] = strangers(case, dtype)[worst][0]
             found = layer.violation(mixed)
-            expect(found[0] > 1e-3 and (found[1:] <= tolerance(dtype)).all(), f"one stranger: {found.tolist()}")
+            expect(
+                found[0] > 1e-3 and (found[1:] <= tolerance(dtype)).all(),
+                f"violation() must tell the one matrix that breaks the promise from the others: {found.tolist()}",
+            )
         for bad in (torch.nan, torch.inf, -torch.inf):
             broken = dense(member).clone()
             broken[..., -1, 0] = bad
@@ -175,7 +180,7 @@ def _assign(case: Case, layer: LinearMap, matrix: Tensor, dtype: torch.dtype, wh
     close(f"the distance that assign returned for {what}", moved, distance, rtol=1e-6)
     if allowed is not None:
         worst = float(distance.max())
-        expect(worst <= allowed, f"{what} moved by {worst:.2e} in {dtype}, allowed are {allowed:.2e}")
+        expect(worst <= allowed, f"{what} moved by {worst:.2e} in {dtype}, at most {allowed:.2e} is allowed")
     if case.cls.hard:
         worst = float(layer.violation().max())
         expect(worst <= tolerance(dtype), f"violation {worst:.2e} in {dtype} after assigning {what}")
