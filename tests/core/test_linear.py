@@ -1,4 +1,4 @@
-"""linear.py and beings.py, as far as it is not the same for every layer."""
+"""Linear, LinearMap and Being, as far as it is not the same for every layer."""
 
 import copy
 import inspect

@@ -124,7 +124,7 @@ def copy_beings(
 
 
 def extract(population: M, index: int) -> M:
-    """One being as an independent map of the same class: a deep copy that meets its row wherever the beings stand."""
+    """One being as an independent map of the same class: a deep copy with one row of each tensor."""
     i = int(indices(index, population._population()))
     memo: dict[int, Any] = {}
     for name, tensor in (*population._parameters.items(), *population._buffers.items()):

@@ -42,7 +42,7 @@ def find_layer(name: str) -> type[LinearMap]:
     module_name, _, class_name = name.partition(":")
     try:
         cls = getattr(importlib.import_module(module_name), class_name)
-    except Exception as error:  # whatever a module of somebody else's may raise
+    except Exception as error:  # importing runs the user's code, which may raise anything
         raise ValueError(f"cannot import layer {name!r}: {type(error).__name__}: {error}") from error
     if not (isinstance(cls, type) and issubclass(cls, LinearMap)) or inspect.isabstract(cls):
         raise ValueError(f"layer {name!r} must be a subclass of LinearMap that is not abstract, got {cls!r}")

@@ -38,7 +38,7 @@ def from_linears(cls: type[M], linears: Iterable[nn.Linear], options: dict[str, 
     return population
 
 
-@torch.enable_grad()  # what learns goes on learning, even if it is exported under no_grad
+@torch.enable_grad()  # requires_grad must survive an export under no_grad
 def to_linear(layer: Map) -> nn.Linear:
     """A map -> an independent nn.Linear of the same function."""
     if layer.beings is not None:

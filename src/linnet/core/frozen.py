@@ -92,7 +92,7 @@ class _Kept:
     def fresh(self, layer: Map) -> bool:
         if self.traceless or self.steps != _STEPS[0] or self.noise != (layer.noisy and layer.training):
             return False
-        if self.version is not None and self.weight._version != self.version:  # somebody wrote into W
+        if self.version is not None and self.weight._version != self.version:  # W itself was written to
             return False
         parameters, buffers = layer._parameters, layer._buffers
         for name, tensor, alias, version, dtype, requires_grad in self.seen:
@@ -155,7 +155,7 @@ class Materialized:
         return self.product(input) if self.layer._pays_dense() else self.layer(input)
 
     def product(self, input: Tensor) -> Tensor:
-        """x Wᵀ + b with W at hand, for any layer."""
+        """x Wᵀ + b with the W computed once, for any layer."""
         check_input(input, self.layer.in_features, self.layer.beings)
         return affine(input, self.weight, self.layer.bias)
 
@@ -219,7 +219,7 @@ def held(layer: Map) -> Materialized | None:
 
 
 def sequence_matrix(layer: Map) -> Materialized:
-    """The matrix for the steps of one sequence: that which :func:`frozen` keeps, or a new one; noise is drawn anew."""
+    """The matrix for the steps of one sequence: the one that :func:`frozen` keeps, or a new one; noise is redrawn."""
     kept = None if layer.noisy else held(layer)
     return Materialized(layer) if kept is None else kept
 

@@ -28,7 +28,7 @@ from linnet.core.registry import register
 __all__ = ["LinearMap"]
 
 FAST_FROM = 256 * 256
-"""Entries of W up to which a fast layer, once W is at hand, is faster as a dense product."""
+"""Entries of W up to which the dense product, once W is computed, is faster than the forward of a fast layer."""
 
 
 class LinearMap(nn.Module, ABC):
@@ -61,7 +61,7 @@ class LinearMap(nn.Module, ABC):
     hard: ClassVar[bool] = True
     """Whether the promise holds after any optimizer step; a soft one has a penalty."""
     penalized: ClassVar[bool] = False
-    """Whether a hard map has a penalty all the same, for what it prefers and does not promise."""
+    """Whether a hard map has a penalty too, for what it prefers but does not promise."""
     noisy: ClassVar[bool] = False
     """Whether forward draws random numbers in training mode; ``weight`` is the matrix of eval mode."""
     fast: ClassVar[bool] = False
@@ -179,7 +179,7 @@ class LinearMap(nn.Module, ABC):
         return self._build(raw)
 
     def _pays_dense(self) -> bool:
-        """Whether x Wᵀ with W at hand is at least as fast as ``forward``: a pure function of sizes and options."""
+        """Whether x Wᵀ, once W is computed, is no slower than ``forward``: a pure function of sizes and options."""
         return not self.fast or self.in_features * self.out_features <= FAST_FROM
 
     def materialize(self) -> Materialized:

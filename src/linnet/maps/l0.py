@@ -1,6 +1,6 @@
 """Matrices with a penalty on the number of their entries, through random gates.
 
-The structure is soft: nothing is promised of the matrix, ``penalty()`` drives it and must stand in the loss.
+The structure is soft: nothing is promised of the matrix. Add ``penalty()`` to the loss.
 """
 
 import math
@@ -16,7 +16,7 @@ from linnet.core.linear_map import LinearMap
 __all__ = ["L0Linear", "hard_concrete", "open_probability"]
 
 LOWEST, HIGHEST = -0.1, 1.1
-"""The gates of L0 are stretched to this interval, γ to ζ, before they are cut to [0, 1]."""
+"""The gates are stretched to this interval, γ to ζ in the paper, and then cut to [0, 1]: both ends are reached."""
 GROUPS, NOISES = ("input", "output", "weight"), ("batch", "sample", "held")
 
 
@@ -37,6 +37,7 @@ def hard_concrete(log_alpha: Tensor, noise: Tensor, temperature: float) -> Tenso
 
 def open_probability(log_alpha: Tensor, temperature: float) -> Tensor:
     """P(z ≠ 0) of a hard concrete gate."""
+    # z > 0 iff σ((noise + log α)/temperature) > −γ/(ζ − γ), that is, noise > temperature·log(−γ/ζ) − log α
     return (log_alpha - temperature * math.log(-LOWEST / HIGHEST)).sigmoid()
 
 
@@ -141,7 +142,7 @@ class L0Linear(LinearMap):
 
     @torch.no_grad()
     def resample(self) -> None:
-        """Draw the noise anew that noise="held" keeps; call it where a sequence begins."""
+        """Redraw the noise that noise="held" keeps; call it at the start of each sequence."""
         self.held.copy_(logistic(self.held.to(self._wide)))
 
     def open_probability(self) -> Tensor:

@@ -1,7 +1,7 @@
 """Matrices with a penalty on the size of their entries, and exact zeros.
 
-The structure is soft: nothing is promised of the matrix, ``penalty()`` drives it and must stand in the loss, or
-``prox`` must follow every optimizer step in its place.
+The structure is soft: nothing is promised of the matrix. Add ``penalty()`` to the loss, or call ``prox`` after every
+optimizer step instead.
 """
 
 import math
@@ -97,8 +97,8 @@ class LassoLinearRELU(LinearMap):
     """y = x A + b with W = Aᵀ = max(u, 0) − max(v, 0) and the penalty γ Σ (max(u, 0) + max(v, 0)).
 
     The penalty has a constant slope up to zero, and what it pushes below stays exactly zero. ``prox(lr)`` after each
-    step of an SGD takes the place of the penalty; it ends at u, v >= 0, where an entry that is zero goes on learning.
-    Any matrix is assigned exactly, as its positive and negative part.
+    step of an SGD takes the place of the penalty; it ends at u, v >= 0, where an entry that is zero still has a
+    gradient. Any matrix is assigned exactly, as its positive and negative part.
 
     Args:
         in_features, out_features, bias, beings, device, dtype: as in :class:`LinearMap`.

@@ -27,8 +27,8 @@ class OrthogonalLinear(Invertible):
     determinant (−1)ᵏ det D is reached; ``reset_parameters`` draws D too (both determinants, W uniform over O(n)),
     ``assign`` sets it. A matrix that is not orthogonal is assigned as its polar factor, the nearest orthogonal one.
     With fewer reflectors the layer is cheaper and less expressive, and D = diag(1, ..., 1, ±1); ``assign`` is exact for
-    what such a layer can be, and otherwise brings home one by one the k axes that W moves farthest, which need not
-    give the nearest.
+    what such a layer can be, and otherwise reflects one by one the k axes that W moves farthest, which need not give
+    the nearest.
 
     Args:
         in_features, out_features, bias, beings, device, dtype: as in :class:`LinearMap`; the sizes must be equal.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from linnet.core.linear_map import LinearMap
-from linnet.maps.math.simplex import logit_spread, project_simplex, simplex_violation
+from linnet.maps.math.simplex import logit_spread, project_simplex, simplex_violation, softmax
 
 __all__ = ["RightStochasticLinear"]
 
@@ -44,8 +44,7 @@ class RightStochasticLinear(LinearMap):
         return {"logits": (self.out_features, self.in_features)}
 
     def _weight(self, logits: Tensor) -> Tensor:
-        p = logits.softmax(-2)  # row i of A is column i of W
-        return p / p.detach().sum(-2, keepdim=True)  # softmax adds up naively here: 1e-4 off for 300 000 outputs
+        return softmax(logits, -2)  # row i of A is column i of W
 
     def _assign(self, weight: Tensor) -> dict[str, Tensor]:
         a = project_simplex(weight.mT)  # (..., in, out)

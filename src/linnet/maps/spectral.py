@@ -15,9 +15,9 @@ class SpectralLinear(DiagonalCore):
     """y = x A + b with the singular values of A in [sigma_min, sigma_max], and as many reflections as asked for.
 
     As :class:`SVDLinear`, A = U diag(± s) Vᵀ, but the numbers of reflections in U and in V are options: they set the
-    cost and how far U and V reach, not the rank, for all min(in, out) singular values are still there. With
+    cost and the set of U and V that are reached, not the rank: there are min(in, out) singular values always. With
     min(in, out) reflectors each, every matrix with such singular values is reached and ``assign`` gives the nearest.
-    With fewer, ``assign`` takes over the largest singular values with their vectors, as many as there are reflectors on
+    With fewer, ``assign`` keeps the largest singular values with their vectors, as many as there are reflectors on
     both sides, and of the rest the diagonal; that need not be the nearest, even for a matrix that the layer can be.
 
     Args:

@@ -13,7 +13,7 @@ __all__ = ["SplitLinear"]
 
 
 class SplitLinear(LinearMap):
-    """y = x A + b with A = B − C and B, C >= 0, both at hand as ``layer.B`` and ``layer.C``.
+    """y = x A + b with A = B − C and B, C >= 0, which are ``layer.B`` and ``layer.C``.
 
     Every matrix is such a difference, so nothing is promised of A itself; B and C stay >= 0 whatever the optimizer
     does. Their entries are s·softplus(raw/s), s = 1/√in. A matrix is assigned as B = max(A, 0) + m and

@@ -22,7 +22,7 @@ class SymmetricSpectralLinear(DiagonalCore):
     may reach below 0; with sigma_min > 0, A is positive definite with condition number at most sigma_max / sigma_min.
     With n reflectors every such matrix is reached, and any matrix is assigned as its symmetric part with the
     eigenvalues clamped, the nearest in the Frobenius norm. With fewer, the layer is cheaper and Q reaches less far;
-    ``assign`` then takes over the eigenvalues farthest from their mean with their vectors, and of the rest the
+    ``assign`` then keeps the eigenvalues farthest from their mean with their vectors, and of the rest the
     diagonal, which need not be the nearest, even for a matrix that the layer can be.
 
     Args:

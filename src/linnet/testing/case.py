@@ -25,7 +25,7 @@ class ContractError(AssertionError):
 
 @dataclass(frozen=True)
 class Case:
-    """One layer class with the options, sizes, device and dtypes that a check shall build it with.
+    """One layer class with the options, sizes, device and dtypes that a check builds it with.
 
     Args:
         cls: the layer class.

@@ -102,7 +102,7 @@ def lyapunov_series(b: Tensor, x: Tensor) -> Tensor:
     Reference:
         R. A. Smith, Matrix equation XA + BX = C, 1968 (the doubling).
     """
-    # With the first m terms in X and B^m at hand, X + (B^m)ᵀ X B^m holds 2m terms.
+    # If X holds the first m terms, X + (B^m)ᵀ X B^m holds 2m.
     for _ in range(DOUBLINGS):
         x, b = x + b.mT @ x @ b, b @ b
     return x

@@ -253,9 +253,9 @@ def draw_reflections(shape: Sequence[int], generator: torch.Generator | None, li
 def greedy_reflections(q: Tensor, k: int) -> Tensor:
     """Vectors v, (..., k, n), with Q ≈ H₁⋯H_k, for an orthogonal Q, (..., n, n).
 
-    Each reflection brings home the unit vector that Q moves farthest, and with it lowers rank(Q − I) by one. So the
-    product is Q itself iff k reflections can give it: rank(Q − I) ≤ k, and an even number of them is left over, which
-    cancel in pairs (Cartan and Dieudonné).
+    Each reflection maps the image of the axis that Q moves farthest back to that axis, and lowers rank(Q − I) by one.
+    So the product is Q itself iff k reflections can give it: rank(Q − I) ≤ k, and an even number of them is left over,
+    which cancel in pairs (Cartan and Dieudonné).
     """
     identity = torch.eye(q.shape[-1], device=q.device, dtype=q.dtype)
     vectors = []

@@ -7,7 +7,7 @@ __all__ = ["relu_straight_through"]
 
 
 def relu_straight_through(x: Tensor) -> Tensor:
-    """max(x, 0), with the gradient of the identity: what is cut off goes on learning.
+    """max(x, 0), with the gradient of the identity: negative entries have a gradient too.
 
     Shape:
         - x: any

@@ -10,7 +10,7 @@ __all__ = ["logit_spread", "project_band", "project_l1", "project_simplex", "sim
 
 def softmax(logits: Tensor, dim: int) -> Tensor:
     """softmax whose sums are 1 up to rounding for any number of entries."""
-    # torch's softmax adds up naively: its sums are 1e-4 off for 300 000 entries. The correction is rounding alone, and
+    # torch's softmax sums term by term and is 1e-4 off for 300 000 entries. The correction is rounding alone, and
     # autograd need not see it.
     p = logits.softmax(dim)
     return p / p.detach().sum(dim, keepdim=True)
