@@ -188,10 +188,7 @@ def close(what: str, actual: Tensor, expected: Tensor | np.ndarray, *, rtol: flo
     allowed = (tolerance(actual.dtype) if rtol is None else rtol) * max(1.0, float(np.abs(reference).max()))
     with np.errstate(invalid="ignore"):  # inf - inf is NaN, and NaN is a difference
         difference = float(np.abs(found - reference).max())
-    expect(
-        difference <= allowed,
-        f"{what} differs by {difference:.2e} from the reference, at most {allowed:.2e} is allowed",
-    )
+    expect(difference <= allowed, f"{what} differs by {difference:.2e} from the reference (limit {allowed:.2e})")
 
 
 def same(what: str, actual: Tensor, expected: Tensor) -> None:
