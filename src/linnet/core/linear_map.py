@@ -137,6 +137,10 @@ class LinearMap(nn.Module, ABC):
         """Distance of W, float64, (..., out, in), from the promise, relative to the natural scale, (...)."""
         return weight.new_zeros(weight.shape[:-2])
 
+    def _product(self, x: Tensor, *args: Any, **raw: Any) -> Tensor:
+        """x, ([beings or 1,] batch, in), and the raw tensors -> x Wᵀ without forming W. Optional: forward uses it."""
+        raise NotImplementedError
+
     @classmethod
     def examples(cls) -> list[dict[str, Any]]:
         """Option dicts that the contract tests run; where only some sizes fit, in_features and out_features too."""
@@ -187,11 +191,13 @@ class LinearMap(nn.Module, ABC):
         return Materialized(self)
 
     def forward(self, input: Tensor) -> Tensor:
+        if type(self)._product is not LinearMap._product:
+            return self._matrix_free(input, self._product)
         check_input(input, self.in_features, self.beings)
         return affine(input, self.weight, self.bias)
 
     def _matrix_free(self, input: Tensor, product: Callable[..., Tensor]) -> Tensor:
-        """A forward that never forms W: ``product(x, **raw)`` gives x Wᵀ for x of shape ([beings or 1,] batch, in)."""
+        """A forward that never forms W: ``product`` is as :meth:`_product`."""
         return matrix_free(self, input, product)
 
     def reset_parameters(self, *, seeds: int | Sequence[int] | None = None) -> None:

@@ -86,9 +86,6 @@ class BlockDiagonalLinear(Invertible):
         block_of_column, column = split_evenly(self.in_features, b, device)
         return block_of_row.unsqueeze(-1) == block_of_column, ((block_of_row * s + row) * p).unsqueeze(-1) + column
 
-    def forward(self, input: Tensor) -> Tensor:
-        return self._matrix_free(input, self._product)
-
     def _product(self, x: Tensor, entries: Tensor) -> Tensor:
         # All blocks have the size of the largest, so that one batched product serves them all.
         b, s, p = entries.shape[-3:]

@@ -217,9 +217,6 @@ class ButterflyLinear(LinearMap):
         w = w[..., : self.out_features // parts, : self.in_features // parts]
         return _as_real_matrix(w) if self.complex else w
 
-    def forward(self, input: Tensor) -> Tensor:
-        return self._matrix_free(input, self._product)
-
     def _product(self, x: Tensor, twiddle: Tensor) -> Tensor:
         x = torch.complex(x[..., 0::2], x[..., 1::2]) if self.complex else x
         x = F.pad(x, (0, self._n - x.shape[-1])) if x.shape[-1] < self._n else x

@@ -110,9 +110,6 @@ class CirculantLinear(Invertible):
     def _weight(self, kernel: Tensor) -> Tensor:
         return circulant(kernel)
 
-    def forward(self, input: Tensor) -> Tensor:
-        return self._matrix_free(input, self._product)
-
     def _product(self, x: Tensor, kernel: Tensor) -> Tensor:
         if self.beings is None and eager():
             return _Convolve.apply(x, kernel)

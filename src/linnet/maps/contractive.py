@@ -97,9 +97,6 @@ class ContractiveLinear(LinearMap):
     def _product(self, x: Tensor, u_vectors: Tensor, v_vectors: Tensor, angles: Tensor, signs: Tensor) -> Tensor:
         return svd_product(x, u_vectors, signs * sine_to_interval(angles, 0.0, self.bound), v_vectors)
 
-    def forward(self, input: Tensor) -> Tensor:
-        return self._matrix_free(input, self._product)
-
     def _assign(self, weight: Tensor) -> dict[str, Tensor]:
         u, v, s = svd_factors(weight, self.u_vectors.shape[-2], self.v_vectors.shape[-2])
         angles = angle_of(s.abs(), 0.0, self.bound, self.angles.dtype)

@@ -58,9 +58,6 @@ class IdentityLinear(LinearMap):
     def _pays_dense(self) -> bool:
         return False
 
-    def forward(self, input: Tensor) -> Tensor:
-        return self._matrix_free(input, self._product)
-
     def _product(self, x: Tensor, anchor: Tensor) -> Tensor:
         y = F.pad(x[..., : self.out_features], (0, max(0, self.out_features - self.in_features)))
         return y.expand(*self.leading, *y.shape[-2:]).contiguous()  # an output that may be changed in place

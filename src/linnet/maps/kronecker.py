@@ -95,9 +95,6 @@ class KroneckerLinear(Invertible):
     def _weight(self, first: Tensor, second: Tensor) -> Tensor:
         return kronecker(first, second)
 
-    def forward(self, input: Tensor) -> Tensor:
-        return self._matrix_free(input, self._product)
-
     def _product(self, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
         # (A₁ ⊗ A₂) is applied to x, read as an i₁ × i₂ matrix X, as A₁ᵀ X A₂: two small products, by A₂ and then by A₁.
         i, i2 = first.shape[-1], second.shape[-1]

@@ -179,9 +179,6 @@ class L0Linear(LinearMap):
     def _pays_dense(self) -> bool:
         return not (self.training and self.noise == "sample")  # every sample has a matrix of its own
 
-    def forward(self, input: Tensor) -> Tensor:
-        return self._matrix_free(input, self._product)
-
     def _product(self, x: Tensor, entries: Tensor, log_alpha: Tensor, held: Tensor) -> Tensor:
         if not self.training:
             return x @ self._weight(entries, log_alpha, held).mT

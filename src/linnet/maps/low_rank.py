@@ -80,9 +80,6 @@ class LowRankLinear(LinearMap):
     def _product(self, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
         return (x @ down.mT) @ up.mT
 
-    def forward(self, input: Tensor) -> Tensor:
-        return self._matrix_free(input, self._product)
-
     def _assign(self, weight: Tensor) -> dict[str, Tensor]:
         r = self.down.shape[-2]
         u, s, vh = torch.linalg.svd(weight, full_matrices=False)

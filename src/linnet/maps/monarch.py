@@ -80,9 +80,6 @@ class MonarchLinear(LinearMap):
     def _weight(self, first: Tensor, second: Tensor) -> Tensor:
         return monarch(first, second)[..., : self.out_features, : self.in_features]
 
-    def forward(self, input: Tensor) -> Tensor:
-        return self._matrix_free(input, self._product)
-
     def _product(self, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
         missing = first.shape[-3] * first.shape[-1] - self.in_features
         x = F.pad(x, (0, missing)) if missing else x

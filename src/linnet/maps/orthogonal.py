@@ -97,9 +97,6 @@ class OrthogonalLinear(Invertible):
     def _product(self, x: Tensor, vectors: Tensor, signs: Tensor) -> Tensor:
         return householder_product(x * signs.unsqueeze(-2), vectors)  # x D H₁⋯H_k
 
-    def forward(self, input: Tensor) -> Tensor:
-        return self._matrix_free(input, self._product)
-
     def _solve(self, y: Tensor, raw: dict[str, Tensor]) -> Tensor:
         rows = y.unsqueeze(-2)  # (*, [beings,] 1, n): a row of its own for each matrix
         if self.beings is None:  # one matrix for all rows

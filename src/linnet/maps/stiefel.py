@@ -62,9 +62,6 @@ class StiefelLinear(LinearMap):
             return householder_product(F.pad(x * signs.unsqueeze(-2), (0, n - r)), vectors.flip(-2))
         return householder_product(x, vectors)[..., :r] * signs.unsqueeze(-2)
 
-    def forward(self, input: Tensor) -> Tensor:
-        return self._matrix_free(input, self._product)
-
     def _assign(self, weight: Tensor) -> dict[str, Tensor]:
         tall = weight if self.out_features >= self.in_features else weight.mT
         u, _, vh = torch.linalg.svd(tall, full_matrices=False)

@@ -74,9 +74,6 @@ class SymplecticLinear(LinearMap):
     def _product(self, x: Tensor, factors: Tensor) -> Tensor:
         return transform(x, factors)
 
-    def forward(self, input: Tensor) -> Tensor:
-        return self._matrix_free(input, self._product)
-
     def inverse(self, output: Tensor) -> Tensor:
         """The input that gives this output: the same products with −S in the opposite order.
 

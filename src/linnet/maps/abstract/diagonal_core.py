@@ -49,9 +49,6 @@ class DiagonalCore(Invertible, catalogue=False):
     def _product(self, x: Tensor, **raw: Tensor) -> Tensor:
         return svd_product(x, *self._parts(**raw))
 
-    def forward(self, input: Tensor) -> Tensor:
-        return self._matrix_free(input, self._product)
-
     def _assign(self, weight: Tensor) -> dict[str, Tensor]:
         raw = self.raw_tensors()
         u, v, s = svd_factors(weight, raw["u_vectors"].shape[-2], raw["v_vectors"].shape[-2])
