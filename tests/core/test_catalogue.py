@@ -82,8 +82,8 @@ def test_find_layer_takes_names_and_places():
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("orthogonl", "unknown layer 'orthogonl'; did you mean 'orthogonal'"),
-        ("Orthogonal", "did you mean 'orthogonal'"),
+        ("orthogonl", "unknown layer 'orthogonl'; did you mean 'orthogonal'?"),
+        ("Orthogonal", "did you mean 'orthogonal'?"),
         ("xyzzy", "unknown layer 'xyzzy'; use package.module:Class or one of linear, "),
         ("", "use package.module:Class or one of linear, "),
         ("no.such.module:Layer", "No module named 'no'"),

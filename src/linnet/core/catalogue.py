@@ -26,7 +26,7 @@ def find_layer(name: str) -> type[LinearMap]:
     """The layer class of a short name, or of ``package.module:Class``.
 
     Raises:
-        ValueError: there is no such layer; the message suggests the nearest names.
+        ValueError: there is no such layer; the message suggests the nearest name.
 
     Example:
         >>> find_layer("symmetric").__name__
@@ -35,9 +35,8 @@ def find_layer(name: str) -> type[LinearMap]:
     if name in REGISTRY:
         return REGISTRY[name]
     if ":" not in name:
-        nearest = [repr(known) for known in difflib.get_close_matches(name, REGISTRY, n=3, cutoff=0.5)]
-        if nearest:
-            raise ValueError(f"unknown layer {name!r}; did you mean {' or '.join(nearest)}?")
+        for nearest in difflib.get_close_matches(name, REGISTRY, n=1, cutoff=0.5):
+            raise ValueError(f"unknown layer {name!r}; did you mean {nearest!r}?")
         raise ValueError(f"unknown layer {name!r}; use package.module:Class or one of {', '.join(REGISTRY)}")
     module_name, _, class_name = name.partition(":")
     try:
