@@ -18,6 +18,7 @@ from linnet.core.being import Spread as Spread
 from linnet.core.catalogue import catalogue as catalogue
 from linnet.core.catalogue import find_layer as find_layer
 from linnet.core.frozen import Materialized as Materialized
+from linnet.core.frozen import cached as cached
 from linnet.core.frozen import frozen as frozen
 from linnet.core.linear import Linear as Linear
 from linnet.core.linear_map import LinearMap as LinearMap
@@ -238,6 +239,7 @@ __all__ = [
     "Wiring",
     "activation_memory",
     "bake",
+    "cached",
     "catalogue",
     "clip_beings_",
     "constrain",

@@ -288,8 +288,8 @@ def mnist(tmp_path):
 
 
 MISTAKES = {
-    "unknown layer": (r"did you mean orthogonal", "--layer", "ortogonal"),
-    "unknown class": ("importable", "--layer", "nowhere.at.all:Class"),
+    "unknown layer": (r"unknown layer 'ortogonal'; did you mean 'orthogonal'", "--layer", "ortogonal"),
+    "unknown class": ("cannot import layer 'nowhere", "--layer", "nowhere.at.all:Class"),
     "unknown option": ("Options of orthogonal are beings, bias, reflectors", "--layer", "orthogonal:reflectrs=3"),
     "ill-typed value": ("must be an integer or none, got 'x'", "--layer", "orthogonal:reflectors=x"),
     "wrong value": ("reflectors", "--layer", "orthogonal:reflectors=999"),

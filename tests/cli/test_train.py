@@ -107,12 +107,12 @@ def test_options_are_read_as_their_types(text, options):
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ("orthogona", r"did you mean orthogonal"),
-        ("orthogona:reflectors=3", "importable as package.module:Class"),
-        ("orthogona:", r"did you mean orthogonal"),
-        ("nowhere.mod:Class", "importable"),
-        (f"{__name__}:Nothing", "importable"),
-        ("torch.nn:Linear", "LinearMap class"),
+        ("orthogona", "unknown layer 'orthogona'; did you mean 'orthogonal'"),
+        ("orthogona:reflectors=3", "cannot import layer"),
+        ("orthogona:", "did you mean 'orthogonal'"),
+        ("nowhere.mod:Class", "cannot import layer"),
+        (f"{__name__}:Nothing", "cannot import layer"),
+        ("torch.nn:Linear", "must be a subclass of LinearMap"),
         ("linnet.wide:WideLinear", r"\(in_features, out_features, ...\)"),
         ("linear:reflectors=3", "Options of linear are beings, bias, got 'reflectors'"),
         ("orthogonal:reflectors=many", "orthogonal: reflectors must be an integer or none, got 'many'"),
@@ -128,8 +128,8 @@ def test_options_are_read_as_their_types(text, options):
         (f"{TOY}:mode=medium", "fast or slow"),
         (f"{TOY}:thing=5", "must be none"),
         (f"{TOY}:rate=x", "a number or none|none or a number"),
-        ("", "must be in the catalogue"),
-        (":", "must be in the catalogue|importable"),
+        ("", "unknown layer ''"),
+        (":", "unknown layer|cannot import layer"),
     ],
 )
 def test_layers_that_are_refused(text, match):

@@ -85,7 +85,7 @@ def test_replace_refuses_what_it_cannot_do_well():
     model = Model()
     with pytest.raises(ValueError, match=r"where must match at least one nn.Linear of the model, got 'decoder\.\*'"):
         replace(model, "symmetric", where="decoder.*")
-    with pytest.raises(ValueError, match="did you mean symmetric"):
+    with pytest.raises(ValueError, match="unknown layer 'symetric'; did you mean 'symmetric'"):
         replace(model, "symetric")
     with pytest.raises(TypeError, match="must be a LinearMap class"):
         replace(model, nn.Bilinear)

@@ -1,4 +1,4 @@
-"""frozen(model) and materialize(): one matrix for many products, never stale, differentiable as often as wanted."""
+"""frozen(model) and materialize(): one matrix for many products, always up to date, differentiable at will."""
 
 import copy
 import gc
@@ -50,6 +50,10 @@ def test_a_frozen_layer_is_the_same_function_with_the_same_gradients(name, being
                 assert (a is None) == (b is None)
                 if a is not None:
                     torch.testing.assert_close(a, b)
+
+
+def test_cached_is_frozen_by_another_name():
+    assert linnet.cached is linnet.frozen
 
 
 def test_w_is_computed_once(count):

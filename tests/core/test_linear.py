@@ -1,6 +1,7 @@
-"""linear.py and beings.py, as far as it is not the same for every layer."""
+"""Linear, LinearMap and Being, as far as it is not the same for every layer."""
 
 import copy
+import inspect
 import pickle
 
 import numpy as np
@@ -27,6 +28,17 @@ from linnet import (
 )
 from linnet.core.affine import affine
 from linnet.core.checks import check_positive
+from linnet.testing import (
+    check_assign,
+    check_constructor,
+    check_copy,
+    check_factory,
+    check_forward,
+    check_layer,
+    check_meta,
+    check_seeds,
+    check_state_dict,
+)
 
 # ----------------------------------------------------------------------------------------- Linear is nn.Linear
 
@@ -215,6 +227,59 @@ def test_an_attribute_error_inside_the_weight_is_told_as_it_is():
         Typo()(torch.ones(2))
 
 
+class Scaled(LinearMap, catalogue=False):
+    """A = s a, with a free and the sign s drawn: shapes and no constructor."""
+
+    fixed = ("sign",)
+
+    def _shapes(self):
+        return {"entries": (self.out_features, self.in_features), "sign": (1,)}
+
+    def _weight(self, entries, sign):
+        return entries * sign.unsqueeze(-1)
+
+    def _assign(self, weight):
+        return {"entries": weight, "sign": torch.ones_like(weight[..., 0, :1])}
+
+    def _draw(self, raw, generator):
+        raw["entries"].normal_(generator=generator)
+        raw["sign"].bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
+
+
+class ByHand(Scaled, catalogue=False):
+    """The same with a constructor that makes the tensors and draws them."""
+
+    def __init__(self, in_features, out_features, bias=True, *, beings=None, device=None, dtype=None):
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+        shape = (*self.leading, out_features, in_features)
+        self.entries = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        self.register_buffer("sign", torch.empty(*self.leading, 1, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def _shapes(self):
+        return {}
+
+
+@pytest.mark.parametrize("beings", [None, 3])
+@pytest.mark.parametrize("bias", [True, False])
+def test_shapes_take_the_place_of_a_constructor(beings, bias):
+    drawn = []
+    for cls in (Scaled, ByHand):
+        torch.manual_seed(0)
+        drawn.append(cls(4, 3, bias, beings=beings, dtype=torch.float64))
+    ours, theirs = drawn
+    assert list(ours.state_dict()) == list(theirs.state_dict()) == ["bias"] * bias + ["entries", "sign"]
+    assert [name for name, _ in ours.named_parameters()] == ["bias"] * bias + ["entries"]
+    assert all(torch.equal(tensor, theirs.state_dict()[name]) for name, tensor in ours.state_dict().items())
+    assert inspect.signature(Scaled) == inspect.signature(LinearMap)
+
+
+@pytest.mark.parametrize("cls", [Scaled, ByHand])
+def test_both_kinds_of_layer_keep_the_contract(cls):
+    construction = [check_constructor, check_factory, check_meta, check_seeds]
+    check_layer(cls, checks=[*construction, check_forward, check_copy, check_state_dict, check_assign])
+
+
 def test_repr_shows_options_that_differ_from_the_default_also_after_pickling():
     assert repr(OrthogonalLinear(4, 4)) == "OrthogonalLinear(in_features=4, out_features=4, bias=True)"
     layer = OrthogonalLinear(4, 4, False, reflectors=2, beings=3)
@@ -276,7 +341,7 @@ def test_from_linears_refuses_a_mixture():
     ):
         with pytest.raises(ValueError, match="from_linears needs maps of one kind"):
             Linear.from_linears([nn.Linear(3, 2), other])
-    with pytest.raises(ValueError, match="none given"):
+    with pytest.raises(ValueError, match=r"at least one nn\.Linear, got none"):
         Linear.from_linears([])
 
 
@@ -321,7 +386,8 @@ def test_shape_errors_name_both_shapes_and_the_way_out():
     with pytest.raises(ValueError, match=r"shape \(\*, in_features=3\), got \(2, 4\)"):
         Linear(3, 2)(torch.ones(2, 4))
     with pytest.raises(
-        ValueError, match=r"beings=5 or 1, in_features=3\), got \(8, 3\).*x\[:, None\], or linnet.Spread"
+        ValueError,
+        match=r"beings=5 or 1, in_features=3\), got \(8, 3\); .*pass x\[:, None\] or put linnet.Spread\(\) in front",
     ):
         Linear(3, 2, beings=5)(torch.ones(8, 3))
     with pytest.raises(ValueError, match="never_zero must be a positive integer, got 0"):
@@ -412,7 +478,7 @@ def test_indices_must_be_integers_in_range(bad):
 
 def test_what_needs_a_population_says_so():
     for call in (lambda m: m.get_single(0), lambda m: m.clone_being(0, 0), lambda m: m.to_linears()):
-        with pytest.raises(ValueError, match=r"needs a population \(beings=n\), got Linear"):
+        with pytest.raises(ValueError, match=r"must be a population \(beings=n\), got Linear"):
             call(Linear(3, 2))
     with pytest.raises(ValueError, match="to_linears"):
         Linear(3, 2, beings=2).to_linear()

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 import linnet
 from linnet import SchurDecompositionLinear, tolerance
 from linnet.maps.math.schur import (
-    in_blocks,
+    equalize_diagonals,
     inside_ball,
     inside_ball_raw,
     invariant_pairs,
-    level,
+    repeat_for_rows,
     rotation_parts,
     rotations,
 )
@@ -189,14 +189,14 @@ def test_blocks_and_their_parts(n):
     assert np.array_equal(found.numpy(), expected)
     for part, given_ in zip(rotation_parts(found), (cos, sin), strict=True):
         assert np.allclose(part.numpy(), given_)
-    assert in_blocks(torch.from_numpy(cos), n).tolist() == np.diag(expected).tolist()
+    assert repeat_for_rows(torch.from_numpy(cos), n).tolist() == np.diag(expected).tolist()
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 8])
 def test_invariant_pairs_give_a_real_schur_form_with_level_blocks(n):
     a = torch.from_numpy(np.random.default_rng(n).normal(size=(n, n)))
     basis, moduli = invariant_pairs(a)
-    q = level(torch.linalg.qr(basis)[0], a)
+    q = equalize_diagonals(torch.linalg.qr(basis)[0], a)
     t = (q.mT @ a @ q).numpy()
     block = np.arange(n) // 2
     assert np.abs(t[block[:, None] > block]).max(initial=0) < 1e-9

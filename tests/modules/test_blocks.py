@@ -75,7 +75,7 @@ def test_activations_with_parameters_belong_to_one_being():
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="depth must be a positive integer, got 0"):
         MLP(6, 8, 5, depth=0)
-    with pytest.raises(ValueError, match="did you mean symmetric"):
+    with pytest.raises(ValueError, match="unknown layer 'symetric'; did you mean 'symmetric'"):
         MLP(6, 8, 5, layer="symetric")
     with pytest.raises(ValueError, match="hidden_size"):
         MLP(6, 0, 5)

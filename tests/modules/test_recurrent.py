@@ -187,7 +187,7 @@ def test_as_a_module():
             "tanh, relu or a callable, got 'sigmoid'",
         ),
         (lambda: RNN(3, 5, input_map="orthogonal"), "in_features must equal out_features, got 3 and 5"),
-        (lambda: RNN(3, 5, hidden_map="ortogonal"), "did you mean orthogonal"),
+        (lambda: RNN(3, 5, hidden_map="ortogonal"), "unknown layer 'ortogonal'; did you mean 'orthogonal'"),
         (
             lambda: RNN(3, 5)(torch.randn(3)),
             r"\(length, \[batch,\] input_size\), got \(3,",

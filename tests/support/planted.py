@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from linnet import LinearMap
+from linnet.core import conversion
 from linnet.core.affine import affine
 
 
@@ -407,7 +408,7 @@ class DetachedPenalty(Toy, catalogue=False):
         return self.root.detach().square().sum()
 
 
-# ------------------------------------------------------------------------------------------------------------ the doors
+# ---------------------------------------------------------------------------------------------------------- conversion
 
 
 class ExportsAView(Toy, catalogue=False):
@@ -417,17 +418,17 @@ class ExportsAView(Toy, catalogue=False):
         return plain
 
 
-class DoorDrawsNumbers(Toy, catalogue=False):
+class DrawsNumbersInConversion(Toy, catalogue=False):
     @classmethod
     def from_linear(cls, linear, **options):
         torch.rand(1)
         return super().from_linear(linear, **options)
 
 
-class DoorFreezes(Toy, catalogue=False):
+class FreezesInConversion(Toy, catalogue=False):
     @torch.no_grad()
     def to_linear(self):
-        return LinearMap.to_linear.__wrapped__(self)
+        return conversion.to_linear.__wrapped__(self)
 
 
 class SpectrumOfTheParameter(Toy, catalogue=False):

@@ -14,6 +14,7 @@ from linnet.convert.constrain import Constrained
 from linnet.convert.lazy import LazyMap
 from linnet.core.catalogue import find_layer
 from linnet.core.checks import hooked
+from linnet.core.conversion import from_linear
 from linnet.core.linear import Linear
 from linnet.core.linear_map import LinearMap
 from linnet.modules.pointwise import Pointwise, as_linear, is_pointwise
@@ -266,8 +267,8 @@ def _converted(
     if is_pointwise(old):
         old = as_linear(old)
     if from_weights:
-        new = cls._like([old], None, options)  # from_linear() would not return the distance
-        return new, float(new._take(old.weight, old.bias))
+        new, moved = from_linear(cls, old, options)
+        return new, float(moved)
     return cls(old.in_features, old.out_features, old.bias is not None, **factory, **options).train(old.training), None
 
 

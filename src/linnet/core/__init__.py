@@ -1,1 +1,1 @@
-"""What a linear map is: the contract, the catalogue, the matrix kept; no family is known here."""
+"""What every linear map is made of: contract, catalogue, populations, cached matrices; no family is known here."""

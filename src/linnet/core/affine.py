@@ -11,8 +11,8 @@ from linnet.core.autograd import eager, through_reference
 __all__ = ["affine", "product", "product_reference", "product_rows"]
 
 COLUMNS_FROM, CACHED, LARGE = 16, 2**22, 2**13
-"""Samples from which columns are faster than rows, weights that stay in a cache, and those from which a backward by
-hand is worth its call: measured in float32 on a CPU."""
+"""The number of samples from which columns are faster than rows, the number of weights that stay in a cache, and the
+number from which a hand-written backward is worth its call: measured in float32 on a CPU."""
 
 
 def affine(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -71,7 +71,7 @@ def _padded(x: Tensor, weight: Tensor, *bias: Tensor) -> Tensor:
 
 
 class _Product(torch.autograd.Function):
-    """The product of rows, whose own gradient of W would be made transposed, and copied."""
+    """The product with samples as rows; the backward of torch's operators would make dL/dW transposed and copy it."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""What every hand-written backward of this package shares: where it may run, and gradients of gradients.
+"""What all hand-written backwards share: where they may run, and gradients of gradients.
 
 Each fused function stands beside a reference, the same function in operations that autograd sees. The fused one serves
 ordinary forwards and backwards in eager mode; everything else (compilation, export, the transforms of torch.func,

@@ -1,7 +1,8 @@
-"""The beings axis: one being looked at alone, one batch spread to all, rows of beings copied."""
+"""The beings axis: one being looked at or taken out, one batch spread to all, rows of beings copied."""
 
+import copy
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +10,11 @@ from torch import Tensor, nn
 from linnet.core.affine import affine
 from linnet.core.checks import check_input
 from linnet.core.dense import dense, plain_linear
+from linnet.core.protocols import Map
 
-if TYPE_CHECKING:
-    from linnet.core.linear_map import LinearMap
+__all__ = ["Being", "Spread", "copy_beings", "extract", "indices"]
 
-__all__ = ["Being", "Spread", "copy_beings", "indices"]
+M = TypeVar("M", bound=Map)
 
 
 class Being(nn.Module):
@@ -38,7 +39,7 @@ class Being(nn.Module):
         (torch.Size([7, 2]), 0)
     """
 
-    def __init__(self, population: "LinearMap", index: int) -> None:
+    def __init__(self, population: Map, index: int) -> None:
         super().__init__()
         self._source = (population,)  # inside a tuple the population is not registered as a child
         self.index = index
@@ -109,14 +110,28 @@ def copy_beings(
     """Overwrite beings with others in every tensor (beings, ...), all at once.
 
     Raises:
-        ValueError: an index is out of range, or the destinations are not as many as the sources and each another.
+        ValueError: an index is out of range, the numbers of sources and destinations differ, or a destination repeats.
     """
     src, dst = (indices(index, beings) for index in (source, destination))
     if src.shape != dst.shape or dst.unique().numel() != dst.numel():
         raise ValueError(
-            "clone_being needs as many sources as destinations, and each destination once, "
+            "clone_being needs as many destinations as sources, and each destination once, "
             f"got {src.tolist()} -> {dst.tolist()}"
         )
     with torch.no_grad():
         for tensor in rows:
             tensor.index_copy_(0, dst.to(tensor.device), tensor.index_select(0, src.to(tensor.device)))
+
+
+def extract(population: M, index: int) -> M:
+    """One being as an independent map of the same class: a deep copy with one row of each tensor."""
+    i = int(indices(index, population._population()))
+    memo: dict[int, Any] = {}
+    for name, tensor in (*population._parameters.items(), *population._buffers.items()):
+        if tensor is not None and (name in population._parameters or population._leads(name)):
+            row = tensor.detach()[i].clone()
+            learned = isinstance(tensor, nn.Parameter)
+            memo[id(tensor)] = nn.Parameter(row, tensor.requires_grad) if learned else row
+    alone = copy.deepcopy(population, memo)
+    alone.beings = None
+    return alone

@@ -26,7 +26,7 @@ def find_layer(name: str) -> type[LinearMap]:
     """The layer class of a short name, or of ``package.module:Class``.
 
     Raises:
-        ValueError: there is no such layer; the message gives the nearest names.
+        ValueError: there is no such layer; the message suggests the nearest name.
 
     Example:
         >>> find_layer("symmetric").__name__
@@ -35,15 +35,14 @@ def find_layer(name: str) -> type[LinearMap]:
     if name in REGISTRY:
         return REGISTRY[name]
     if ":" not in name:
-        nearest = difflib.get_close_matches(name, REGISTRY, n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(nearest)}?" if nearest else f"known are {', '.join(REGISTRY)}"
-        raise ValueError(f"A layer must be in the catalogue or a package.module:Class, got {name!r} ({hint})")
+        for nearest in difflib.get_close_matches(name, REGISTRY, n=1, cutoff=0.5):
+            raise ValueError(f"unknown layer {name!r}; did you mean {nearest!r}?")
+        raise ValueError(f"unknown layer {name!r}; use package.module:Class or one of {', '.join(REGISTRY)}")
     module_name, _, class_name = name.partition(":")
     try:
         cls = getattr(importlib.import_module(module_name), class_name)
-    except Exception as error:  # whatever a module of somebody else's may raise
-        why = f"{type(error).__name__}: {error}"
-        raise ValueError(f"A layer must be importable as package.module:Class, got {name!r} ({why})") from error
+    except Exception as error:  # importing runs the user's code, which may raise anything
+        raise ValueError(f"cannot import layer {name!r}: {type(error).__name__}: {error}") from error
     if not (isinstance(cls, type) and issubclass(cls, LinearMap)) or inspect.isabstract(cls):
-        raise ValueError(f"A layer must be a LinearMap class that is not abstract, got {name!r} is {cls!r}")
+        raise ValueError(f"layer {name!r} must be a subclass of LinearMap that is not abstract, got {cls!r}")
     return cls

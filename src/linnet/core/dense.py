@@ -6,6 +6,7 @@ from torch import Tensor, nn
 __all__ = ["LARGEST_DENSE", "dense", "plain_linear"]
 
 LARGEST_DENSE = 10**8
+"""Entries up to which a sparse matrix is made dense: 400 MB in float32."""
 
 
 def dense(weight: Tensor) -> Tensor:
@@ -19,7 +20,7 @@ def dense(weight: Tensor) -> Tensor:
     if weight.numel() > LARGEST_DENSE:
         raise ValueError(
             f"A sparse matrix must have at most {LARGEST_DENSE:,} entries to be made dense, "
-            f"got {tuple(weight.shape)} has {weight.numel():,}"
+            f"got {weight.numel():,} in shape {tuple(weight.shape)}"
         )
     return weight.to_dense()
 

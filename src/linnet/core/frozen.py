@@ -1,13 +1,13 @@
-"""One matrix for many products: W is computed once, and again only when a parameter changes.
+"""The matrix of a map cached: W is computed once, and again only after a parameter has changed.
 
 A recurrent net multiplies by the same W at every step; computing W each time can cost a hundred times the product.
 :class:`Materialized` holds W for one layer, :func:`frozen` does the same for all layers of a model.
 
-When W is stale. Most changes raise a tensor's version counter: optimizer steps, ``load_state_dict``, ``assign``, any
-in-place operation. ``.to()``, ``load_state_dict(assign=True)`` and a new Parameter change the tensor or its memory.
-Optimizers with ``fused=True`` do neither, so every step of any optimizer counts too, through torch's global hook. What
-nothing reveals is an edit through ``.data`` (``p.data.mul_(2)``, ``vector_to_parameters``): inside :func:`frozen` that
-is not supported.
+When W is out of date. Most changes raise a tensor's version counter: optimizer steps, ``load_state_dict``, ``assign``,
+any in-place operation. ``.to()``, ``load_state_dict(assign=True)`` and a new Parameter change the tensor or its memory.
+Optimizers with ``fused=True`` do neither, so every step of any optimizer counts too, through torch's global hook.
+Nothing reveals an edit through ``.data`` (``p.data.mul_(2)``, ``vector_to_parameters``): inside :func:`frozen` such
+edits are not supported.
 
 How W is differentiated. W hangs in autograd's graph as one node that keeps the graph of its own computation, so two
 forwards can be followed by two backwards, each of which passes through that computation once.
@@ -16,7 +16,7 @@ forwards can be followed by two backwards, each of which passes through that com
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +25,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from linnet.core.affine import affine
 from linnet.core.autograd import eager
 from linnet.core.checks import check_input
+from linnet.core.protocols import Map
 
-if TYPE_CHECKING:
-    from linnet.core.linear_map import LinearMap
-
-__all__ = ["Materialized", "frozen", "held", "sequence_matrix"]
+__all__ = ["Materialized", "cached", "frozen", "held", "sequence_matrix"]
 
 _FROZEN: ContextVar[tuple[dict[int, "Materialized"], ...]] = ContextVar("frozen", default=())
 _STEPS = [0]  # optimizer steps of this process, counted from the first Materialized on
@@ -54,7 +52,7 @@ class _Once(torch.autograd.Function):
         if higher:
             if ctx.versions != [tensor._version for tensor in ctx.raw]:
                 raise RuntimeError(
-                    "A parameter must stay as it is between forward and backward, got it was modified in place"
+                    "a parameter was modified in place between forward and backward; call backward before the change"
                 )
             weight, aliases = _graph(ctx.build, ctx.raw)
         if not weight.requires_grad:
@@ -74,9 +72,9 @@ def _graph(build: Callable[..., Tensor], raw: tuple[Tensor, ...]) -> tuple[Tenso
 
 
 class _Kept:
-    """W, and what tells whether it is still that of its layer."""
+    """W, and what tells whether it is up to date: the identity, memory and version of each raw tensor."""
 
-    def __init__(self, layer: "LinearMap", weight: Tensor) -> None:
+    def __init__(self, layer: Map, weight: Tensor) -> None:
         if not _HOOKS:
             _HOOKS.append(register_optimizer_step_post_hook(_count_step))
         self.weight = weight
@@ -91,10 +89,10 @@ class _Kept:
             self.seen = [(name, t, t.detach(), t._version, t.dtype, t.requires_grad) for name, t in raw.items()]
         self.version = None if weight.is_inference() else weight._version
 
-    def fresh(self, layer: "LinearMap") -> bool:
+    def fresh(self, layer: Map) -> bool:
         if self.traceless or self.steps != _STEPS[0] or self.noise != (layer.noisy and layer.training):
             return False
-        if self.version is not None and self.weight._version != self.version:  # somebody wrote into W
+        if self.version is not None and self.weight._version != self.version:  # W itself was written to
             return False
         parameters, buffers = layer._parameters, layer._buffers
         for name, tensor, alias, version, dtype, requires_grad in self.seen:
@@ -137,7 +135,7 @@ class Materialized:
         torch.Size([2, 8])
     """
 
-    def __init__(self, layer: "LinearMap") -> None:
+    def __init__(self, layer: Map) -> None:
         self.layer = layer
         self._kept: dict[tuple[bool, bool], _Kept] = {}
 
@@ -157,7 +155,7 @@ class Materialized:
         return self.product(input) if self.layer._pays_dense() else self.layer(input)
 
     def product(self, input: Tensor) -> Tensor:
-        """x Wᵀ + b with W at hand, for any layer."""
+        """x Wᵀ + b with the W computed once, for any layer."""
         check_input(input, self.layer.in_features, self.layer.beings)
         return affine(input, self.weight, self.layer.bias)
 
@@ -169,7 +167,7 @@ class Materialized:
         return _Once.apply(lambda *tensors: realized(dict(zip(names, tensors, strict=True))), *raw.values())
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"layer": self.layer, "_kept": {}}  # copies and pickles make W anew
+        return {"layer": self.layer, "_kept": {}}  # copies and pickles compute W again
 
     def __repr__(self) -> str:
         return f"Materialized({self.layer})"
@@ -180,9 +178,10 @@ def frozen(model: nn.Module) -> Iterator[None]:
     """Within this context every map of ``model`` computes its matrix once, and again only after a parameter changed.
 
     For loops that call the same layers many times between two optimizer steps: recurrent nets, rollouts, evaluation.
+    ``linnet.cached`` is the same function under another name: nothing is frozen in the sense of ``requires_grad``.
     Training inside the context is fine: a step of any optimizer (``fused=True`` too), ``.to()``, ``load_state_dict``
-    and ``assign`` make W anew, and two forwards may be followed by two backwards. Not supported is an edit through
-    ``.data``, in-place collectives of ``torch.distributed`` and fused functional optimizers, which leave no trace. A
+    and ``assign`` recompute W, and two forwards may be followed by two backwards. Edits through ``.data``, in-place
+    collectives of ``torch.distributed`` and fused functional optimizers leave no trace and are not supported. A
     region under activation checkpointing must be run forward and backward inside the context, or both outside. Under
     ``torch.compile`` and the transforms of ``torch.func`` nothing is kept. The memory of W, and with gradients that of
     its graph, is held until the context ends.
@@ -206,7 +205,10 @@ def frozen(model: nn.Module) -> Iterator[None]:
         _FROZEN.set(tuple(other for other in _FROZEN.get() if other is not mine))
 
 
-def held(layer: "LinearMap") -> Materialized | None:
+cached = frozen
+
+
+def held(layer: Map) -> Materialized | None:
     """The matrix that :func:`frozen` keeps for ``layer`` in this context."""
     if torch.compiler.is_compiling():
         return None
@@ -216,10 +218,10 @@ def held(layer: "LinearMap") -> Materialized | None:
     return None
 
 
-def sequence_matrix(layer: "LinearMap") -> Materialized:
-    """The matrix for the steps of one sequence: that which :func:`frozen` keeps, or a new one; noise is drawn anew."""
+def sequence_matrix(layer: Map) -> Materialized:
+    """The matrix for the steps of one sequence: the one that :func:`frozen` keeps, or a new one; noise is redrawn."""
     kept = None if layer.noisy else held(layer)
-    return layer.materialize() if kept is None else kept
+    return Materialized(layer) if kept is None else kept
 
 
 def _laid_out(weight: Tensor) -> Tensor:

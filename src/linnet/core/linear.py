@@ -35,29 +35,15 @@ class Linear(LinearMap):
     promise = "none"
     decays = ("weight",)
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        *,
-        beings: int | None = None,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
-        weight = torch.empty(*self.leading, self.out_features, self.in_features, device=device, dtype=dtype)
-        # A property named weight forbids register_parameter; the order (weight, bias) is that of nn.Linear, so that
-        # a saved optimizer state fits too.
-        self._parameters = {"weight": nn.Parameter(weight), "bias": self._parameters["bias"]}
-        self.reset_parameters()
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"weight": (self.out_features, self.in_features)}
 
     @property
     def weight(self) -> Tensor:
         # A parameter; a tensor that prune and weight_norm keep up to date; a buffer, in FixedRandom.
         stored = self._parameters.get("weight", self.__dict__.get("weight", self._buffers.get("weight")))
         if stored is None:
-            raise AttributeError(f"{type(self).__name__} has no weight: it was deleted")
+            raise AttributeError(f"the weight of {type(self).__name__} was deleted")
         return stored
 
     @weight.deleter

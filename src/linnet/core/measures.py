@@ -1,4 +1,4 @@
-"""What is asked of all maps in a model: their penalty, their violation, and what rounding explains."""
+"""Sums over all maps in a model: the penalty, the largest violation; and the violation that rounding alone explains."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Colours of all pictures, which colour-blind readers tell apart: M. Okabe, K. Ito, Color universal design, 2008."""
+"""The colours of all pictures, safe for colour-blind readers: M. Okabe, K. Ito, Color universal design, 2008."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Every layer class by its short name, filled by defining one; it knows no class itself."""
+"""The table of layer classes by short name; defining a class enters it, so no class is imported here."""
 
 import re
 
@@ -19,12 +19,12 @@ def layer_name(class_name: str) -> str:
 
 
 def register(cls: type) -> None:
-    """Put a class into the catalogue; defining the same class again (in a notebook, say) replaces it."""
+    """Enter a class into the catalogue; defining the same class again (in a notebook, say) replaces it."""
     name = layer_name(cls.__name__)
     known = REGISTRY.get(name)
     if known and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
         raise TypeError(
-            f"Names in the catalogue must be unique, got {name!r} is "
-            f"{known.__module__}.{known.__qualname__} (class {cls.__name__}(LinearMap, catalogue=False) stays out)"
+            f"layer name {name!r} is taken by {known.__module__}.{known.__qualname__}; rename the new class or keep "
+            f"it out of the catalogue: class {cls.__name__}(LinearMap, catalogue=False)"
         )
     REGISTRY[name] = cls

@@ -1,4 +1,4 @@
-"""Maps with a guaranteed structure: one file per family of matrices, maths on top, classes below."""
+"""Maps with a stated structure: one file a class, named as the catalogue names it; shared mathematics in math/."""
 
 from linnet.maps.block_diagonal import BlockDiagonalLinear as BlockDiagonalLinear
 from linnet.maps.bounded_norm import BoundedNormLinear as BoundedNormLinear

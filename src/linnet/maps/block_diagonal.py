@@ -50,6 +50,8 @@ class BlockDiagonalLinear(Invertible):
     fast = True
     decays = ("entries",)
 
+    entries: nn.Parameter
+
     def __init__(
         self,
         in_features: int,
@@ -61,12 +63,13 @@ class BlockDiagonalLinear(Invertible):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
-        n, m = self.in_features, self.out_features
         self.blocks = blocks
-        b = blocks_near_root(min(n, m), (n, m)) if blocks is None else check_blocks(blocks, n, m)
-        self.entries = nn.Parameter(torch.empty(*self.leading, b, -(-m // b), -(-n // b), device=device, dtype=dtype))
-        self.reset_parameters()
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        n, m = self.in_features, self.out_features
+        b = blocks_near_root(min(n, m), (n, m)) if self.blocks is None else check_blocks(self.blocks, n, m)
+        return {"entries": (b, -(-m // b), -(-n // b))}
 
     @classmethod
     def examples(cls) -> list[dict[str, Any]]:
@@ -83,10 +86,8 @@ class BlockDiagonalLinear(Invertible):
         block_of_column, column = split_evenly(self.in_features, b, device)
         return block_of_row.unsqueeze(-1) == block_of_column, ((block_of_row * s + row) * p).unsqueeze(-1) + column
 
-    def forward(self, input: Tensor) -> Tensor:
-        return self._matrix_free(input, self._product)
-
     def _product(self, x: Tensor, entries: Tensor) -> Tensor:
+        # All blocks have the size of the largest, so that one batched product serves them all.
         b, s, p = entries.shape[-3:]
         if b * p != self.in_features:  # the shorter blocks take a zero as their last input
             block, column = split_evenly(self.in_features, b, x.device)
@@ -101,12 +102,12 @@ class BlockDiagonalLinear(Invertible):
         return y
 
     def _invert(self, raw: dict[str, Tensor]) -> Tensor:
-        return self._weight(torch.linalg.inv(self._filled(raw["entries"])))
+        return self._weight(torch.linalg.inv(self._completed(raw["entries"])))
 
     def _logabsdet(self, raw: dict[str, Tensor]) -> Tensor:
-        return torch.linalg.slogdet(self._filled(raw["entries"]))[1].sum(-1)
+        return torch.linalg.slogdet(self._completed(raw["entries"]))[1].sum(-1)
 
-    def _filled(self, entries: Tensor) -> Tensor:
+    def _completed(self, entries: Tensor) -> Tensor:
         """Square blocks in which the unused last row and column of the smaller ones are those of the identity."""
         b, s = entries.shape[-3:-1]
         size = torch.bincount(split_evenly(self.in_features, b, entries.device)[0], minlength=b)

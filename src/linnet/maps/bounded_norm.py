@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from linnet.core.linear_map import LinearMap
-from linnet.maps.math.intervals import angle_in, check_interval, interval, outside
+from linnet.maps.math.intervals import angle_of, check_interval, outside, sine_to_interval
 
 __all__ = ["BoundedNormLinear"]
 
@@ -51,6 +51,9 @@ class BoundedNormLinear(LinearMap):
     family = "singular-values"
     promise = "sigma_min <= ‖A‖_p <= sigma_max"
 
+    direction: nn.Parameter
+    angle: nn.Parameter
+
     def __init__(
         self,
         in_features: int,
@@ -64,15 +67,14 @@ class BoundedNormLinear(LinearMap):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
         self.sigma_min, self.sigma_max = check_interval(sigma_min, sigma_max)
         if p not in (1, 2, math.inf, "fro"):
             raise ValueError(f"p must be 1, 2, inf or 'fro', got {p!r}")
         self.p = p
-        shape = (*self.leading, self.out_features, self.in_features)
-        self.direction = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-        self.angle = nn.Parameter(torch.empty(*self.leading, 1, device=device, dtype=dtype))
-        self.reset_parameters()
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"direction": (self.out_features, self.in_features), "angle": (1,)}
 
     @classmethod
     def examples(cls) -> list[dict[str, Any]]:
@@ -89,20 +91,21 @@ class BoundedNormLinear(LinearMap):
         largest = direction.detach().abs().amax((-2, -1), keepdim=True)
         identity = torch.eye(self.out_features, self.in_features, device=direction.device, dtype=direction.dtype)
         zero = (largest == 0).to(direction.dtype)
-        d = direction / (largest + zero) + zero * identity  # entries of at most 1: no norm overflows or vanishes
-        return (interval(angle, self.sigma_min, self.sigma_max) / self._norm(d)).unsqueeze(-1) * d
+        # Entries of at most 1: no norm overflows or vanishes. A direction of zeros has no norm: I takes its place.
+        d = direction / (largest + zero) + zero * identity
+        return (sine_to_interval(angle, self.sigma_min, self.sigma_max) / self._norm(d)).unsqueeze(-1) * d
 
     def _assign(self, weight: Tensor) -> dict[str, Tensor]:
         norm = self._norm(weight)
         direction = weight / torch.where(norm > 0, norm, 1.0).unsqueeze(-1)
-        return {"direction": direction, "angle": angle_in(norm, self.sigma_min, self.sigma_max, self.angle.dtype)}
+        return {"direction": direction, "angle": angle_of(norm, self.sigma_min, self.sigma_max, self.angle.dtype)}
 
     def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
         bound = 1 / math.sqrt(self.in_features)
         direction = raw["direction"].uniform_(-bound, bound, generator=generator)
         edge = (self.sigma_max - self.sigma_min) / 50
         norm = self._norm(direction.double()).clamp(self.sigma_min + edge, self.sigma_max - edge)
-        raw["angle"].copy_(angle_in(norm, self.sigma_min, self.sigma_max, direction.dtype))
+        raw["angle"].copy_(angle_of(norm, self.sigma_min, self.sigma_max, direction.dtype))
 
     def _violation(self, weight: Tensor) -> Tensor:
         return outside(self._norm(weight), self.sigma_min, self.sigma_max)

@@ -1,8 +1,8 @@
 """Butterfly matrices: products of log₂ n factors of 2 × 2 blocks.
 
-Bits tell the whole story. Let the factor of stride s = 2^k act on the pairs of places that differ in bit k alone. With
-growing strides, when bit k is transformed, the bits below it belong to the output already and the bits above it still
-to the input; so an entry of the product is a single product of m = log₂ n numbers,
+The factor of stride s = 2^k acts on the pairs of places that differ in bit k alone. With growing strides, when bit k
+is transformed, the bits below it belong to the output already and the bits above it still to the input. So there is one
+path from each input to each output, and an entry of the product is a single product of m = log₂ n numbers,
 
     w_oi = Π_k T_k[i_{>k}, o_{<k}, o_k, i_k],
 
@@ -30,6 +30,8 @@ def multiply_out(factors: Sequence[Tensor]) -> Tensor:
     The axes of T_k are i_{>k}, o_{<k}, o_k, i_k; where factors are tied, blocks is 1 in all of them, else it halves
     from one to the next.
     """
+    # One more bit turns two blocks of the product, for i_k = 0 and 1, into one of twice the size. The product keeps the
+    # rows o_{<k} and the columns i_{<k}; the factor adds o_k in front of the rows and i_k in front of the columns.
     product = factors[0].squeeze(-3)  # (..., blocks, 2, 2)
     for factor in factors[1:]:
         blocks = factor.shape[-4]
@@ -40,7 +42,7 @@ def multiply_out(factors: Sequence[Tensor]) -> Tensor:
     return product
 
 
-def peel(w: Tensor, inputs: int, tied: bool) -> list[Tensor]:
+def butterfly_factors(w: Tensor, inputs: int, tied: bool) -> list[Tensor]:
     """Factors T_k as in :func:`multiply_out` with about the product w, (..., n, n), of which ``inputs`` columns count.
 
     Bit by bit from the lowest: the numbers that share T_k[i_{>k}, o_{<=k}, ·] are a matrix with rows i_k, which is of
@@ -55,6 +57,8 @@ def peel(w: Tensor, inputs: int, tied: bool) -> list[Tensor]:
         x = rest.unflatten(-1, (size, 2)).unflatten(-3, (size, 2))  # (..., o_{<k}, o_{>k}, o_k, i_{>k}, i_k)
         x = x.movedim(-3, -4).movedim(-1, -3)  # (..., o_{<k}, o_k, i_k, o_{>k}, i_{>k})
         if tied:
+            # The vector is shared by all i_{>k}: it is found from the places whose both inputs i_k count, and the rest
+            # is the least-squares fit to the inputs that count; the columns of padding hold nothing.
             places = 2 * torch.arange(size, device=w.device) + torch.arange(2, device=w.device).unsqueeze(-1)
             known = (places < inputs).to(rest.real.dtype)  # (i_k, i_{>k})
             whole = known[:1] * known[1:] if inputs > 1 else known[:1]
@@ -69,11 +73,13 @@ def peel(w: Tensor, inputs: int, tied: bool) -> list[Tensor]:
             rest = (t.conj().unsqueeze(-1) * columns).sum(-2).movedim(-3, -1)  # (..., o_{<k}, o_k, o_{>k}, i_{>k})
             factor = t.movedim(-4, -3)  # (..., i_{>k}, o_{<k}, o_k, i_k)
             strength = strength.movedim(-2, -1).unsqueeze(-2)  # (..., o_{<k}, o_k, 1, i_{>k})
-        share = strength ** (1 / (bits - k))  # each factor takes its part of the size
+        # The singular value holds the size of all factors from this bit on: each takes an equal part of it.
+        share = strength ** (1 / (bits - k))
         rest = rest / torch.where(share > 0, share, 1.0)
         share = share[..., 0, :].movedim(-1, -3)  # (..., blocks, o_{<k}, o_k)
         factor = factor * share.unsqueeze(-1)
         rest = rest.transpose(-4, -3).flatten(-4, -3)  # o_{<=k} with o_k as its highest bit
+        # After the last bit what is left is one number for each output: it goes into the last factor.
         if k == bits - 1:
             last = rest.squeeze((-2, -1)).unflatten(-1, (2, -1)).transpose(-2, -1)  # (..., o_{<k}, o_k)
             factor = factor * last.unsqueeze(-3).unsqueeze(-1)
@@ -130,6 +136,8 @@ class ButterflyLinear(LinearMap):
     fast = True
     decays = ("twiddle",)
 
+    twiddle: nn.Parameter
+
     def __init__(
         self,
         in_features: int,
@@ -144,21 +152,29 @@ class ButterflyLinear(LinearMap):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
-        if complex and (self.in_features % 2 or self.out_features % 2):
-            raise ValueError(
-                "Complex features are pairs, in_features and out_features must be even, "
-                f"got {self.in_features} and {self.out_features}"
-            )
         self.complex, self.tied_weight = complex, tied_weight
         self.increasing_stride, self.ortho_init = increasing_stride, ortho_init
-        parts = 2 if complex else 1
-        self._bits = max(1, (max(self.in_features, self.out_features) // parts - 1).bit_length())
-        self._n = 2**self._bits
-        places = (self._n - 1,) if tied_weight else (self._bits, self._n // 2)
-        shape = (*self.leading, *places, 2, 2, *((2,) if complex else ()))
-        self.twiddle = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-        self.reset_parameters()
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        if self.complex and (self.in_features % 2 or self.out_features % 2):
+            raise ValueError(
+                "in_features and out_features must be even, since complex features are pairs, "
+                f"got {self.in_features} and {self.out_features}"
+            )
+        places = (self._n - 1,) if self.tied_weight else (self._bits, self._n // 2)
+        return {"twiddle": (*places, 2, 2, *((2,) if self.complex else ()))}
+
+    @property
+    def _bits(self) -> int:
+        """log₂ n, the number of factors."""
+        parts = 2 if self.complex else 1
+        return max(1, (max(self.in_features, self.out_features) // parts - 1).bit_length())
+
+    @property
+    def _n(self) -> int:
+        """The least power of two that holds both sizes, at least 2."""
+        return 2**self._bits
 
     @classmethod
     def examples(cls) -> list[dict[str, Any]]:
@@ -174,9 +190,11 @@ class ButterflyLinear(LinearMap):
     def _factors(self, twiddle: Tensor) -> list[Tensor]:
         """The T_k, (..., blocks, 2^k, 2, 2), of growing stride; with falling strides those of the transpose."""
         matrix_axes = 3 if self.complex else 2
+        # An entry of W is a product of m = `_bits` numbers: with each at most 10^(30/m) it is at most 1e30, which
+        # float32 holds. Larger numbers are scaled down, by a factor that is a constant to autograd.
         limit = 10 ** (30 / self._bits)
         axes = tuple(range(-matrix_axes - (1 if self.tied_weight else 2), 0))
-        largest = twiddle.detach().abs().amax(axes, keepdim=True)  # out of reach of gradients: it matters to 1e30 alone
+        largest = twiddle.detach().abs().amax(axes, keepdim=True)
         twiddle = twiddle / (largest / limit).clamp_min(1)
         strides = [2**k for k in range(self._bits)]
         if self.tied_weight:
@@ -199,12 +217,11 @@ class ButterflyLinear(LinearMap):
         w = w[..., : self.out_features // parts, : self.in_features // parts]
         return _as_real_matrix(w) if self.complex else w
 
-    def forward(self, input: Tensor) -> Tensor:
-        return self._matrix_free(input, self._product)
-
     def _product(self, x: Tensor, twiddle: Tensor) -> Tensor:
         x = torch.complex(x[..., 0::2], x[..., 1::2]) if self.complex else x
         x = F.pad(x, (0, self._n - x.shape[-1])) if x.shape[-1] < self._n else x
+        # Half of the factors multiplied out are a block-diagonal matrix of blocks √n: two batched products in place of
+        # log₂ n passes over the data.
         factors, half = self._factors(twiddle), (self._bits + 1) // 2
         low, high = 2**half, 2 ** (self._bits - half)
         lower = multiply_out(factors[:half])  # (..., high or 1, low, low)
@@ -227,7 +244,7 @@ class ButterflyLinear(LinearMap):
         w = w if self.increasing_stride else w.mT
         inputs = w.shape[-1]
         w = F.pad(w, (0, self._n - inputs, 0, self._n - w.shape[-2]))
-        factors = peel(w, inputs, self.tied_weight)
+        factors = butterfly_factors(w, inputs, self.tied_weight)
         if not self.increasing_stride:
             factors = [t.mT for t in factors]
         if self.tied_weight:
@@ -240,6 +257,8 @@ class ButterflyLinear(LinearMap):
         twiddle = raw["twiddle"]
         if not self.ortho_init:
             inputs = self.in_features // (2 if self.complex else 1)
+            # An entry of W is a product of m numbers with E|t|² = scale²/2 each, so E|w|² = scale^(2m)/n, as 2^m = n;
+            # in nn.Linear it is 1/(3·inputs).
             scale = (self._n / (3 * inputs)) ** (1 / (2 * self._bits))
             bound = scale * math.sqrt(0.75 if self.complex else 1.5)  # E|t|² = scale²/2
             twiddle.uniform_(-bound, bound, generator=generator)
@@ -247,6 +266,7 @@ class ButterflyLinear(LinearMap):
         places = twiddle.shape[: -3 if self.complex else -2]
         angles = torch.empty(4 if self.complex else 1, *places, device=twiddle.device, dtype=torch.float64)
         angle, *phases = angles.uniform_(-math.pi, math.pi, generator=generator)
+        # A unitary 2 × 2 matrix is a rotation with phases on its rows and columns.
         rotation = torch.stack([angle.cos(), angle.sin(), -angle.sin(), angle.cos()], -1).unflatten(-1, (2, 2))
         if self.complex:
             a, b, c = phases

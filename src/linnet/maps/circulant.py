@@ -59,6 +59,8 @@ class _Convolve(torch.autograd.Function):
         spectrum, symbol = kept
         g, n = torch.fft.rfft(grad), kernel.shape[-1]
         gx = gk = None
+        # y = irfft(x̂ ĉ): with Fourier transforms unitary up to a factor, dL/dĉ = Σ over the batch of conj(x̂) ĝ, and
+        # dL/dx̂ = ĝ conj(ĉ)
         if ctx.needs_input_grad[1]:
             gk = torch.fft.irfft(torch.linalg.vecdot(spectrum, g, dim=0), n=n)
         if ctx.needs_input_grad[0]:
@@ -100,25 +102,13 @@ class CirculantLinear(Invertible):
     square = True
     decays = ("kernel",)
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        *,
-        beings: int | None = None,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
-        self.kernel = nn.Parameter(torch.empty(*self.leading, self.in_features, device=device, dtype=dtype))
-        self.reset_parameters()
+    kernel: nn.Parameter
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"kernel": (self.in_features,)}
 
     def _weight(self, kernel: Tensor) -> Tensor:
         return circulant(kernel)
-
-    def forward(self, input: Tensor) -> Tensor:
-        return self._matrix_free(input, self._product)
 
     def _product(self, x: Tensor, kernel: Tensor) -> Tensor:
         if self.beings is None and eager():
@@ -129,14 +119,16 @@ class CirculantLinear(Invertible):
         wide = raw["kernel"].dtype
         if y.numel() == 0:  # MKL refuses to transform an empty batch
             return super()._solve(y, raw)
-        spectrum = torch.fft.rfft(y.to(wide)) / torch.fft.rfft(raw["kernel"])  # ([beings,] n) against (*, [beings,] n)
+        # ŷ = x̂ ĉ, so x̂ = ŷ/ĉ; the kernel's transform broadcasts, ([beings,] n/2 + 1) against (*, [beings,] n/2 + 1)
+        spectrum = torch.fft.rfft(y.to(wide)) / torch.fft.rfft(raw["kernel"])
         return torch.fft.irfft(spectrum, n=self.in_features).to(y.dtype)
 
     def _invert(self, raw: dict[str, Tensor]) -> Tensor:
         return circulant(torch.fft.irfft(1 / torch.fft.rfft(raw["kernel"]), n=self.in_features))
 
     def _logabsdet(self, raw: dict[str, Tensor]) -> Tensor:
-        return torch.fft.fft(raw["kernel"]).abs().log().sum(-1)  # the eigenvalues
+        # the eigenvalues of a circulant matrix are the Fourier transform of its kernel
+        return torch.fft.fft(raw["kernel"]).abs().log().sum(-1)
 
     def _assign(self, weight: Tensor) -> dict[str, Tensor]:
         return {"kernel": wrapped_means(weight)}

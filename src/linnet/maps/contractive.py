@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from linnet.core.linear_map import LinearMap
 from linnet.core.measures import tolerance
-from linnet.maps.math.intervals import angle_in, draw_angles, interval, outside
+from linnet.maps.math.intervals import angle_of, draw_angles, outside, sine_to_interval
 from linnet.maps.math.svd import draw_svd, svd_factors, svd_matrix, svd_product
 
 __all__ = ["ContractiveLinear"]
@@ -36,7 +36,7 @@ class ContractiveLinear(LinearMap):
         - signs: ([beings,] r), a buffer
 
     Raises:
-        ValueError: bound is not a positive number.
+        ValueError: bound is not a finite number > 0.
 
     Example:
         >>> layer = ContractiveLinear(30, 20)
@@ -51,6 +51,12 @@ class ContractiveLinear(LinearMap):
 
     family = "singular-values"
     promise = "‖A‖₂ <= bound"
+    fixed = ("signs",)
+
+    u_vectors: nn.Parameter
+    v_vectors: nn.Parameter
+    angles: nn.Parameter
+    signs: Tensor
 
     def __init__(
         self,
@@ -63,16 +69,14 @@ class ContractiveLinear(LinearMap):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
         self.bound = float(bound)
         if not 0 < self.bound < math.inf:
-            raise ValueError(f"bound must be a positive number, got {bound!r}")
+            raise ValueError(f"bound must be a finite number > 0, got {bound!r}")
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
         r = min(self.in_features, self.out_features)
-        self.u_vectors = nn.Parameter(torch.empty(*self.leading, r, self.in_features, device=device, dtype=dtype))
-        self.v_vectors = nn.Parameter(torch.empty(*self.leading, r, self.out_features, device=device, dtype=dtype))
-        self.angles = nn.Parameter(torch.empty(*self.leading, r, device=device, dtype=dtype))
-        self.register_buffer("signs", torch.empty(*self.leading, r, device=device, dtype=dtype))
-        self.reset_parameters()
+        return {"u_vectors": (r, self.in_features), "v_vectors": (r, self.out_features), "angles": (r,), "signs": (r,)}
 
     @classmethod
     def examples(cls) -> list[dict[str, Any]]:
@@ -84,21 +88,18 @@ class ContractiveLinear(LinearMap):
         It is the largest singular value, known from the parameters, and 100 eps ``bound`` for rounding. Differentiable.
         """
         wide = torch.promote_types(self.angles.dtype, torch.float32)
-        largest = interval(self.angles.to(wide), 0.0, self.bound).amax(-1)
+        largest = sine_to_interval(self.angles.to(wide), 0.0, self.bound).amax(-1)
         return largest + tolerance(self.angles.dtype) * self.bound
 
     def _weight(self, u_vectors: Tensor, v_vectors: Tensor, angles: Tensor, signs: Tensor) -> Tensor:
-        return svd_matrix(u_vectors, signs * interval(angles, 0.0, self.bound), v_vectors)
+        return svd_matrix(u_vectors, signs * sine_to_interval(angles, 0.0, self.bound), v_vectors)
 
     def _product(self, x: Tensor, u_vectors: Tensor, v_vectors: Tensor, angles: Tensor, signs: Tensor) -> Tensor:
-        return svd_product(x, u_vectors, signs * interval(angles, 0.0, self.bound), v_vectors)
-
-    def forward(self, input: Tensor) -> Tensor:
-        return self._matrix_free(input, self._product)
+        return svd_product(x, u_vectors, signs * sine_to_interval(angles, 0.0, self.bound), v_vectors)
 
     def _assign(self, weight: Tensor) -> dict[str, Tensor]:
         u, v, s = svd_factors(weight, self.u_vectors.shape[-2], self.v_vectors.shape[-2])
-        angles = angle_in(s.abs(), 0.0, self.bound, self.angles.dtype)
+        angles = angle_of(s.abs(), 0.0, self.bound, self.angles.dtype)
         return {"u_vectors": u, "v_vectors": v, "angles": angles, "signs": torch.where(s < 0, -1.0, 1.0)}
 
     def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:

@@ -1,4 +1,4 @@
-"""Skew-symmetric matrices with damping: rotations in continuous time that fade."""
+"""Skew-symmetric matrices with damping: damped rotations in continuous time."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from linnet.core.linear_map import LinearMap
-from linnet.maps.math.intervals import check_interval, within, within_raw
+from linnet.maps.math.intervals import check_interval, sigmoid_raw, sigmoid_to_interval
 from linnet.maps.math.triangles import antimirror, skew_part, strict_upper
 
 __all__ = ["DampedSkewSymmetricLinear"]
@@ -51,6 +51,9 @@ class DampedSkewSymmetricLinear(LinearMap):
     square = True
     decays = ("upper",)
 
+    upper: nn.Parameter
+    damping: nn.Parameter
+
     def __init__(
         self,
         in_features: int,
@@ -64,29 +67,30 @@ class DampedSkewSymmetricLinear(LinearMap):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
         self.sigma_min, self.sigma_max = check_interval(sigma_min, sigma_max, strict=True)
         if sign not in (-1, 1):
             raise ValueError(f"sign must be -1 or 1, got {sign!r}")
         self.sign = sign
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
         n = self.in_features
-        self.upper = nn.Parameter(torch.empty(*self.leading, n * (n - 1) // 2, device=device, dtype=dtype))
-        self.damping = nn.Parameter(torch.empty(*self.leading, 1, device=device, dtype=dtype))
-        self.reset_parameters()
+        return {"upper": (n * (n - 1) // 2,), "damping": (1,)}
 
     @classmethod
     def examples(cls) -> list[dict[str, Any]]:
         return [{}, {"sigma_min": 0.0, "sigma_max": 2.0, "sign": 1}]
 
     def _weight(self, upper: Tensor, damping: Tensor) -> Tensor:
-        gamma = self.sign * within(damping, self.sigma_min, self.sigma_max)  # (..., 1)
+        # W = Aᵀ = −S ± γI: the skew part changes its sign, the damping does not
+        gamma = self.sign * sigmoid_to_interval(damping, self.sigma_min, self.sigma_max)  # (..., 1)
         return torch.diag_embed(gamma.expand(*gamma.shape[:-1], self.in_features)) - antimirror(upper, self.in_features)
 
     def _assign(self, weight: Tensor) -> dict[str, Tensor]:
         gamma = self.sign * weight.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)
         return {
             "upper": strict_upper(skew_part(weight.mT)),
-            "damping": within_raw(gamma, self.sigma_min, self.sigma_max),
+            "damping": sigmoid_raw(gamma, self.sigma_min, self.sigma_max),
         }
 
     def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:

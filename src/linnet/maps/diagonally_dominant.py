@@ -1,4 +1,4 @@
-"""Matrices that their diagonal dominates."""
+"""Diagonally dominant matrices: |a_ii| exceeds the sum of the other entries of its row."""
 
 import math
 from collections.abc import Mapping
@@ -32,6 +32,8 @@ def nearest_dominated(diagonal: Tensor, off: Tensor, gap: float) -> tuple[Tensor
     d = d0 + t and o = o0 with its absolute values lowered by t, down to 0 at most. With the m largest left positive,
     t = (their sum + gap − d0) / (m + 1); they are those that exceed their own t.
     """
+    # Both sides of d >= Σ|o| + gap share the correction evenly, the diagonal rises by t and each entry shrinks by t,
+    # because the constraint has the normal (1, −sign o): the nearest point of a half-space, on the entries that remain.
     descending = off.abs().sort(-1, descending=True).values
     sums = F.pad(descending.cumsum(-1), (1, 0))  # (..., k + 1): of the m largest, m = 0..k
     count = torch.arange(1, sums.shape[-1] + 1, device=off.device, dtype=off.dtype)
@@ -79,6 +81,10 @@ class DiagonallyDominantLinear(LinearMap):
     family = "nonnegative"
     promise = "|a_ii| >= Σ_{j≠i} |a_ij| + gap"
     square = True
+    fixed = ("signs",)
+
+    entries: nn.Parameter
+    signs: Tensor
 
     def __init__(
         self,
@@ -91,14 +97,14 @@ class DiagonallyDominantLinear(LinearMap):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
         if isinstance(gap, bool) or not (gap > 0 and math.isfinite(gap)):
             raise ValueError(f"gap must be a finite number > 0, got {gap!r}")
         self.gap = gap
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
         n = self.in_features
-        self.entries = nn.Parameter(torch.empty(*self.leading, n, n, device=device, dtype=dtype))
-        self.register_buffer("signs", torch.empty(*self.leading, n, device=device, dtype=dtype))
-        self.reset_parameters()
+        return {"entries": (n, n), "signs": (n,)}
 
     @classmethod
     def examples(cls) -> list[dict[str, Any]]:
@@ -119,6 +125,7 @@ class DiagonallyDominantLinear(LinearMap):
         diagonal = a.diagonal(dim1=-2, dim2=-1)
         signs = torch.where(diagonal < 0, -1.0, 1.0).to(a)
         off = a - torch.diag_embed(diagonal)
+        # What `dominate` will add up, its allowance for rounding included, is taken off before the inverse softplus.
         size, off = nearest_dominated(diagonal.abs(), off, self.gap)
         excess = size - off.abs().sum(-1) * (
             1 + 16 * torch.finfo(torch.promote_types(self.entries.dtype, torch.float32)).eps

@@ -1,4 +1,4 @@
-"""Matrices with entries >= 0 whose rows and columns sum to 1."""
+"""Doubly stochastic matrices: entries >= 0, rows and columns that sum to 1."""
 
 import math
 from collections.abc import Mapping
@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from linnet.core.checks import check_positive
 from linnet.core.linear_map import LinearMap
-from linnet.maps.math.simplex import lively_logit_scale, simplex_violation
+from linnet.maps.math.simplex import logit_spread, simplex_violation
 
 __all__ = ["DoublyStochasticLinear", "nearest_doubly", "round_doubly", "sinkhorn"]
 
+# Iterations after which a matrix within the tolerance is left as it is.
 LEAST_ITERATIONS = 10
 
 
@@ -26,12 +27,15 @@ def sinkhorn(logits: Tensor, iterations: int, tolerance: float) -> Tensor:
     Reference:
         R. Sinkhorn, A relationship between arbitrary positive matrices and doubly stochastic matrices, 1964.
     """
+    # log P − log(row sums): dividing rows by their sums, without ever leaving the logarithms
     log_p = logits - logits.logsumexp(-1, keepdim=True)
     log_p = log_p - log_p.logsumexp(-2, keepdim=True)
     for i in range(1, iterations):
         log_rows = log_p.logsumexp(-1, keepdim=True)  # (..., n, 1): 0 where the row sums to 1
         next_p = log_p - log_rows
         next_p = next_p - next_p.logsumexp(-2, keepdim=True)
+        # A fixed point would be reached only in the limit: stopping by a mask, matrix by matrix, keeps the number of
+        # iterations, and the result for one being, independent of the other beings.
         if i >= LEAST_ITERATIONS:
             unfinished = log_rows.detach().abs().amax((-2, -1), keepdim=True) > tolerance
             next_p = torch.where(unfinished, next_p, log_p)
@@ -48,6 +52,7 @@ def round_doubly(p: Tensor) -> Tensor:
         J. Altschuler, J. Weed, P. Rigollet, Near-linear time approximation algorithms for optimal transport via
         Sinkhorn iteration, 2017, arXiv 1705.09634.
     """
+    # Scaling down only: both sums are then at most 1, and what is missing is >= 0.
     p = p / p.sum(-1, keepdim=True).clamp_min(1)
     p = p / p.sum(-2, keepdim=True).clamp_min(1)
     rows = (1 - p.sum(-1, keepdim=True)).clamp_min(0)  # (..., n, 1)
@@ -60,10 +65,10 @@ def round_doubly(p: Tensor) -> Tensor:
 def nearest_doubly(a: Tensor, steps: int = 100) -> Tensor:
     """The nearest doubly stochastic matrix to each float64 matrix, (..., n, n).
 
-    It is max(A + f 1ᵀ + 1 gᵀ, 0), where f and g minimize a convex function; its slope is what the sums of rows and
-    columns exceed 1 by, and Newton's method with a line search finds its zero. A constant added to a row or column of
-    A changes nothing, so means are taken off first; what then is larger than 100 is scaled down to that and gets a
-    near matrix instead of the nearest.
+    It is P = max(A + f 1ᵀ + 1 gᵀ, 0), where f and g, the multipliers of the sums, minimize the convex dual function
+    ‖P‖²/2 − Σf − Σg. Its gradient is what the sums of rows and columns exceed 1 by, and Newton's method with a line
+    search finds its zero. A constant added to a row or column of A changes nothing, so means are taken off first; what
+    then is larger than 100 is scaled down to that and gets a near matrix instead of the nearest.
 
     Reference:
         X. Li, D. Sun, K.-C. Toh, On the efficient computation of a projector over the Birkhoff polytope, 2020.
@@ -74,33 +79,37 @@ def nearest_doubly(a: Tensor, steps: int = 100) -> Tensor:
     a = a * (100 / a.abs().amax((-2, -1), keepdim=True).clamp_min(100))
     size = a.abs().amax((-2, -1)).clamp_min(1)
 
-    def part(shift: Tensor) -> Tensor:
+    def primal(shift: Tensor) -> Tensor:
         return (a + shift[..., :n, None] + shift[..., None, n:]).clamp_min(0)
 
-    def height(shift: Tensor) -> Tensor:
-        return part(shift).square().sum((-2, -1)) / 2 - shift.sum(-1)
+    def dual(shift: Tensor) -> Tensor:
+        return primal(shift).square().sum((-2, -1)) / 2 - shift.sum(-1)
 
+    # Every row starts with its largest entry at 1/n, so that none is empty.
     shift = torch.cat([1 / n - a.amax(-1), torch.zeros_like(a[..., 0])], -1)  # f and g, (..., 2n)
     identity = torch.eye(2 * n, device=a.device, dtype=a.dtype)
     for _ in range(steps):
-        p = part(shift)
-        slope = torch.cat([p.sum(-1), p.sum(-2)], -1) - 1
-        error = slope.abs().amax(-1)
+        p = primal(shift)
+        gradient = torch.cat([p.sum(-1), p.sum(-2)], -1) - 1
+        error = gradient.abs().amax(-1)
         if bool((error <= 1e-15 * n * size).all()):
             break
+        # The Hessian counts positive entries: [[diag(by rows), support], [supportᵀ, diag(by columns)]]. It is singular,
+        # as f + c and g − c give the same P, and more so where the support falls apart: hence the ridge.
         support = (p > 0).to(a)
         rows = torch.cat([torch.diag_embed(support.sum(-1)), support], -1)
         columns = torch.cat([support.mT, torch.diag_embed(support.sum(-2))], -1)
         ridge = 1e-12 + 0.1 * error.clamp_max(1) / size
-        step = torch.linalg.solve(torch.cat([rows, columns], -2) + ridge[..., None, None] * identity, -slope)
-        best = height(shift)
-        length = torch.where(error < 1e-6, 1.0, 0.0).to(a)  # so near the end heights differ by rounding alone
+        step = torch.linalg.solve(torch.cat([rows, columns], -2) + ridge[..., None, None] * identity, -gradient)
+        best = dual(shift)
+        # So near the end values of the dual differ by rounding alone, and a full step of Newton's is right.
+        length = torch.where(error < 1e-6, 1.0, 0.0).to(a)
         for halving in range(12):
-            lower = height(shift + step / 2**halving)
+            lower = dual(shift + step / 2**halving)
             length = torch.where(lower < best, 0.5**halving, length)
             best = torch.minimum(lower, best)
         shift = shift + length.unsqueeze(-1) * step
-    return round_doubly(part(shift))
+    return round_doubly(primal(shift))
 
 
 class DoublyStochasticLinear(LinearMap):
@@ -139,6 +148,8 @@ class DoublyStochasticLinear(LinearMap):
     promise = "A >= 0, rows and columns sum to 1"
     square = True
 
+    logits: nn.Parameter
+
     def __init__(
         self,
         in_features: int,
@@ -151,14 +162,14 @@ class DoublyStochasticLinear(LinearMap):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
         self.iterations = check_positive(iterations=iterations)[0]
         if not (0 <= tolerance < math.inf):
             raise ValueError(f"tolerance must be a finite number >= 0, got {tolerance!r}")
         self.tolerance = tolerance
-        n = self.in_features
-        self.logits = nn.Parameter(torch.empty(*self.leading, n, n, device=device, dtype=dtype))
-        self.reset_parameters()
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"logits": (self.in_features, self.in_features)}
 
     @classmethod
     def examples(cls) -> list[dict[str, Any]]:
@@ -176,7 +187,7 @@ class DoublyStochasticLinear(LinearMap):
         return {"logits": nearest_doubly(weight).clamp_min(torch.finfo(self.logits.dtype).tiny).log()}
 
     def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
-        raw["logits"].normal_(0, lively_logit_scale(self.in_features), generator=generator)
+        raw["logits"].normal_(0, logit_spread(self.in_features), generator=generator)
 
     def _violation(self, weight: Tensor) -> Tensor:
         return torch.maximum(simplex_violation(weight), simplex_violation(weight.mT))

@@ -17,6 +17,7 @@ __all__ = ["GershgorinLinear"]
 
 def shrunk(rows: Tensor, largest: float, symmetric: bool) -> Tensor:
     """Rows with Σ|r| <= largest as they are, larger ones scaled down to it; an entry and its mirror image alike."""
+    # A symmetric matrix stays symmetric if entry (i, j) is scaled by what the larger of rows i and j needs.
     sums = rows.abs().sum(-1)
     sums = torch.maximum(sums.unsqueeze(-1), sums.unsqueeze(-2)) if symmetric else sums.unsqueeze(-1)
     return rows * (largest / sums.clamp_min(largest))
@@ -62,6 +63,8 @@ class GershgorinLinear(LinearMap):
     promise = "|λ − c| <= r, the disc over [sigma_min, sigma_max]; real: A = Aᵀ"
     square = True
 
+    entries: nn.Parameter
+
     def __init__(
         self,
         in_features: int,
@@ -75,16 +78,16 @@ class GershgorinLinear(LinearMap):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
         self.sigma_min, self.sigma_max = check_interval(sigma_min, sigma_max, lowest=-math.inf, strict=True)
         if not isinstance(real, bool):
             raise TypeError(f"real must be True or False, got {real!r}")
         self.real = real
         self._center, self._radius = (sigma_min + sigma_max) / 2, (sigma_max - sigma_min) / 2
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
         n = self.in_features
-        shape = (n * (n + 1) // 2,) if real else (n, n)
-        self.entries = nn.Parameter(torch.empty(*self.leading, *shape, device=device, dtype=dtype))
-        self.reset_parameters()
+        return {"entries": (n * (n + 1) // 2,) if self.real else (n, n)}
 
     @classmethod
     def examples(cls) -> list[dict[str, Any]]:

@@ -1,7 +1,5 @@
 """Generators of symplectic matrices: the linear Hamiltonian systems."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -45,22 +43,14 @@ class HamiltonianLinear(LinearMap):
     square = True
     decays = ("block", "upper", "lower")
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        *,
-        beings: int | None = None,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+    block: nn.Parameter
+    upper: nn.Parameter
+    lower: nn.Parameter
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
         m = check_even(type(self).__name__, self.in_features)
-        self.block = nn.Parameter(torch.empty(*self.leading, m, m, device=device, dtype=dtype))
-        self.upper = nn.Parameter(torch.empty(*self.leading, m * (m + 1) // 2, device=device, dtype=dtype))
-        self.lower = nn.Parameter(torch.empty(*self.leading, m * (m + 1) // 2, device=device, dtype=dtype))
-        self.reset_parameters()
+        triangle = (m * (m + 1) // 2,)
+        return {"block": (m, m), "upper": triangle, "lower": triangle}
 
     def _weight(self, block: Tensor, upper: Tensor, lower: Tensor) -> Tensor:
         m = self.in_features // 2

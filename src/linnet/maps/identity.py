@@ -1,6 +1,4 @@
-"""A = I always."""
-
-from typing import Any
+"""The identity."""
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +10,7 @@ __all__ = ["IdentityLinear"]
 
 
 class IdentityLinear(LinearMap):
-    """y = x A + b with A = I always: a layer that keeps a place in a model.
+    """y = x A + b with A = I always: a placeholder for a layer.
 
     Where the sizes differ, A is the rectangular identity: inputs are cut off, or outputs filled with zeros. The
     matrix has no parameter; ``assign`` accepts any matrix, moves to I and reports how far that was.
@@ -35,22 +33,16 @@ class IdentityLinear(LinearMap):
 
     family = "free"
     promise = "A = I"
+    fixed = ("anchor",)
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        *,
-        beings: int | None = None,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+    anchor: Tensor
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
         # Without a bias nothing else would tell the device, the dtype and the leading axes of `weight`.
-        anchor = torch.empty(*self.leading, 0, device=device, dtype=dtype)
-        self.register_buffer("anchor", anchor, persistent=False)
-        self.reset_parameters()
+        return {"anchor": (0,)}
+
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        super().register_buffer(name, tensor, persistent and name != "anchor")  # it holds nothing to save
 
     def _weight(self, anchor: Tensor) -> Tensor:
         identity = torch.eye(self.out_features, self.in_features, device=anchor.device, dtype=anchor.dtype)
@@ -65,9 +57,6 @@ class IdentityLinear(LinearMap):
 
     def _pays_dense(self) -> bool:
         return False
-
-    def forward(self, input: Tensor) -> Tensor:
-        return self._matrix_free(input, self._product)
 
     def _product(self, x: Tensor, anchor: Tensor) -> Tensor:
         y = F.pad(x[..., : self.out_features], (0, max(0, self.out_features - self.in_features)))

@@ -1,7 +1,6 @@
-"""A = I at the start."""
+"""Free matrices that start as the identity."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,20 +37,10 @@ class IdentityInitLinear(LinearMap):
     promise = "none"
     decays = ("entries",)
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        *,
-        beings: int | None = None,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
-        shape = (*self.leading, self.out_features, self.in_features)
-        self.entries = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-        self.reset_parameters()
+    entries: nn.Parameter
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"entries": (self.out_features, self.in_features)}
 
     def _weight(self, entries: Tensor) -> Tensor:
         return entries

@@ -53,6 +53,9 @@ class KroneckerLinear(Invertible):
     fast = True
     decays = ("first", "second")
 
+    first: nn.Parameter
+    second: nn.Parameter
+
     def __init__(
         self,
         in_features: int,
@@ -64,13 +67,13 @@ class KroneckerLinear(Invertible):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
         self.factors = factors
-        i, o = (_divisor(self.in_features), _divisor(self.out_features)) if factors is None else self._check(factors)
-        i2, o2 = self.in_features // i, self.out_features // o
-        self.first = nn.Parameter(torch.empty(*self.leading, o, i, device=device, dtype=dtype))
-        self.second = nn.Parameter(torch.empty(*self.leading, o2, i2, device=device, dtype=dtype))
-        self.reset_parameters()
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        n, m = self.in_features, self.out_features
+        i, o = (_divisor(n), _divisor(m)) if self.factors is None else self._check(self.factors)
+        return {"first": (o, i), "second": (m // o, n // i)}
 
     def _check(self, factors: Any) -> list[int]:
         pair = tuple(factors) if isinstance(factors, (tuple, list)) else ()
@@ -92,10 +95,8 @@ class KroneckerLinear(Invertible):
     def _weight(self, first: Tensor, second: Tensor) -> Tensor:
         return kronecker(first, second)
 
-    def forward(self, input: Tensor) -> Tensor:
-        return self._matrix_free(input, self._product)
-
     def _product(self, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        # (A₁ ⊗ A₂) is applied to x, read as an i₁ × i₂ matrix X, as A₁ᵀ X A₂: two small products, by A₂ and then by A₁.
         i, i2 = first.shape[-1], second.shape[-1]
         batch = x.shape[-2]
         y = x.unflatten(-1, (i, i2)).flatten(-3, -2) @ second.mT  # (..., batch i₁, o₂)
@@ -106,6 +107,7 @@ class KroneckerLinear(Invertible):
         return kronecker(torch.linalg.inv(raw["first"]), torch.linalg.inv(raw["second"]))
 
     def _logabsdet(self, raw: dict[str, Tensor]) -> Tensor:
+        # det(A₁ ⊗ A₂) = det(A₁)^n₂ det(A₂)^n₁ for sizes n₁ and n₂
         first, second = (torch.linalg.slogdet(raw[name])[1] for name in ("first", "second"))
         return self.second.shape[-1] * first + self.first.shape[-1] * second
 
@@ -113,7 +115,7 @@ class KroneckerLinear(Invertible):
         raw = super()._wide_raw()
         if self.first.shape[-1] != self.first.shape[-2]:
             raise ValueError(
-                "An inverse and a determinant need a square A₁, without which A₁ ⊗ A₂ is singular, "
+                "An inverse and a determinant need a square A₁ (otherwise A₁ ⊗ A₂ is singular), "
                 f"got {self.first.shape[-1]} -> {self.first.shape[-2]}"
             )
         return raw

@@ -1,6 +1,6 @@
 """Matrices with a penalty on the number of their entries, through random gates.
 
-The structure is soft: nothing is promised of the matrix, ``penalty()`` drives it and must stand in the loss.
+The structure is soft: nothing is promised of the matrix. Add ``penalty()`` to the loss.
 """
 
 import math
@@ -16,7 +16,8 @@ from linnet.core.linear_map import LinearMap
 __all__ = ["L0Linear", "hard_concrete", "open_probability"]
 
 LOWEST, HIGHEST = -0.1, 1.1
-"""The gates of L0 are stretched to this interval, γ to ζ, before they are cut to [0, 1]."""
+"""The gates are stretched to this interval, γ to ζ in the paper, and then cut to [0, 1]: both ends are reached."""
+GROUPS, NOISES = ("input", "output", "weight"), ("batch", "sample", "held")
 
 
 def stretched(p: Tensor) -> Tensor:
@@ -36,6 +37,7 @@ def hard_concrete(log_alpha: Tensor, noise: Tensor, temperature: float) -> Tenso
 
 def open_probability(log_alpha: Tensor, temperature: float) -> Tensor:
     """P(z ≠ 0) of a hard concrete gate."""
+    # z > 0 iff σ((noise + log α)/temperature) > −γ/(ζ − γ), that is, noise > temperature·log(−γ/ζ) − log α
     return (log_alpha - temperature * math.log(-LOWEST / HIGHEST)).sigmoid()
 
 
@@ -91,6 +93,10 @@ class L0Linear(LinearMap):
     noisy = True
     hard = False
     decays = ("entries",)
+    fixed = ("held",)
+
+    entries: nn.Parameter
+    log_alpha: nn.Parameter
     held: Tensor
 
     def __init__(
@@ -109,25 +115,22 @@ class L0Linear(LinearMap):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
         check_number(0, weight_decay=weight_decay, droprate_init=droprate_init, temperature=temperature, lamda=lamda)
         if not 0 < droprate_init < 1:
-            raise ValueError(f"droprate_init must lie between 0 and 1, got {droprate_init!r}")
+            raise ValueError(f"droprate_init must lie in (0, 1), got {droprate_init!r}")
         if not temperature > 0:
-            raise ValueError(f"temperature must be > 0, got {temperature!r}")
-        n, m = self.in_features, self.out_features
-        gates = {"input": (n,), "output": (m,), "weight": (m, n)}
-        for name, value, known in (("group", group, tuple(gates)), ("noise", noise, ("batch", "sample", "held"))):
+            raise ValueError(f"temperature must be a finite number > 0, got {temperature!r}")
+        for name, value, known in (("group", group, GROUPS), ("noise", noise, NOISES)):
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
         self.weight_decay, self.droprate_init = weight_decay, droprate_init
         self.temperature, self.lamda, self.group, self.noise = temperature, lamda, group, noise
-        factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.entries = nn.Parameter(torch.empty(*self.leading, m, n, **factory))
-        self.log_alpha = nn.Parameter(torch.empty(*self.leading, *gates[group], **factory))
-        held = gates[group] if noise == "held" else (0,)
-        self.register_buffer("held", torch.empty(*self.leading, *held, **factory))
-        self.reset_parameters()
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        n, m = self.in_features, self.out_features
+        gates = {"input": (n,), "output": (m,), "weight": (m, n)}[self.group]
+        return {"entries": (m, n), "log_alpha": gates, "held": gates if self.noise == "held" else (0,)}
 
     @classmethod
     def examples(cls) -> list[dict[str, Any]]:
@@ -139,7 +142,7 @@ class L0Linear(LinearMap):
 
     @torch.no_grad()
     def resample(self) -> None:
-        """Draw the noise anew that noise="held" keeps; call it where a sequence begins."""
+        """Redraw the noise that noise="held" keeps; call it at the start of each sequence."""
         self.held.copy_(logistic(self.held.to(self._wide)))
 
     def open_probability(self) -> Tensor:
@@ -175,9 +178,6 @@ class L0Linear(LinearMap):
 
     def _pays_dense(self) -> bool:
         return not (self.training and self.noise == "sample")  # every sample has a matrix of its own
-
-    def forward(self, input: Tensor) -> Tensor:
-        return self._matrix_free(input, self._product)
 
     def _product(self, x: Tensor, entries: Tensor, log_alpha: Tensor, held: Tensor) -> Tensor:
         if not self.training:

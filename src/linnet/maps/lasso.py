@@ -1,7 +1,7 @@
 """Matrices with a penalty on the size of their entries, and exact zeros.
 
-The structure is soft: nothing is promised of the matrix, ``penalty()`` drives it and must stand in the loss, or
-``prox`` must follow every optimizer step in its place.
+The structure is soft: nothing is promised of the matrix. Add ``penalty()`` to the loss, or call ``prox`` after every
+optimizer step instead.
 """
 
 import math
@@ -52,6 +52,8 @@ class LassoLinear(LinearMap):
     hard = False
     decays = ("entries",)
 
+    entries: nn.Parameter
+
     def __init__(
         self,
         in_features: int,
@@ -63,12 +65,12 @@ class LassoLinear(LinearMap):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
         check_number(0, gamma=gamma)
         self.gamma = gamma
-        shape = (*self.leading, self.out_features, self.in_features)
-        self.entries = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-        self.reset_parameters()
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"entries": (self.out_features, self.in_features)}
 
     @classmethod
     def examples(cls) -> list[dict[str, Any]]:
@@ -95,8 +97,8 @@ class LassoLinearRELU(LinearMap):
     """y = x A + b with W = Aᵀ = max(u, 0) − max(v, 0) and the penalty γ Σ (max(u, 0) + max(v, 0)).
 
     The penalty has a constant slope up to zero, and what it pushes below stays exactly zero. ``prox(lr)`` after each
-    step of an SGD takes the place of the penalty; it ends at u, v >= 0, where an entry that is zero goes on learning.
-    Any matrix is assigned exactly, as its positive and negative part.
+    step of an SGD takes the place of the penalty; it ends at u, v >= 0, where an entry that is zero still has a
+    gradient. Any matrix is assigned exactly, as its positive and negative part.
 
     Args:
         in_features, out_features, bias, beings, device, dtype: as in :class:`LinearMap`.
@@ -125,6 +127,9 @@ class LassoLinearRELU(LinearMap):
     hard = False
     decays = ("u", "v")
 
+    u: nn.Parameter
+    v: nn.Parameter
+
     def __init__(
         self,
         in_features: int,
@@ -136,13 +141,13 @@ class LassoLinearRELU(LinearMap):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
         check_number(0, gamma=gamma)
         self.gamma = gamma
-        shape = (*self.leading, self.out_features, self.in_features)
-        self.u = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-        self.v = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-        self.reset_parameters()
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        shape = (self.out_features, self.in_features)
+        return {"u": shape, "v": shape}
 
     @classmethod
     def examples(cls) -> list[dict[str, Any]]:

@@ -1,13 +1,12 @@
 """Matrices with entries >= 0 whose columns sum to 1."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from linnet.core.linear_map import LinearMap
-from linnet.maps.math.simplex import lively_logit_scale, project_simplex, simplex_violation, softmax
+from linnet.maps.math.simplex import logit_spread, project_simplex, simplex_violation, softmax
 
 __all__ = ["LeftStochasticLinear"]
 
@@ -38,20 +37,10 @@ class LeftStochasticLinear(LinearMap):
     family = "stochastic"
     promise = "A >= 0, columns sum to 1"
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        *,
-        beings: int | None = None,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
-        shape = (*self.leading, self.out_features, self.in_features)
-        self.logits = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-        self.reset_parameters()
+    logits: nn.Parameter
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"logits": (self.out_features, self.in_features)}
 
     def _weight(self, logits: Tensor) -> Tensor:
         return softmax(logits, -1)  # column j of A is row j of W
@@ -61,7 +50,7 @@ class LeftStochasticLinear(LinearMap):
         return {"logits": p.clamp_min(torch.finfo(self.logits.dtype).tiny).log()}
 
     def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
-        raw["logits"].normal_(0, lively_logit_scale(self.in_features), generator=generator)
+        raw["logits"].normal_(0, logit_spread(self.in_features), generator=generator)
 
     def _violation(self, weight: Tensor) -> Tensor:
         return simplex_violation(weight)

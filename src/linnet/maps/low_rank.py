@@ -46,6 +46,9 @@ class LowRankLinear(LinearMap):
     fast = True
     decays = ("down", "up")
 
+    down: nn.Parameter
+    up: nn.Parameter
+
     def __init__(
         self,
         in_features: int,
@@ -57,15 +60,15 @@ class LowRankLinear(LinearMap):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
-        smaller = min(self.in_features, self.out_features)
         self.rank = rank
-        r = max(1, smaller // 4) if rank is None else check_positive(rank=rank)[0]
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        smaller = min(self.in_features, self.out_features)
+        r = max(1, smaller // 4) if self.rank is None else check_positive(rank=self.rank)[0]
         if r > smaller:
             raise ValueError(f"rank must be at most min(in_features, out_features)={smaller}, got {r}")
-        self.down = nn.Parameter(torch.empty(*self.leading, r, self.in_features, device=device, dtype=dtype))
-        self.up = nn.Parameter(torch.empty(*self.leading, self.out_features, r, device=device, dtype=dtype))
-        self.reset_parameters()
+        return {"down": (r, self.in_features), "up": (self.out_features, r)}
 
     @classmethod
     def examples(cls) -> list[dict[str, Any]]:
@@ -76,9 +79,6 @@ class LowRankLinear(LinearMap):
 
     def _product(self, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
         return (x @ down.mT) @ up.mT
-
-    def forward(self, input: Tensor) -> Tensor:
-        return self._matrix_free(input, self._product)
 
     def _assign(self, weight: Tensor) -> dict[str, Tensor]:
         r = self.down.shape[-2]
@@ -92,7 +92,9 @@ class LowRankLinear(LinearMap):
     def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
         down, up = raw["down"], raw["up"]
         (r, n), m = down.shape, up.shape[0]
-        spread = (m / (3 * r * n**2)) ** 0.25  # entries of A get nn.Linear's variance, 1/(3n), the factors one norm
+        # An entry of A is a sum of r products: with variances s² and t² of the factors it has r s²t² = 1/(3n),
+        # nn.Linear's; the factors have one norm if r n s² = m r t².
+        spread = (m / (3 * r * n**2)) ** 0.25
         down.normal_(0, spread, generator=generator)
         up.normal_(0, spread * math.sqrt(n / m), generator=generator)
 

@@ -50,6 +50,9 @@ class MonarchLinear(LinearMap):
     fast = True
     decays = ("first", "second")
 
+    first: nn.Parameter
+    second: nn.Parameter
+
     def __init__(
         self,
         in_features: int,
@@ -61,14 +64,14 @@ class MonarchLinear(LinearMap):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
-        n, m = self.in_features, self.out_features
         self.blocks = blocks
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        n, m = self.in_features, self.out_features
         usual = min(blocks_near_root(max(n, m), (n, m)), n, m)
-        b = usual if blocks is None else check_blocks(blocks, n, m)
-        self.first = nn.Parameter(torch.empty(*self.leading, b, b, -(-n // b), device=device, dtype=dtype))
-        self.second = nn.Parameter(torch.empty(*self.leading, b, -(-m // b), b, device=device, dtype=dtype))
-        self.reset_parameters()
+        b = usual if self.blocks is None else check_blocks(self.blocks, n, m)
+        return {"first": (b, b, -(-n // b)), "second": (b, -(-m // b), b)}
 
     @classmethod
     def examples(cls) -> list[dict[str, Any]]:
@@ -76,9 +79,6 @@ class MonarchLinear(LinearMap):
 
     def _weight(self, first: Tensor, second: Tensor) -> Tensor:
         return monarch(first, second)[..., : self.out_features, : self.in_features]
-
-    def forward(self, input: Tensor) -> Tensor:
-        return self._matrix_free(input, self._product)
 
     def _product(self, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
         missing = first.shape[-3] * first.shape[-1] - self.in_features

@@ -10,10 +10,10 @@ from linnet.core.checks import check_positive
 from linnet.maps.abstract.invertible import Invertible
 from linnet.maps.math.householder import (
     draw_reflections,
+    greedy_reflections,
     householder_product,
+    newton_schulz_step,
     orthogonality_error,
-    peel,
-    polish,
     reflections,
 )
 
@@ -27,8 +27,8 @@ class OrthogonalLinear(Invertible):
     determinant (−1)ᵏ det D is reached; ``reset_parameters`` draws D too (both determinants, W uniform over O(n)),
     ``assign`` sets it. A matrix that is not orthogonal is assigned as its polar factor, the nearest orthogonal one.
     With fewer reflectors the layer is cheaper and less expressive, and D = diag(1, ..., 1, ±1); ``assign`` is exact for
-    what such a layer can be, and otherwise brings home one by one the k axes that W moves farthest, which need not
-    give the nearest.
+    what such a layer can be, and otherwise reflects one by one the k axes that W moves farthest, which need not give
+    the nearest.
 
     Args:
         in_features, out_features, bias, beings, device, dtype: as in :class:`LinearMap`; the sizes must be equal.
@@ -58,6 +58,10 @@ class OrthogonalLinear(Invertible):
     family = "orthogonal"
     promise = "AᵀA = I"
     square = True
+    fixed = ("signs",)
+
+    vectors: nn.Parameter
+    signs: Tensor
 
     def __init__(
         self,
@@ -70,15 +74,15 @@ class OrthogonalLinear(Invertible):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
-        n = self.in_features
         self.reflectors = reflectors
-        k = n if reflectors is None else check_positive(reflectors=reflectors)[0]
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        n = self.in_features
+        k = n if self.reflectors is None else check_positive(reflectors=self.reflectors)[0]
         if k > n:
             raise ValueError(f"reflectors must be at most in_features={n}, got {k}")
-        self.vectors = nn.Parameter(torch.empty(*self.leading, k, n, device=device, dtype=dtype))
-        self.register_buffer("signs", torch.empty(*self.leading, n, device=device, dtype=dtype))
-        self.reset_parameters()
+        return {"vectors": (k, n), "signs": (n,)}
 
     @classmethod
     def examples(cls) -> list[dict[str, Any]]:
@@ -86,14 +90,12 @@ class OrthogonalLinear(Invertible):
 
     def _weight(self, vectors: Tensor, signs: Tensor) -> Tensor:
         identity = torch.eye(self.in_features, device=vectors.device, dtype=vectors.dtype)
+        # I H₁⋯H_k is Wᵀ but for D; the step against rounding keeps W orthogonal for nearly parallel vectors too.
         q = householder_product(identity.expand(*vectors.shape[:-2], -1, -1), vectors)
-        return polish(q.mT) * signs.unsqueeze(-2)
+        return newton_schulz_step(q.mT) * signs.unsqueeze(-2)
 
     def _product(self, x: Tensor, vectors: Tensor, signs: Tensor) -> Tensor:
         return householder_product(x * signs.unsqueeze(-2), vectors)  # x D H₁⋯H_k
-
-    def forward(self, input: Tensor) -> Tensor:
-        return self._matrix_free(input, self._product)
 
     def _solve(self, y: Tensor, raw: dict[str, Tensor]) -> Tensor:
         rows = y.unsqueeze(-2)  # (*, [beings,] 1, n): a row of its own for each matrix
@@ -111,12 +113,14 @@ class OrthogonalLinear(Invertible):
     def _assign(self, weight: Tensor) -> dict[str, Tensor]:
         u, _, vh = torch.linalg.svd(weight)
         q, k = u @ vh, self.vectors.shape[-2]
+        # With k = n reflections any orthogonal matrix is reached, and D takes the signs that QR leaves. With fewer, D
+        # differs from I in one sign at most, that of the determinant: det W = (−1)ᵏ det D.
         if k == self.in_features:
             vectors, signs = reflections(q)
         else:
             signs = torch.ones_like(q[..., 0])
             signs[..., -1] = torch.linalg.det(q).sign() * (-1) ** k
-            vectors = peel(q * signs.unsqueeze(-2), k)
+            vectors = greedy_reflections(q * signs.unsqueeze(-2), k)
         return {"vectors": vectors.flip(-2), "signs": signs}
 
     def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
@@ -125,8 +129,9 @@ class OrthogonalLinear(Invertible):
         uniform, leading = draw_reflections((n, n), generator, vectors)
         vectors.copy_(uniform[:k].flip(0))
         signs.copy_(leading)
+        # `assign` must be able to tell D from W: by the determinant it finds one sign
         if k < n:
-            signs[:-1] = 1  # so that `assign` can tell D from W: det W = (−1)ᵏ det D
+            signs[:-1] = 1
 
     def _violation(self, weight: Tensor) -> Tensor:
         return orthogonality_error(weight)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from linnet.core.linear_map import LinearMap
 from linnet.maps.math.intervals import check_interval
-from linnet.maps.math.simplex import lively_logit_scale, project_band, softmax
+from linnet.maps.math.simplex import logit_spread, project_band, softmax
 
 __all__ = ["PerronFrobeniusLinear"]
 
@@ -49,6 +49,9 @@ class PerronFrobeniusLinear(LinearMap):
     family = "stochastic"
     promise = "A >= 0, row sums in [sigma_min, sigma_max]"
 
+    logits: nn.Parameter
+    sums: nn.Parameter
+
     def __init__(
         self,
         in_features: int,
@@ -61,12 +64,11 @@ class PerronFrobeniusLinear(LinearMap):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
         self.sigma_min, self.sigma_max = check_interval(sigma_min, sigma_max)
-        shape = (*self.leading, self.out_features, self.in_features)
-        self.logits = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-        self.sums = nn.Parameter(torch.empty(*self.leading, self.in_features, device=device, dtype=dtype))
-        self.reset_parameters()
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"logits": (self.out_features, self.in_features), "sums": (self.in_features,)}
 
     @classmethod
     def examples(cls) -> list[dict[str, Any]]:
@@ -86,7 +88,7 @@ class PerronFrobeniusLinear(LinearMap):
         return {"logits": logits.mT, "sums": place.logit(eps=info.eps)}
 
     def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
-        raw["logits"].normal_(0, lively_logit_scale(self.out_features), generator=generator)
+        raw["logits"].normal_(0, logit_spread(self.out_features), generator=generator)
         raw["sums"].uniform_(0, 1, generator=generator)
         raw["sums"].copy_(raw["sums"].logit(eps=1e-3))
 

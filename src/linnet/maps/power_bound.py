@@ -4,16 +4,17 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from linnet.core.checks import check_positive
-from linnet.maps.abstract.based import _Disc
+from linnet.maps.abstract.stable import StableInDisc
+from linnet.maps.math.bases import rounding_margin
 from linnet.maps.math.spectral_radius import radius_estimate
 
 __all__ = ["PowerBoundLinear"]
 
 
-class PowerBoundLinear(_Disc):
+class PowerBoundLinear(StableInDisc):
     """y = x A + b with the spectral radius ρ(A) <= max_p, always.
 
     A = S⁻¹KS with ‖K‖₂ < max_p·(1 − max_cond² eps) and cond(S) <= max_cond, as in :class:`SchurStableLinear`, for a
@@ -60,13 +61,12 @@ class PowerBoundLinear(_Disc):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias, max_cond=max_cond, beings=beings, device=device, dtype=dtype)
         if not 0 < max_p < math.inf:
             raise ValueError(f"max_p must be a finite number > 0, got {max_p}")
         self.max_p = self._radius = max_p
         self.pwr_iters = check_positive(pwr_iters=pwr_iters)[0]
-        self.core = nn.Parameter(torch.empty_like(self.vectors))
-        self.reset_parameters()
+        self.max_cond, self._margin = max_cond, rounding_margin(max_cond)
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
 
     @classmethod
     def examples(cls) -> list[dict[str, Any]]:

@@ -12,7 +12,8 @@ from linnet.maps.math.triangles import symmetric_part
 
 __all__ = ["PSDLinear", "clip_ratio"]
 
-BISECTIONS = 100  # halvings of an interval of float64 numbers: all its digits
+# Halvings of an interval of float64 numbers: all its digits.
+BISECTIONS = 100
 
 
 def floor_of(largest: Tensor, epsilon: float, condition: float | None) -> Tensor:
@@ -30,6 +31,7 @@ def clip_ratio(values: Tensor, epsilon: float, condition: float | None) -> Tenso
     """
     if condition is None:
         return values.clamp_min(epsilon)
+    # The derivative rises with m and is >= 0 at the largest value: its zero is below, or the least m admitted is best.
     low = torch.full_like(values[..., :1], epsilon)
     high = values.amax(-1, keepdim=True).clamp_min(epsilon)
     for _ in range(BISECTIONS):
@@ -75,6 +77,8 @@ class PSDLinear(LinearMap):
     square = True
     decays = ("factor",)
 
+    factor: nn.Parameter
+
     def __init__(
         self,
         in_features: int,
@@ -87,15 +91,15 @@ class PSDLinear(LinearMap):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
         if not 0 <= epsilon < math.inf:
             raise ValueError(f"epsilon must be a finite number >= 0, got {epsilon}")
         if condition is not None and not 1 < condition < math.inf:
             raise ValueError(f"condition must be None or a finite number > 1, got {condition}")
         self.epsilon, self.condition = epsilon, condition
-        n = self.in_features
-        self.factor = nn.Parameter(torch.empty(*self.leading, n, n, device=device, dtype=dtype))
-        self.reset_parameters()
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"factor": (self.in_features, self.in_features)}
 
     @classmethod
     def examples(cls) -> list[dict[str, Any]]:
@@ -104,11 +108,11 @@ class PSDLinear(LinearMap):
     def _weight(self, factor: Tensor) -> Tensor:
         gram = symmetric_part(factor @ factor.mT)
         if self.condition is None:
-            largest = gram[..., 0, 0]
+            largest = gram[..., 0, 0]  # any number: without a condition the floor is epsilon
         else:
-            largest = (
-                torch.linalg.eigh(gram).eigenvalues[..., -1].clamp_min(0)
-            )  # eigvalsh has other bits with a gradient
+            # eigvalsh takes another algorithm, with other bits, where no gradient is asked for
+            largest = torch.linalg.eigh(gram).eigenvalues[..., -1].clamp_min(0)
+        # (largest + μ)/(0 + μ) <= condition for μ = largest/(condition − 1)
         floor = floor_of(largest, self.epsilon, self.condition)[..., None]
         return gram + torch.diag_embed(floor.expand(*floor.shape[:-1], self.in_features))
 

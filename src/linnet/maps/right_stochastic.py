@@ -1,13 +1,12 @@
 """Matrices with entries >= 0 whose rows sum to 1."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from linnet.core.linear_map import LinearMap
-from linnet.maps.math.simplex import lively_logit_scale, project_simplex, simplex_violation
+from linnet.maps.math.simplex import logit_spread, project_simplex, simplex_violation, softmax
 
 __all__ = ["RightStochasticLinear"]
 
@@ -39,24 +38,13 @@ class RightStochasticLinear(LinearMap):
     family = "stochastic"
     promise = "A >= 0, rows sum to 1"
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        *,
-        beings: int | None = None,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
-        shape = (*self.leading, self.out_features, self.in_features)
-        self.logits = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-        self.reset_parameters()
+    logits: nn.Parameter
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"logits": (self.out_features, self.in_features)}
 
     def _weight(self, logits: Tensor) -> Tensor:
-        p = logits.softmax(-2)  # row i of A is column i of W
-        return p / p.detach().sum(-2, keepdim=True)  # softmax adds up naively here: 1e-4 off for 300 000 outputs
+        return softmax(logits, -2)  # row i of A is column i of W
 
     def _assign(self, weight: Tensor) -> dict[str, Tensor]:
         a = project_simplex(weight.mT)  # (..., in, out)
@@ -64,7 +52,7 @@ class RightStochasticLinear(LinearMap):
         return {"logits": a.mT.clamp_min(smallest).log()}
 
     def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
-        raw["logits"].normal_(0, lively_logit_scale(self.out_features), generator=generator)
+        raw["logits"].normal_(0, logit_spread(self.out_features), generator=generator)
 
     def _violation(self, weight: Tensor) -> Tensor:
         return simplex_violation(weight.mT)

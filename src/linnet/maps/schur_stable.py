@@ -3,14 +3,15 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from linnet.maps.abstract.based import _Disc
+from linnet.maps.abstract.stable import StableInDisc
+from linnet.maps.math.bases import rounding_margin
 
 __all__ = ["SchurStableLinear"]
 
 
-class SchurStableLinear(_Disc):
+class SchurStableLinear(StableInDisc):
     """y = x A + b with every eigenvalue of A in the disc |λ| <= bound < 1: the system x ← x A forgets its start.
 
     A = S⁻¹KS with ‖K‖₂ < bound·(1 − max_cond² eps) and cond(S) <= max_cond; every such matrix is reached, so A itself
@@ -56,12 +57,11 @@ class SchurStableLinear(_Disc):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias, max_cond=max_cond, beings=beings, device=device, dtype=dtype)
         if not 0 < bound < 1:
             raise ValueError(f"bound must lie in (0, 1), got {bound}")
         self.bound = self._radius = bound
-        self.core = nn.Parameter(torch.empty_like(self.vectors))
-        self.reset_parameters()
+        self.max_cond, self._margin = max_cond, rounding_margin(max_cond)
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
 
     @classmethod
     def examples(cls) -> list[dict[str, Any]]:

@@ -1,7 +1,5 @@
 """Matrices that equal minus their transpose."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -42,20 +40,11 @@ class SkewSymmetricLinear(LinearMap):
     square = True
     decays = ("upper",)
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        *,
-        beings: int | None = None,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+    upper: nn.Parameter
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
         n = self.in_features
-        self.upper = nn.Parameter(torch.empty(*self.leading, n * (n - 1) // 2, device=device, dtype=dtype))
-        self.reset_parameters()
+        return {"upper": (n * (n - 1) // 2,)}
 
     def _weight(self, upper: Tensor) -> Tensor:
         return -antimirror(upper, self.in_features)  # W = Aᵀ

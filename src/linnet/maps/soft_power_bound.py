@@ -51,6 +51,8 @@ class SoftPowerBoundLinear(LinearMap):
     square = True
     hard = False
 
+    entries: nn.Parameter
+
     def __init__(
         self,
         in_features: int,
@@ -63,13 +65,13 @@ class SoftPowerBoundLinear(LinearMap):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
         if not 0 < max_p < math.inf:
             raise ValueError(f"max_p must be a finite number > 0, got {max_p}")
         self.max_p, self.pwr_iters = max_p, check_positive(pwr_iters=pwr_iters)[0]
-        n = self.in_features
-        self.entries = nn.Parameter(torch.empty(*self.leading, n, n, device=device, dtype=dtype))
-        self.reset_parameters()
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"entries": (self.in_features, self.in_features)}
 
     @classmethod
     def examples(cls) -> list[dict[str, Any]]:

@@ -1,14 +1,12 @@
 """Matrices with singular values in an interval, and as many reflections as asked for."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from linnet.maps.abstract.diagonal_core import DiagonalCore
-from linnet.maps.math.intervals import angle_in, check_interval, draw_angles, interval
-from linnet.maps.math.svd import check_reflectors, draw_svd, svd_factors, svd_matrix
+from linnet.maps.math.svd import check_reflectors, svd_matrix
 
 __all__ = ["SpectralLinear"]
 
@@ -17,9 +15,9 @@ class SpectralLinear(DiagonalCore):
     """y = x A + b with the singular values of A in [sigma_min, sigma_max], and as many reflections as asked for.
 
     As :class:`SVDLinear`, A = U diag(± s) Vᵀ, but the numbers of reflections in U and in V are options: they set the
-    cost and how far U and V reach, not the rank, for all min(in, out) singular values are still there. With
+    cost and the set of U and V that are reached, not the rank: there are min(in, out) singular values always. With
     min(in, out) reflectors each, every matrix with such singular values is reached and ``assign`` gives the nearest.
-    With fewer, ``assign`` takes over the largest singular values with their vectors, as many as there are reflectors on
+    With fewer, ``assign`` keeps the largest singular values with their vectors, as many as there are reflectors on
     both sides, and of the rest the diagonal; that need not be the nearest, even for a matrix that the layer can be.
 
     Args:
@@ -52,6 +50,12 @@ class SpectralLinear(DiagonalCore):
 
     family = "singular-values"
     promise = "sigma_min <= singular values of A <= sigma_max"
+    fixed = ("signs",)
+
+    u_vectors: nn.Parameter
+    v_vectors: nn.Parameter
+    angles: nn.Parameter
+    signs: Tensor
 
     def __init__(
         self,
@@ -67,17 +71,24 @@ class SpectralLinear(DiagonalCore):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
-        self.sigma_min, self.sigma_max = check_interval(sigma_min, sigma_max)
-        r = min(self.in_features, self.out_features)
         self.n_U_reflectors, self.n_V_reflectors = n_U_reflectors, n_V_reflectors
-        n_u = check_reflectors("n_U_reflectors", n_U_reflectors, self.in_features, r)
-        n_v = check_reflectors("n_V_reflectors", n_V_reflectors, self.out_features, r)
-        self.u_vectors = nn.Parameter(torch.empty(*self.leading, n_u, self.in_features, device=device, dtype=dtype))
-        self.v_vectors = nn.Parameter(torch.empty(*self.leading, n_v, self.out_features, device=device, dtype=dtype))
-        self.angles = nn.Parameter(torch.empty(*self.leading, r, device=device, dtype=dtype))
-        self.register_buffer("signs", torch.empty(*self.leading, r, device=device, dtype=dtype))
-        self.reset_parameters()
+        super().__init__(
+            in_features,
+            out_features,
+            bias,
+            sigma_min=sigma_min,
+            sigma_max=sigma_max,
+            beings=beings,
+            device=device,
+            dtype=dtype,
+        )
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        n, m = self.in_features, self.out_features
+        r = min(n, m)
+        n_u = check_reflectors("n_U_reflectors", self.n_U_reflectors, n, r)
+        n_v = check_reflectors("n_V_reflectors", self.n_V_reflectors, m, r)
+        return {"u_vectors": (n_u, n), "v_vectors": (n_v, m), "angles": (r,), "signs": (r,)}
 
     @classmethod
     def examples(cls) -> list[dict[str, Any]]:
@@ -86,16 +97,3 @@ class SpectralLinear(DiagonalCore):
 
     def _weight(self, u_vectors: Tensor, v_vectors: Tensor, angles: Tensor, signs: Tensor) -> Tensor:
         return svd_matrix(*self._parts(u_vectors=u_vectors, v_vectors=v_vectors, angles=angles, signs=signs))
-
-    def _parts(self, **raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        s = raw["signs"] * interval(raw["angles"], self.sigma_min, self.sigma_max)
-        return raw["u_vectors"], s, raw["v_vectors"]
-
-    def _assign(self, weight: Tensor) -> dict[str, Tensor]:
-        u, v, s = svd_factors(weight, self.u_vectors.shape[-2], self.v_vectors.shape[-2])
-        angles = angle_in(s.abs(), self.sigma_min, self.sigma_max, self.angles.dtype)
-        return {"u_vectors": u, "v_vectors": v, "angles": angles, "signs": torch.where(s < 0, -1.0, 1.0)}
-
-    def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
-        draw_svd(raw["u_vectors"], raw["v_vectors"], raw["signs"], generator)
-        draw_angles(raw["angles"], generator)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ __all__ = ["SplitLinear"]
 
 
 class SplitLinear(LinearMap):
-    """y = x A + b with A = B − C and B, C >= 0, both at hand as ``layer.B`` and ``layer.C``.
+    """y = x A + b with A = B − C and B, C >= 0, which are ``layer.B`` and ``layer.C``.
 
     Every matrix is such a difference, so nothing is promised of A itself; B and C stay >= 0 whatever the optimizer
     does. Their entries are s·softplus(raw/s), s = 1/√in. A matrix is assigned as B = max(A, 0) + m and
@@ -40,21 +39,12 @@ class SplitLinear(LinearMap):
     family = "nonnegative"
     promise = "none"
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        *,
-        beings: int | None = None,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
-        shape = (*self.leading, self.out_features, self.in_features)
-        self.raw_B = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-        self.raw_C = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-        self.reset_parameters()
+    raw_B: nn.Parameter
+    raw_C: nn.Parameter
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        shape = (self.out_features, self.in_features)
+        return {"raw_B": shape, "raw_C": shape}
 
     @property
     def _scale(self) -> float:

@@ -1,4 +1,4 @@
-"""Matrices whose row sums bound their eigenvalues: nothing is computed but sums."""
+"""Differences of two stable nonnegative matrices: absolute row sums bound the eigenvalues."""
 
 import math
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from linnet.core.linear_map import LinearMap
-from linnet.maps.math.intervals import check_interval, within, within_raw
+from linnet.maps.math.intervals import check_interval, sigmoid_raw, sigmoid_to_interval
 from linnet.maps.math.simplex import project_l1
 
 __all__ = ["StableSplitLinear"]
@@ -48,6 +48,9 @@ class StableSplitLinear(LinearMap):
     family = "stable"
     promise = "A = B − C, B, C >= 0, Σⱼ|aᵢⱼ| <= sigma_max, so ρ(A) <= sigma_max"
 
+    logits: nn.Parameter
+    sums: nn.Parameter
+
     def __init__(
         self,
         in_features: int,
@@ -60,12 +63,12 @@ class StableSplitLinear(LinearMap):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
         self.sigma_min, self.sigma_max = check_interval(sigma_min, sigma_max, strict=True)
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
         n, m = self.in_features, self.out_features
-        self.logits = nn.Parameter(torch.empty(*self.leading, n, 2 * m, device=device, dtype=dtype))
-        self.sums = nn.Parameter(torch.empty(*self.leading, n, device=device, dtype=dtype))
-        self.reset_parameters()
+        return {"logits": (n, 2 * m), "sums": (n,)}
 
     @classmethod
     def examples(cls) -> list[dict[str, Any]]:
@@ -73,7 +76,7 @@ class StableSplitLinear(LinearMap):
 
     def _parts(self, logits: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
         """B and C, (..., in, out) each."""
-        rows = logits.softmax(-1) * within(sums, self.sigma_min, self.sigma_max).unsqueeze(-1)
+        rows = logits.softmax(-1) * sigmoid_to_interval(sums, self.sigma_min, self.sigma_max).unsqueeze(-1)
         b, c = rows.tensor_split(2, -1)
         return b, c
 
@@ -93,16 +96,18 @@ class StableSplitLinear(LinearMap):
 
     def _assign(self, weight: Tensor) -> dict[str, Tensor]:
         a = project_l1(weight.mT, self.sigma_max)
+        # Row sums of B + C exceed those of |A|, halfway to the bound: where there is room B and C overlap, all their
+        # entries are > 0, and every logit has a gradient.
         used = a.abs().sum(-1)
-        raw = within_raw((used.clamp_min(self.sigma_min) + self.sigma_max) / 2, self.sigma_min, self.sigma_max)
-        total = within(raw, self.sigma_min, self.sigma_max)
+        raw = sigmoid_raw((used.clamp_min(self.sigma_min) + self.sigma_max) / 2, self.sigma_min, self.sigma_max)
+        total = sigmoid_to_interval(raw, self.sigma_min, self.sigma_max)
         a = a * (total / used.clamp_min(torch.finfo(a.dtype).tiny)).clamp_max(1.0).unsqueeze(-1)
         spare = (total - a.abs().sum(-1)).clamp_min(0).unsqueeze(-1) / (2 * self.out_features)
         split = torch.cat((a.clamp_min(0) + spare, (-a).clamp_min(0) + spare), -1) / total.unsqueeze(-1)
         return {"logits": split.clamp_min(torch.finfo(self.logits.dtype).tiny).log(), "sums": raw}
 
     def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
-        # coefficient of variation ~ √m/2, else A would be nearly zero: B − C of two flat matrices
+        # A coefficient of variation ~ √m/2: with flat rows B and C would be nearly equal, and A nearly zero.
         raw["logits"].normal_(0, math.sqrt(math.log1p(self.out_features / 4)), generator=generator)
         raw["sums"].normal_(0, 2, generator=generator)
 

@@ -1,7 +1,6 @@
 """Rectangular matrices with orthonormal columns or rows."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -44,22 +43,14 @@ class StiefelLinear(LinearMap):
 
     family = "orthogonal"
     promise = "AᵀA = I, or A Aᵀ = I if A is wide"
+    fixed = ("signs",)
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        *,
-        beings: int | None = None,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+    vectors: nn.Parameter
+    signs: Tensor
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
         r, n = sorted((self.in_features, self.out_features))
-        self.vectors = nn.Parameter(torch.empty(*self.leading, r, n, device=device, dtype=dtype))
-        self.register_buffer("signs", torch.empty(*self.leading, r, device=device, dtype=dtype))
-        self.reset_parameters()
+        return {"vectors": (r, n), "signs": (r,)}
 
     def _weight(self, vectors: Tensor, signs: Tensor) -> Tensor:
         q = frame(vectors, signs.shape[-1]) * signs.unsqueeze(-2)  # (n, r)
@@ -70,9 +61,6 @@ class StiefelLinear(LinearMap):
         if self.out_features >= self.in_features:  # x D (first r columns of H₁⋯H_r)ᵀ
             return householder_product(F.pad(x * signs.unsqueeze(-2), (0, n - r)), vectors.flip(-2))
         return householder_product(x, vectors)[..., :r] * signs.unsqueeze(-2)
-
-    def forward(self, input: Tensor) -> Tensor:
-        return self._matrix_free(input, self._product)
 
     def _assign(self, weight: Tensor) -> dict[str, Tensor]:
         tall = weight if self.out_features >= self.in_features else weight.mT

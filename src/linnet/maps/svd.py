@@ -4,15 +4,12 @@ A = U diag(s) Vᵀ with U and V products of reflections: the interval is kept wh
 x → ((x U) s) Vᵀ is evaluated without forming A.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from linnet.maps.abstract.diagonal_core import DiagonalCore
-from linnet.maps.math.intervals import angle_in, check_interval, draw_angles, interval
-from linnet.maps.math.svd import draw_svd, svd_factors, svd_matrix
+from linnet.maps.math.svd import svd_matrix
 
 __all__ = ["SVDLinear"]
 
@@ -55,27 +52,16 @@ class SVDLinear(DiagonalCore):
 
     family = "singular-values"
     promise = "sigma_min <= singular values of A <= sigma_max"
+    fixed = ("signs",)
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        *,
-        sigma_min: float = 0.1,
-        sigma_max: float = 1.0,
-        beings: int | None = None,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
-        self.sigma_min, self.sigma_max = check_interval(sigma_min, sigma_max)
+    u_vectors: nn.Parameter
+    v_vectors: nn.Parameter
+    angles: nn.Parameter
+    signs: Tensor
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
         r = min(self.in_features, self.out_features)
-        self.u_vectors = nn.Parameter(torch.empty(*self.leading, r, self.in_features, device=device, dtype=dtype))
-        self.v_vectors = nn.Parameter(torch.empty(*self.leading, r, self.out_features, device=device, dtype=dtype))
-        self.angles = nn.Parameter(torch.empty(*self.leading, r, device=device, dtype=dtype))
-        self.register_buffer("signs", torch.empty(*self.leading, r, device=device, dtype=dtype))
-        self.reset_parameters()
+        return {"u_vectors": (r, self.in_features), "v_vectors": (r, self.out_features), "angles": (r,), "signs": (r,)}
 
     @classmethod
     def examples(cls) -> list[dict[str, Any]]:
@@ -83,16 +69,3 @@ class SVDLinear(DiagonalCore):
 
     def _weight(self, u_vectors: Tensor, v_vectors: Tensor, angles: Tensor, signs: Tensor) -> Tensor:
         return svd_matrix(*self._parts(u_vectors=u_vectors, v_vectors=v_vectors, angles=angles, signs=signs))
-
-    def _parts(self, **raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        s = raw["signs"] * interval(raw["angles"], self.sigma_min, self.sigma_max)
-        return raw["u_vectors"], s, raw["v_vectors"]
-
-    def _assign(self, weight: Tensor) -> dict[str, Tensor]:
-        u, v, s = svd_factors(weight, self.u_vectors.shape[-2], self.v_vectors.shape[-2])
-        angles = angle_in(s.abs(), self.sigma_min, self.sigma_max, self.angles.dtype)
-        return {"u_vectors": u, "v_vectors": v, "angles": angles, "signs": torch.where(s < 0, -1.0, 1.0)}
-
-    def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
-        draw_svd(raw["u_vectors"], raw["v_vectors"], raw["signs"], generator)
-        draw_angles(raw["angles"], generator)

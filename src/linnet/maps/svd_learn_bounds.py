@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from linnet.maps.abstract.diagonal_core import DiagonalCore
-from linnet.maps.math.intervals import angle_in, check_interval, draw_angles, interval
+from linnet.maps.math.intervals import angle_of, draw_angles, sine_to_interval
 from linnet.maps.math.svd import draw_svd, svd_factors, svd_matrix
 
 __all__ = ["SVDLinearLearnBounds"]
@@ -51,28 +50,18 @@ class SVDLinearLearnBounds(DiagonalCore):
 
     family = "singular-values"
     promise = "sigma_min <= lo <= singular values of A <= hi <= sigma_max"
+    fixed = ("signs",)
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        *,
-        sigma_min: float = 0.1,
-        sigma_max: float = 1.0,
-        beings: int | None = None,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
-        self.sigma_min, self.sigma_max = check_interval(sigma_min, sigma_max)
-        r = min(self.in_features, self.out_features)
-        self.u_vectors = nn.Parameter(torch.empty(*self.leading, r, self.in_features, device=device, dtype=dtype))
-        self.v_vectors = nn.Parameter(torch.empty(*self.leading, r, self.out_features, device=device, dtype=dtype))
-        self.angles = nn.Parameter(torch.empty(*self.leading, r, device=device, dtype=dtype))
-        self.register_buffer("signs", torch.empty(*self.leading, r, device=device, dtype=dtype))
-        self.bound_angles = nn.Parameter(torch.empty(*self.leading, 2, device=device, dtype=dtype))
-        self.reset_parameters()
+    u_vectors: nn.Parameter
+    v_vectors: nn.Parameter
+    angles: nn.Parameter
+    signs: Tensor
+    bound_angles: nn.Parameter
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        n, m = self.in_features, self.out_features
+        r = min(n, m)
+        return {"u_vectors": (r, n), "v_vectors": (r, m), "angles": (r,), "signs": (r,), "bound_angles": (2,)}
 
     @property
     def bounds(self) -> tuple[Tensor, Tensor]:
@@ -81,8 +70,8 @@ class SVDLinearLearnBounds(DiagonalCore):
         return low.squeeze(-1), high.squeeze(-1)
 
     def _bounds(self, bound_angles: Tensor) -> tuple[Tensor, Tensor]:
-        low = interval(bound_angles[..., :1], self.sigma_min, self.sigma_max)
-        return low, interval(bound_angles[..., 1:], low, self.sigma_max)
+        low = sine_to_interval(bound_angles[..., :1], self.sigma_min, self.sigma_max)
+        return low, sine_to_interval(bound_angles[..., 1:], low, self.sigma_max)
 
     def _weight(
         self, u_vectors: Tensor, v_vectors: Tensor, angles: Tensor, signs: Tensor, bound_angles: Tensor
@@ -91,18 +80,20 @@ class SVDLinearLearnBounds(DiagonalCore):
         return svd_matrix(*self._parts(**raw, bound_angles=bound_angles))
 
     def _parts(self, **raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        s = raw["signs"] * interval(raw["angles"], *self._bounds(raw["bound_angles"]))
+        s = raw["signs"] * sine_to_interval(raw["angles"], *self._bounds(raw["bound_angles"]))
         return raw["u_vectors"], s, raw["v_vectors"]
 
     def _assign(self, weight: Tensor) -> dict[str, Tensor]:
         u, v, s = svd_factors(weight, self.u_vectors.shape[-2], self.v_vectors.shape[-2])
         values, dtype = s.abs().clamp(self.sigma_min, self.sigma_max), self.angles.dtype
+        # Bounds exactly at the extreme values would put these at ends of the interval, where the sine is flat.
         low, high = values.amin(-1, keepdim=True), values.amax(-1, keepdim=True)
         low, high = low + (self.sigma_min - low) / 10, high + (self.sigma_max - high) / 10
-        first = angle_in(low, self.sigma_min, self.sigma_max, dtype)
-        low = interval(first, self.sigma_min, self.sigma_max)
-        second = angle_in(high, low, self.sigma_max, dtype)
-        angles = angle_in(values, low, interval(second, low, self.sigma_max), dtype)
+        # Each angle is computed from the bounds that the rounded angles before it give.
+        first = angle_of(low, self.sigma_min, self.sigma_max, dtype)
+        low = sine_to_interval(first, self.sigma_min, self.sigma_max)
+        second = angle_of(high, low, self.sigma_max, dtype)
+        angles = angle_of(values, low, sine_to_interval(second, low, self.sigma_max), dtype)
         signs = torch.where(s < 0, -1.0, 1.0)
         bound_angles = torch.cat([first, second], -1)
         return {"u_vectors": u, "v_vectors": v, "angles": angles, "signs": signs, "bound_angles": bound_angles}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from linnet.maps.abstract.diagonal_core import DiagonalCore
 from linnet.maps.math.householder import draw_reflections
-from linnet.maps.math.intervals import angle_in, check_interval, draw_angles, interval, outside
+from linnet.maps.math.intervals import angle_of, draw_angles, outside, sine_to_interval
 from linnet.maps.math.svd import asymmetry, check_reflectors, eigen_factors, symmetric_matrix
 
 __all__ = ["SymmetricSpectralLinear"]
@@ -22,7 +22,7 @@ class SymmetricSpectralLinear(DiagonalCore):
     may reach below 0; with sigma_min > 0, A is positive definite with condition number at most sigma_max / sigma_min.
     With n reflectors every such matrix is reached, and any matrix is assigned as its symmetric part with the
     eigenvalues clamped, the nearest in the Frobenius norm. With fewer, the layer is cheaper and Q reaches less far;
-    ``assign`` then takes over the eigenvalues farthest from their mean with their vectors, and of the rest the
+    ``assign`` then keeps the eigenvalues farthest from their mean with their vectors, and of the rest the
     diagonal, which need not be the nearest, even for a matrix that the layer can be.
 
     Args:
@@ -54,6 +54,10 @@ class SymmetricSpectralLinear(DiagonalCore):
     family = "singular-values"
     promise = "A = Aᵀ, sigma_min <= eigenvalues of A <= sigma_max"
     square = True
+    lowest = -math.inf
+
+    vectors: nn.Parameter
+    angles: nn.Parameter
 
     def __init__(
         self,
@@ -68,14 +72,21 @@ class SymmetricSpectralLinear(DiagonalCore):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
-        self.sigma_min, self.sigma_max = check_interval(sigma_min, sigma_max, lowest=-math.inf)
         self.n_reflectors = n_reflectors
+        super().__init__(
+            in_features,
+            out_features,
+            bias,
+            sigma_min=sigma_min,
+            sigma_max=sigma_max,
+            beings=beings,
+            device=device,
+            dtype=dtype,
+        )
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
         n = self.in_features
-        k = check_reflectors("n_reflectors", n_reflectors, n, n)
-        self.vectors = nn.Parameter(torch.empty(*self.leading, k, n, device=device, dtype=dtype))
-        self.angles = nn.Parameter(torch.empty(*self.leading, n, device=device, dtype=dtype))
-        self.reset_parameters()
+        return {"vectors": (check_reflectors("n_reflectors", self.n_reflectors, n, n), n), "angles": (n,)}
 
     @classmethod
     def examples(cls) -> list[dict[str, Any]]:
@@ -87,11 +98,11 @@ class SymmetricSpectralLinear(DiagonalCore):
         return symmetric_matrix(q, s)
 
     def _parts(self, **raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return raw["vectors"], interval(raw["angles"], self.sigma_min, self.sigma_max), raw["vectors"]
+        return raw["vectors"], sine_to_interval(raw["angles"], self.sigma_min, self.sigma_max), raw["vectors"]
 
     def _assign(self, weight: Tensor) -> dict[str, Tensor]:
         vectors, s = eigen_factors(weight, self.vectors.shape[-2])
-        return {"vectors": vectors, "angles": angle_in(s, self.sigma_min, self.sigma_max, self.angles.dtype)}
+        return {"vectors": vectors, "angles": angle_of(s, self.sigma_min, self.sigma_max, self.angles.dtype)}
 
     def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
         raw["vectors"].copy_(draw_reflections(raw["vectors"].shape, generator, raw["vectors"])[0])

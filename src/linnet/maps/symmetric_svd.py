@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from linnet.maps.abstract.diagonal_core import DiagonalCore
 from linnet.maps.math.householder import draw_reflections
-from linnet.maps.math.intervals import angle_in, check_interval, draw_angles, interval, outside
+from linnet.maps.math.intervals import angle_of, draw_angles, outside, sine_to_interval
 from linnet.maps.math.svd import asymmetry, eigen_factors, symmetric_matrix
 
 __all__ = ["SymmetricSVDLinear"]
@@ -50,26 +50,15 @@ class SymmetricSVDLinear(DiagonalCore):
     family = "singular-values"
     promise = "A = Aᵀ, sigma_min <= singular values of A <= sigma_max"
     square = True
+    fixed = ("signs",)
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        *,
-        sigma_min: float = 0.1,
-        sigma_max: float = 1.0,
-        beings: int | None = None,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
-        self.sigma_min, self.sigma_max = check_interval(sigma_min, sigma_max)
+    vectors: nn.Parameter
+    angles: nn.Parameter
+    signs: Tensor
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
         n = self.in_features
-        self.vectors = nn.Parameter(torch.empty(*self.leading, n, n, device=device, dtype=dtype))
-        self.angles = nn.Parameter(torch.empty(*self.leading, n, device=device, dtype=dtype))
-        self.register_buffer("signs", torch.empty(*self.leading, n, device=device, dtype=dtype))
-        self.reset_parameters()
+        return {"vectors": (n, n), "angles": (n,), "signs": (n,)}
 
     @classmethod
     def examples(cls) -> list[dict[str, Any]]:
@@ -80,12 +69,12 @@ class SymmetricSVDLinear(DiagonalCore):
         return symmetric_matrix(q, s)
 
     def _parts(self, **raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        s = raw["signs"] * interval(raw["angles"], self.sigma_min, self.sigma_max)
+        s = raw["signs"] * sine_to_interval(raw["angles"], self.sigma_min, self.sigma_max)
         return raw["vectors"], s, raw["vectors"]
 
     def _assign(self, weight: Tensor) -> dict[str, Tensor]:
         vectors, s = eigen_factors(weight, self.in_features)
-        angles = angle_in(s.abs(), self.sigma_min, self.sigma_max, self.angles.dtype)
+        angles = angle_of(s.abs(), self.sigma_min, self.sigma_max, self.angles.dtype)
         return {"vectors": vectors, "angles": angles, "signs": torch.where(s < 0, -1.0, 1.0)}
 
     def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:

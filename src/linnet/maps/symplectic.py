@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +12,10 @@ from linnet.core.linear_map import LinearMap
 from linnet.maps.math.symplectic import (
     FACTORS,
     PIVOTS,
-    calm_symmetric,
-    calm_symmetric_raw,
     check_even,
     compose,
+    compressed_symmetric,
+    compressed_symmetric_raw,
     factorize,
     symplectic_form,
     transform,
@@ -63,29 +62,17 @@ class SymplecticLinear(LinearMap):
     promise = "AᵀJA = J"
     square = True
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        *,
-        beings: int | None = None,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+    factors: nn.Parameter
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
         m = check_even(type(self).__name__, self.in_features)
-        self.factors = nn.Parameter(torch.empty(*self.leading, FACTORS, m, m, device=device, dtype=dtype))
-        self.reset_parameters()
+        return {"factors": (FACTORS, m, m)}
 
     def _weight(self, factors: Tensor) -> Tensor:
-        return compose(calm_symmetric(factors))
+        return compose(compressed_symmetric(factors))
 
     def _product(self, x: Tensor, factors: Tensor) -> Tensor:
         return transform(x, factors)
-
-    def forward(self, input: Tensor) -> Tensor:
-        return self._matrix_free(input, self._product)
 
     def inverse(self, output: Tensor) -> Tensor:
         """The input that gives this output: the same products with −S in the opposite order.
@@ -100,7 +87,7 @@ class SymplecticLinear(LinearMap):
         with autocast_off(output.device.type):
             y = output.to(wide) if self.bias is None else output.to(wide) - self.bias.to(wide)
             y = y.unsqueeze(-2)  # (..., [beings,] 1, n): a row of its own for each matrix
-            p, q = unshear(y[..., :m], y[..., m:], calm_symmetric(self.factors.to(wide)))
+            p, q = unshear(y[..., :m], y[..., m:], compressed_symmetric(self.factors.to(wide)))
             return torch.cat((p, q), -1).squeeze(-2).to(self.factors.dtype)
 
     def logabsdet(self) -> Tensor:
@@ -108,23 +95,26 @@ class SymplecticLinear(LinearMap):
         return self.factors.new_zeros(self.leading)
 
     def _assign(self, weight: Tensor) -> dict[str, Tensor]:
+        # All factors 0, the identity, is what remains if every pivot fails: the error of NaN is below none.
         best = weight.new_zeros(*weight.shape[:-2], FACTORS, *[weight.shape[-1] // 2] * 2)
         least = torch.linalg.matrix_norm(compose(best) - weight)
         for pivot in PIVOTS:
             tried = factorize(weight, pivot)
             error = torch.linalg.matrix_norm(compose(tried) - weight)
-            better = error < least  # False for NaN
+            better = error < least
             best = torch.where(better[..., None, None, None], tried, best)
             least = torch.where(better, error, least)
-        return {"factors": calm_symmetric_raw(best)}
+        return {"factors": compressed_symmetric_raw(best)}
 
     def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
+        # Only the symmetric part counts: a symmetric draw has it in full, and weight decay nothing else to shrink.
         raw["factors"].normal_(0, 0.5 / math.sqrt(self.in_features), generator=generator)
         upper = raw["factors"].triu()
-        raw["factors"].copy_(upper + upper.triu(1).mT)  # as the symmetric part, so of full size
+        raw["factors"].copy_(upper + upper.triu(1).mT)
 
     def _violation(self, weight: Tensor) -> Tensor:
         form = symplectic_form(self.in_features // 2, weight)
         scale = torch.linalg.matrix_norm(weight, 2).clamp_min(1.0)[..., None, None]
-        unit = weight / scale  # entries of at most 1: squares cannot overflow
+        # AᵀJA − J relative to ‖A‖², with entries of at most 1: squares cannot overflow
+        unit = weight / scale
         return (unit.mT @ form @ unit - form / scale.square()).abs().amax((-2, -1))

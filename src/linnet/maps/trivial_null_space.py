@@ -1,4 +1,4 @@
-"""Matrices that lose nothing: only 0 is mapped to 0."""
+"""Matrices with a trivial null space: only 0 is mapped to 0."""
 
 import math
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ class TrivialNullSpaceLinear(LinearMap):
         - rest: ([beings,] out_features - in_features, in_features), the matrix Fᵀ
 
     Raises:
-        ValueError: out_features < in_features, rank is not in 1..in_features, or epsilon is not a positive number.
+        ValueError: out_features < in_features, rank is not in 1..in_features, or epsilon is not a finite number > 0.
 
     Example:
         >>> layer = TrivialNullSpaceLinear(4, 6)
@@ -47,6 +47,9 @@ class TrivialNullSpaceLinear(LinearMap):
     family = "rank"
     promise = "singular values of A >= epsilon, so x A = 0 only for x = 0"
 
+    root: nn.Parameter
+    rest: nn.Parameter
+
     def __init__(
         self,
         in_features: int,
@@ -59,20 +62,22 @@ class TrivialNullSpaceLinear(LinearMap):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
-        n, m = self.in_features, self.out_features
-        if m < n:
-            raise ValueError(f"out_features must be at least in_features, else some x A = 0, got {n} -> {m}")
         self.epsilon = float(epsilon)
         if not 0 < self.epsilon < math.inf:
-            raise ValueError(f"epsilon must be a positive number, got {epsilon!r}")
+            raise ValueError(f"epsilon must be a finite number > 0, got {epsilon!r}")
         self.rank = rank
-        r = n if rank is None else check_positive(rank=rank)[0]
+        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        n, m = self.in_features, self.out_features
+        if m < n:
+            raise ValueError(
+                f"out_features must be at least in_features={n} (a narrower A maps some x != 0 to 0), got {m}"
+            )
+        r = n if self.rank is None else check_positive(rank=self.rank)[0]
         if r > n:
             raise ValueError(f"rank must be at most in_features={n}, got {r}")
-        self.root = nn.Parameter(torch.empty(*self.leading, r, n, device=device, dtype=dtype))
-        self.rest = nn.Parameter(torch.empty(*self.leading, m - n, n, device=device, dtype=dtype))
-        self.reset_parameters()
+        return {"root": (r, n), "rest": (m - n, n)}
 
     @classmethod
     def examples(cls) -> list[dict[str, Any]]:
@@ -82,12 +87,14 @@ class TrivialNullSpaceLinear(LinearMap):
         ]
 
     def _weight(self, root: Tensor, rest: Tensor) -> Tensor:
+        # A = [GᵀG + epsilon I, F], and ‖xA‖² = ‖x(GᵀG + epsilon I)‖² + ‖xF‖²: F can only add to the singular values.
         gram = root.mT @ root
         gram = (gram + gram.mT) / 2 + self.epsilon * torch.eye(root.shape[-1], device=root.device, dtype=root.dtype)
         return torch.cat([gram, rest], -2)  # (out, in)
 
     def _assign(self, weight: Tensor) -> dict[str, Tensor]:
         n, r = self.in_features, self.root.shape[-2]
+        # F is free. Of the square block, G with r rows can raise r eigenvalues above epsilon: the r largest are kept.
         top, rest = weight[..., :n, :], weight[..., n:, :]
         values, vectors = torch.linalg.eigh((top + top.mT) / 2)  # ascending
         excess = values[..., -r:] - self.epsilon

@@ -1,5 +1,7 @@
 """One being of a sparse population as a single map."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -33,7 +35,7 @@ class SparseBeing(Being):
 
     def _own(self) -> dict[str, Tensor]:
         """The tensors of this being; a tensor without an axis of beings is shared."""
-        population = self._source[0]
+        population: Any = self._source[0]
         own = {name: parameter[self.index] for name, parameter in population.named_parameters()}
         for name, buffer in population.named_buffers():
             own[name] = buffer[self.index] if population.apart and buffer.dim() else buffer

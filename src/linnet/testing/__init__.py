@@ -1,4 +1,4 @@
-"""The contract as code: run it on the layers of this library, or on your own.
+"""The contract of :class:`linnet.LinearMap` as executable checks, for the layers of this library and your own.
 
 >>> from linnet import SymmetricLinear
 >>> from linnet.testing import Case, check_forward, check_layer
@@ -21,9 +21,9 @@ from linnet.testing.construct import check_factory as check_factory
 from linnet.testing.construct import check_meta as check_meta
 from linnet.testing.construct import check_seeds as check_seeds
 from linnet.testing.construct import check_sizes as check_sizes
+from linnet.testing.conversion import check_linear_doors as check_linear_doors
+from linnet.testing.conversion import check_spectra as check_spectra
 from linnet.testing.distributed import check_ddp as check_ddp
-from linnet.testing.doors import check_linear_doors as check_linear_doors
-from linnet.testing.doors import check_spectra as check_spectra
 from linnet.testing.graphs import check_compile as check_compile
 from linnet.testing.graphs import check_export as check_export
 from linnet.testing.graphs import check_onnx as check_onnx

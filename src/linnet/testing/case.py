@@ -25,7 +25,7 @@ class ContractError(AssertionError):
 
 @dataclass(frozen=True)
 class Case:
-    """One layer class with the options, sizes, device and dtypes that a check shall build it with.
+    """One layer class with the options, sizes, device and dtypes that a check builds it with.
 
     Args:
         cls: the layer class.
@@ -182,20 +182,20 @@ def close(what: str, actual: Tensor, expected: Tensor | np.ndarray, *, rtol: flo
     """Complain unless ``actual`` equals the oracle up to ``rtol`` times its largest entry (default: the tolerance)."""
     reference = array(expected) if isinstance(expected, Tensor) else np.asarray(expected)
     found = array(actual)
-    expect(found.shape == reference.shape, f"{what} has shape {found.shape}, the oracle {reference.shape}")
+    expect(found.shape == reference.shape, f"{what} must have shape {reference.shape}, got {found.shape}")
     if reference.size == 0:
         return
     allowed = (tolerance(actual.dtype) if rtol is None else rtol) * max(1.0, float(np.abs(reference).max()))
     with np.errstate(invalid="ignore"):  # inf - inf is NaN, and NaN is a difference
         difference = float(np.abs(found - reference).max())
-    expect(difference <= allowed, f"{what} differs by {difference:.2e} from the oracle, allowed are {allowed:.2e}")
+    expect(difference <= allowed, f"{what} differs by {difference:.2e} from the reference (limit {allowed:.2e})")
 
 
 def same(what: str, actual: Tensor, expected: Tensor) -> None:
     """Complain unless two tensors agree in dtype and in every bit."""
-    expect(actual.dtype == expected.dtype, f"{what} has dtype {actual.dtype}, not {expected.dtype}")
+    expect(actual.dtype == expected.dtype, f"{what} must have dtype {expected.dtype}, got {actual.dtype}")
     found, given = dense(actual.detach()), dense(expected.detach())
-    expect(found.shape == given.shape, f"{what} has shape {tuple(found.shape)}, not {tuple(given.shape)}")
+    expect(found.shape == given.shape, f"{what} must have shape {tuple(given.shape)}, got {tuple(found.shape)}")
     off = (found != given).sum().item()
     expect(not off, f"{what} is not the same bit for bit: {off} of {found.numel()} numbers differ")
 
@@ -213,7 +213,7 @@ def refused(
     except errors as error:
         return str(error)
     names = errors.__name__ if isinstance(errors, type) else " or ".join(error.__name__ for error in errors)
-    raise ContractError(f"{what} must raise {names}, got it was accepted")
+    raise ContractError(f"{what} must raise {names}, but was accepted")
 
 
 def train(case: Case, layer: LinearMap, steps: int = 2, lr: float = 0.1) -> LinearMap:

@@ -74,7 +74,7 @@ def check_guarantee(case: Case) -> None:
         for state, layer in stressed(case, dtype):
             worst = float(layer.violation().max())
             allowed = tolerance(dtype)
-            expect(worst <= allowed, f"violation {worst:.2e} with {state}, {dtype}, allowed are {allowed:.2e}")
+            expect(worst <= allowed, f"violation {worst:.2e} with {state}, {dtype} (limit {allowed:.2e})")
             layer.zero_grad()
             layer(case.input(dtype=dtype)).sum().backward()
             for name, parameter in trainable(layer).items():
@@ -111,14 +111,15 @@ def check_violation(case: Case) -> None:
         judged = {name: layer.violation(stranger) for name, stranger in strangers(case, dtype).items()}
         worst = max(judged, key=lambda name: judged[name].min().item())
         if promises(case.cls):
-            expect((judged[worst] > 1e-3).all(), f"no matrix violates {case.cls.promise!r}, say {judged}")
+            expect((judged[worst] > 1e-3).all(), f"no matrix breaks {case.cls.promise!r} by violation(): {judged}")
         else:
             expect(not any(found.any() for found in judged.values()), "a class without a promise finds a violation")
         if case.beings and promises(case.cls) and case.cls.hard:
             mixed = dense(member).clone()
             mixed[0] = strangers(case, dtype)[worst][0]
             found = layer.violation(mixed)
-            expect(found[0] > 1e-3 and (found[1:] <= tolerance(dtype)).all(), f"one stranger: {found.tolist()}")
+            alone = found[0] > 1e-3 and (found[1:] <= tolerance(dtype)).all()
+            expect(alone, f"only the first of these violations may exceed the tolerance: {found.tolist()}")
         for bad in (torch.nan, torch.inf, -torch.inf):
             broken = dense(member).clone()
             broken[..., -1, 0] = bad
@@ -175,7 +176,7 @@ def _assign(case: Case, layer: LinearMap, matrix: Tensor, dtype: torch.dtype, wh
     close(f"the distance that assign returned for {what}", moved, distance, rtol=1e-6)
     if allowed is not None:
         worst = float(distance.max())
-        expect(worst <= allowed, f"{what} moved by {worst:.2e} in {dtype}, allowed are {allowed:.2e}")
+        expect(worst <= allowed, f"{what} moved by {worst:.2e} in {dtype} (limit {allowed:.2e})")
     if case.cls.hard:
         worst = float(layer.violation().max())
         expect(worst <= tolerance(dtype), f"violation {worst:.2e} in {dtype} after assigning {what}")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from linnet.core.being import copy_beings, indices
 from linnet.core.checks import check_input, check_positive
+from linnet.core.parameters import draw_one
 from linnet.wide.kernels.leaves import ELEMENTWISE
 from linnet.wide.wide_linear import WideLinear
 from linnet.wide.widen import Wide, widen
@@ -225,7 +226,7 @@ class WideDeep(nn.Module):
         for i, seed in enumerate(seeds):
             generator = torch.Generator(self.stages()[0][0].weight.device).manual_seed(seed)
             for layer, _ in self.stages():
-                layer._redraw(i, generator)
+                draw_one(layer, i, generator)
 
     def clone_being(self, source: int | Sequence[int] | Tensor, destination: int | Sequence[int] | Tensor) -> None:
         """Overwrite network ``destination`` with network ``source``; lists of indices are copied simultaneously.

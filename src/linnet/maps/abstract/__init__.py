@@ -1,1 +1,1 @@
-"""What several maps share as classes; none of them is a layer."""
+"""Abstract classes that several maps share; none of them is a layer."""

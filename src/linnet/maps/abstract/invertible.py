@@ -1,4 +1,4 @@
-"""What maps with a cheap inverse have in common."""
+"""What maps with a cheap inverse have in common: ``inverse`` and ``logabsdet``."""
 
 from abc import abstractmethod
 
@@ -21,7 +21,7 @@ class Invertible(LinearMap, catalogue=False):
         """Raw tensors in at least float32 -> W⁻¹."""
 
     def _solve(self, y: Tensor, raw: dict[str, Tensor]) -> Tensor:
-        """y A⁻¹ for the y that :func:`linnet.core.being.affine` takes; here through W⁻¹."""
+        """y A⁻¹ for the y that :func:`linnet.core.affine.affine` takes; here through W⁻¹."""
         return affine(y, self._invert(raw).to(y.dtype))
 
     @abstractmethod
@@ -60,7 +60,7 @@ class Invertible(LinearMap, catalogue=False):
         if self.in_features != self.out_features:
             raise ValueError(
                 "An inverse and a determinant need in_features == out_features, "
-                f"got {self.in_features} -> {self.out_features}"
+                f"got {self.in_features} and {self.out_features}"
             )
 
     def _wide_raw(self) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Products of Householder reflections: the engine of every map with orthogonal factors.
+"""Products of Householder reflections, which every map with orthogonal factors is made of.
 
 A product of reflections stays orthogonal whatever its vectors become: only their directions count, so weight decay,
 huge learning rates and huge vectors change nothing, and a vector that vanishes drops out as an identity.
@@ -21,11 +21,11 @@ from linnet.core.autograd import autocast_off, eager, through_reference
 __all__ = [
     "draw_reflections",
     "frame",
+    "greedy_reflections",
     "householder_product",
     "householder_product_reference",
+    "newton_schulz_step",
     "orthogonality_error",
-    "peel",
-    "polish",
     "reflections",
     "unit",
 ]
@@ -38,8 +38,8 @@ def unit(v: Tensor) -> Tensor:
     return v / F.threshold(torch.linalg.vector_norm(v, dim=-1, keepdim=True), 0.5, torch.inf)
 
 
-def compact(v: Tensor) -> tuple[Tensor, Tensor]:
-    """The factors U, T with H₁H₂⋯H_k = I − Uᵀ T⁻¹ U, where Hᵢ = I − 2uᵢuᵢᵀ and uᵢ = vᵢ/‖vᵢ‖: (..., k, n) each row a v.
+def compact_wy(v: Tensor) -> tuple[Tensor, Tensor]:
+    """The compact WY form U, T: H₁H₂⋯H_k = I − Uᵀ T⁻¹ U for Hᵢ = I − 2uᵢuᵢᵀ, uᵢ = vᵢ/‖vᵢ‖, and rows vᵢ, (..., k, n).
 
     T = I/2 + the strict upper triangle of U Uᵀ. Its inverse has entries of at most 4, being itself made of products of
     reflections, so the triangular solve is safe for any vectors.
@@ -54,13 +54,17 @@ def compact(v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def block_size(n: int) -> int:
-    """How many reflections in dimension n are taken together; measured with 128 rows in float32."""
+    """How many reflections in dimension n are taken together; measured with 128 rows in float32.
+
+    A block of c reflections is two large products, 4bnc operations, instead of c small ones, and costs 2nc² for its
+    Gram matrix: larger blocks run faster until that term counts.
+    """
     return 64 if n < 256 else 128
 
 
 def householder_product_reference(x: Tensor, v: Tensor) -> Tensor:
     """What :func:`householder_product` computes, in one block of operations that autograd sees."""
-    u, t = compact(v)
+    u, t = compact_wy(v)
     return x - torch.linalg.solve_triangular(t, x @ u.mT, upper=True, left=False) @ u
 
 
@@ -92,7 +96,8 @@ def householder_product(x: Tensor, v: Tensor) -> Tensor:
             return householder_product(x.to(wide), v.to(wide)).to(dtype)
     if not eager():
         return householder_product_reference(x, v)
-    plain = not (torch.is_grad_enabled() and (x.requires_grad or v.requires_grad))  # then nothing is kept
+    # without a gradient nothing needs to be kept for a backward
+    plain = not (torch.is_grad_enabled() and (x.requires_grad or v.requires_grad))
     if x.dim() == 2 and v.dim() == 2:
         return reflect(x, directions(v)[0]) if plain else _Reflect.apply(x, v)
     leading = torch.broadcast_shapes(x.shape[:-2], v.shape[:-2])
@@ -107,9 +112,11 @@ def reflect(x: Tensor, u: Tensor, steps: list[Tensor] | None = None) -> Tensor:
     """x H₁⋯H_k for u of length √2 each, block by block; ``steps`` receives what a backward needs."""
     add = torch.addmm if x.dim() == 2 else torch.baddbmm
     for part in blocks(u):
-        # products with Uᵀ along its rows take half the time, from the size on where the copy pays
+        # Products with Uᵀ along its rows take half the time, from the size on where the copy pays.
         part_t = part.mT.contiguous() if part.shape[-1] >= 128 else part.mT
-        t = part @ part_t  # only what is above the diagonal counts
+        # With rows of length √2, T of `compact_wy` becomes I + the strict upper triangle of U Uᵀ: the solve reads that
+        # triangle of the Gram matrix alone and takes its diagonal as 1.
+        t = part @ part_t
         w = torch.linalg.solve_triangular(t, x @ part_t, upper=True, left=False, unitriangular=True)  # (..., b, c)
         if steps is not None:
             steps += (x, w, t, part_t)
@@ -141,16 +148,20 @@ class _Reflect(torch.autograd.Function):
             found: list[Tensor] = []
             for i in reversed(range(len(parts))):
                 part, (y, w, t, part_t) = parts[i], steps[4 * i : 4 * i + 4]
-                # y' = y − w u with w (I + triu(u uᵀ, 1)) = y uᵀ; gz is minus the gradient of y uᵀ
+                # Forward: y' = y − W U, W = Z T⁻¹, Z = y Uᵀ, T = I + triu(U Uᵀ, 1). With g = dL/dy':
+                #   dL/dW = −g Uᵀ,  dL/dZ = dL/dW T⁻ᵀ = −gz,  dL/dT = −Wᵀ dL/dZ = Wᵀ gz (above the diagonal only),
+                #   dL/dy = g − gz U,  dL/dU = (dL/dT + dL/dTᵀ) U − gzᵀ y − Wᵀ g.
                 gz = torch.linalg.solve_triangular(t.mT, grad @ part_t, upper=False, left=False, unitriangular=True)
                 if wants_v:
                     gt = (w.mT @ gz).triu_(1)
                     gu = add_((gt + gt.mT) @ part, gz.mT, y, alpha=-1)
                     found.append(add_(gu, w.mT, grad, alpha=-1))
-                if i or wants_x:  # the first writes a tensor of its own, the others into it
+                # the first product writes a tensor of its own, for grad belongs to autograd; the others write into it
+                if i or wants_x:
                     grad = add(grad, gz, part, alpha=-1) if i == len(parts) - 1 else add_(grad, gz, part, alpha=-1)
             gradients = None
-            if wants_v:  # u = √2 v/‖v‖: the component along u does not count
+            # u = √2 v/‖v‖, so du = √2/‖v‖ (I − uuᵀ/2) dv: the part of the gradient along u drops out
+            if wants_v:
                 gradients = found[0] if len(found) == 1 else torch.cat(found[::-1], -2)
                 along = torch.linalg.vecdot(gradients, u).unsqueeze(-1)
                 gradients.addcmul_(along, u, value=-0.5).mul_(scale)
@@ -166,7 +177,7 @@ def blocks(u: Tensor) -> tuple[Tensor, ...]:
 def directions(v: Tensor) -> tuple[Tensor, Tensor]:
     """u = √2 v/‖v‖ along the last axis, and √2/‖v‖, (..., 1); both 0 for a vector too small to have a direction.
 
-    With the factor √2 the matrix of :func:`compact`, times 2, has ones on its diagonal, and H = I − uuᵀ.
+    With the factor √2 the matrix of :func:`compact_wy`, times 2, has ones on its diagonal, and H = I − uuᵀ.
     """
     largest = v.abs().amax(-1, keepdim=True).clamp_min_(torch.finfo(v.dtype).tiny)
     u = v / largest  # entries of at most 1: squares neither overflow nor vanish
@@ -183,21 +194,24 @@ def frame(v: Tensor, r: int) -> Tensor:
         >>> torch.allclose(q.mT @ q, torch.eye(3), atol=1e-5)
         True
     """
+    # The columns of H₁⋯H_k are the rows of its transpose H_k⋯H₁, as every reflection is symmetric.
     start = torch.eye(r, v.shape[-1], device=v.device, dtype=v.dtype)
-    return polish(householder_product(start, v.flip(-2)).mT)  # the rows of (H₁⋯H_k)ᵀ are the columns
+    return newton_schulz_step(householder_product(start, v.flip(-2)).mT)
 
 
-def polish(q: Tensor) -> Tensor:
+def newton_schulz_step(q: Tensor) -> Tensor:
     """One Newton–Schulz step Q(3I − QᵀQ)/2 against rounding: an error of δ in QᵀQ = I becomes one of δ².
 
     Nearly parallel reflection vectors would else leave 2e-5 in float32. With Q = I − E (for r columns, the first r of
     I) the error is E + Eᵀ − EᵀE, free of sums in which a rounded 1 drowns small terms. The correction is as small as
     rounding, so autograd need not see it.
     """
+    # I − QᵀQ = I − (I − E)ᵀ(I − E) = E + Eᵀ − EᵀE, where the first r rows of E are square
     n, r = q.shape[-2:]
     e = torch.eye(n, r, device=q.device, dtype=q.dtype) - q.detach()
     top = e[..., :r, :]
     error = top + top.mT - e.mT @ e  # I − QᵀQ, (..., r, r)
+    # Q(3I − QᵀQ)/2 = Q + Q (I − QᵀQ)/2, and Q = I − E
     return q + (F.pad(error, (0, 0, 0, n - r)) - e @ error) / 2
 
 
@@ -208,6 +222,8 @@ def reflections(q: Tensor) -> tuple[Tensor, Tensor]:
     where a column needs none; here that is eᵢ with the sign dᵢ flipped, which is the same product because I − 2eᵢeᵢᵀ
     commutes with every later reflection.
     """
+    # Q = H₁⋯H_r R, and R, upper triangular and orthogonal, is a diagonal of signs. LAPACK stores the vectors below the
+    # diagonal of R and leaves out their first entry, which is 1.
     packed, tau = torch.geqrf(q)
     r = packed.diagonal(dim1=-2, dim2=-1)
     identity = torch.eye(*q.shape[-2:], device=q.device, dtype=q.dtype)
@@ -226,18 +242,20 @@ def draw_reflections(shape: Sequence[int], generator: torch.Generator | None, li
     """
     k, n = shape
     wide = torch.promote_types(like.dtype, torch.float32)
+    # Row i holds what the first i reflections leave of Gaussian column i: Gaussian again, in n − i dimensions. H maps x
+    # to −sign(x₁)‖x‖e₁ for v = x + sign(x₁)‖x‖e₁, the sign without cancellation.
     v = torch.randn(k, n, generator=generator, device=like.device, dtype=wide).triu()
-    leading = torch.where(v.diagonal() < 0, -1.0, 1.0).to(wide)  # row i is the column that is mapped to ± its norm eᵢ
+    leading = torch.where(v.diagonal() < 0, -1.0, 1.0).to(wide)
     v = v + F.pad(torch.diag(leading * torch.linalg.vector_norm(v, dim=-1)), (0, n - k))
     return unit(v), -leading
 
 
-def peel(q: Tensor, k: int) -> Tensor:
+def greedy_reflections(q: Tensor, k: int) -> Tensor:
     """Vectors v, (..., k, n), with Q ≈ H₁⋯H_k, for an orthogonal Q, (..., n, n).
 
-    Each reflection brings home the unit vector that Q moves farthest, and with it lowers rank(Q − I) by one. So the
-    product is Q itself iff k reflections can give it: rank(Q − I) ≤ k, and an even number of them is left over, which
-    cancel in pairs (Cartan and Dieudonné).
+    Each reflection maps the image of the axis that Q moves farthest back to that axis, and lowers rank(Q − I) by one.
+    So the product is Q itself iff k reflections can give it: rank(Q − I) ≤ k, and an even number of them is left over,
+    which cancel in pairs (Cartan and Dieudonné).
     """
     identity = torch.eye(q.shape[-1], device=q.device, dtype=q.dtype)
     vectors = []
@@ -245,6 +263,7 @@ def peel(q: Tensor, k: int) -> Tensor:
         moved = q - identity
         farthest = moved.square().sum(-2).argmax(-1)[..., None, None].expand(*q.shape[:-1], 1)
         v = moved.gather(-1, farthest).squeeze(-1)  # Q eⱼ − eⱼ, (..., n)
+        # where nothing is moved any more, any reflection will do: two equal ones cancel
         v = torch.where((v == 0).all(-1, keepdim=True), identity[0], unit(v))
         q = q - 2 * v.unsqueeze(-1) * (v.unsqueeze(-2) @ q)
         vectors.append(v)

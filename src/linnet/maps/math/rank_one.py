@@ -16,7 +16,8 @@ def rank_one(blocks: Tensor) -> tuple[Tensor, Tensor]:
 def rank_one_error(blocks: Tensor, axes: int) -> Tensor:
     """How far blocks, (..., m, n), are from rank one, relative to their largest entry: reduced over the last axes too.
 
-    What remains after the cross of the largest entry is taken out; a singular value decomposition would round more.
+    A matrix of rank one is column · row / corner for the row and the column of any nonzero entry; what remains after
+    this product, for the largest entry, is taken out. A singular value decomposition would round more.
     """
     n = blocks.shape[-1]
     pivot = blocks.abs().flatten(-2).argmax(-1)[..., None, None]  # (..., 1, 1)

@@ -1,4 +1,4 @@
-"""A rectifier that goes on learning where it is closed."""
+"""ReLU with a straight-through gradient."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ __all__ = ["relu_straight_through"]
 
 
 def relu_straight_through(x: Tensor) -> Tensor:
-    """max(x, 0), with the gradient of the identity: what is cut off goes on learning.
+    """max(x, 0), with the gradient of the identity: negative entries have a gradient too.
 
     Shape:
         - x: any

@@ -5,13 +5,15 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["lively_logit_scale", "project_band", "project_l1", "project_simplex", "simplex_violation", "softmax"]
+__all__ = ["logit_spread", "project_band", "project_l1", "project_simplex", "simplex_violation", "softmax"]
 
 
 def softmax(logits: Tensor, dim: int) -> Tensor:
     """softmax whose sums are 1 up to rounding for any number of entries."""
+    # torch's softmax sums term by term and is 1e-4 off for 300 000 entries. The correction is rounding alone, and
+    # autograd need not see it.
     p = logits.softmax(dim)
-    return p / p.detach().sum(dim, keepdim=True)  # torch's adds up naively: 1e-4 off for 300 000 entries
+    return p / p.detach().sum(dim, keepdim=True)
 
 
 def project_band(a: Tensor, low: float, high: float) -> Tensor:
@@ -19,8 +21,10 @@ def project_band(a: Tensor, low: float, high: float) -> Tensor:
     p = a.clamp_min(0)
     total = p.sum(-1, keepdim=True)
     goal = total.clamp(low, high)
+    # {p >= 0, Σp = s} is s times the simplex, so the nearest point in it is s times the projection of a/s.
     onto = torch.where(total == goal, 1.0, goal)
-    shifted = a - a.amax(-1, keepdim=True)  # a constant changes nothing, and large numbers would absorb the 1
+    # A constant changes nothing, and beside large numbers the 1 of the simplex would be lost.
+    shifted = a - a.amax(-1, keepdim=True)
     return torch.where(total == goal, p, onto * project_simplex(shifted / onto))
 
 
@@ -31,10 +35,12 @@ def project_simplex(x: Tensor) -> Tensor:
         J. Duchi, S. Shalev-Shwartz, Y. Singer, T. Chandra, Efficient projections onto the l1-ball for learning in
         high dimensions, 2008.
     """
+    # The nearest point is max(x − t, 0) with the one t for which it sums to 1. If the m largest entries stay positive,
+    # t = (their sum − 1)/m; m is the largest number for which the m-th entry exceeds its t.
     x = x - x.amax(-1, keepdim=True)  # the same point; at any scale the largest entry then stays positive
     descending = x.sort(-1, descending=True).values
     count = torch.arange(1, x.shape[-1] + 1, device=x.device, dtype=x.dtype)
-    threshold = (descending.cumsum(-1) - 1) / count  # (..., n): the shift if the first `count` entries stay positive
+    threshold = (descending.cumsum(-1) - 1) / count  # (..., n): t for m = 1..n
     kept = (descending > threshold).sum(-1, keepdim=True)
     return (x - threshold.gather(-1, kept - 1)).clamp_min(0)
 
@@ -45,11 +51,11 @@ def simplex_violation(p: Tensor) -> Tensor:
     return torch.maximum(off_sum, (-p).amax((-2, -1)).clamp_min(0))
 
 
-def lively_logit_scale(n: int) -> float:
+def logit_spread(n: int) -> float:
     """Standard deviation of normal logits whose softmax over n entries has coefficient of variation ~ √n/2.
 
-    With small logits every row of a stochastic matrix is nearly uniform and the matrix has rank one: nothing but the
-    mean passes. exp of N(0, s²) has coefficient of variation √(exp(s²) − 1).
+    With small logits every row of a stochastic matrix is nearly uniform and the matrix nearly of rank one: only the
+    mean of the inputs would pass. exp of N(0, s²) has coefficient of variation √(exp(s²) − 1).
     """
     return math.sqrt(math.log1p(n / 4))
 
@@ -61,6 +67,7 @@ def project_l1(rows: Tensor, radius: float) -> Tensor:
         J. Duchi, S. Shalev-Shwartz, Y. Singer, T. Chandra, Efficient projections onto the l1-ball for learning in
         high dimensions, 2008.
     """
+    # As for the simplex, with the absolute values, which are lowered by t; inside the ball t would be negative.
     size = rows.abs()
     descending = size.sort(-1, descending=True).values
     count = torch.arange(1, rows.shape[-1] + 1, device=rows.device, dtype=rows.dtype)

@@ -1,4 +1,8 @@
-"""A = U diag(s) Vᵀ and Q diag(s) Qᵀ, with U, V and Q products of reflections."""
+"""A = U diag(s) Vᵀ and Q diag(s) Qᵀ, with U, V and Q products of reflections.
+
+The singular values of A are the |s|: an interval for them is an interval for s, and nothing can leave it. The values
+carry signs, because the number of reflections fixes the determinants of U and V.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +32,7 @@ def svd_matrix(u: Tensor, s: Tensor, v: Tensor) -> Tensor:
 def svd_product(x: Tensor, u: Tensor, s: Tensor, v: Tensor) -> Tensor:
     """x A = x U diag(s) Vᵀ without forming A, for rows x, (..., b, in), and the arguments of :func:`svd_matrix`."""
     y = householder_product(x, u)[..., : s.shape[-1]] * s.unsqueeze(-2)  # (..., b, r)
+    # y times the first r rows of Vᵀ: zeros for the other rows, and Vᵀ has the reflections of V in the opposite order
     return householder_product(F.pad(y, (0, v.shape[-1] - s.shape[-1])), v.flip(-2))
 
 
@@ -39,20 +44,25 @@ def svd_factors(weight: Tensor, n_u: int, n_v: int) -> tuple[Tensor, Tensor, Ten
     """
     left, _, right = torch.linalg.svd(weight.mT, full_matrices=False)
     exact = min(n_u, n_v, left.shape[-1])
-    u = _filled(reflections(left[..., :exact])[0], n_u)
-    v = _filled(reflections(right.mT[..., :exact])[0], n_v)
+    # The reflections reproduce singular vectors up to signs; these come out again in s, through the core.
+    u = _padded(reflections(left[..., :exact])[0], n_u)
+    v = _padded(reflections(right.mT[..., :exact])[0], n_v)
     core = householder_product(householder_product(weight, u).mT, v)  # Uᵀ A V, (..., in, out)
     return u, v, core.diagonal(dim1=-2, dim2=-1)
 
 
-def _filled(v: Tensor, count: int) -> Tensor:
-    """Reflection vectors, (..., k, n), filled up to ``count`` by copies of the last axis, which cancel in pairs."""
+def _padded(v: Tensor, count: int) -> Tensor:
+    """Reflection vectors, (..., k, n), and copies of the last axis up to ``count``: they cancel in pairs.
+
+    A copy that is left over flips the last column, and with it a sign of s. Zero vectors would have no gradient.
+    """
     last = torch.eye(1, v.shape[-1], device=v.device, dtype=v.dtype).flip(-1)
     return torch.cat([v, last.expand(*v.shape[:-2], count - v.shape[-2], -1)], -2)
 
 
 def draw_svd(u: Tensor, v: Tensor, signs: Tensor, generator: torch.Generator | None) -> None:
     """Fill reflection vectors u, (k, in), v, (l, out), and signs, (r,), in place: U and V uniform."""
+    # H₁⋯H_k diag(d) is uniform; diag(d) of both sides moves into s, as far as s reaches.
     signs.fill_(1)
     for vectors in (u, v):
         drawn, leading = draw_reflections(vectors.shape, generator, vectors)
@@ -65,7 +75,7 @@ def check_reflectors(name: str, count: int | None, size: int, default: int) -> i
     """The number of reflectors, or a ValueError unless it is in 1..size."""
     k = default if count is None else check_positive(**{name: count})[0]
     if k > size:
-        raise ValueError(f"{name} must be at most {size}, the size of what is reflected, got {k}")
+        raise ValueError(f"{name} must be at most {size}, the dimension of the reflections, got {k}")
     return k
 
 
@@ -75,6 +85,7 @@ def eigen_factors(weight: Tensor, k: int) -> tuple[Tensor, Tensor]:
     Exact if k = n. Fewer reflectors take over the k eigenvalues that are farthest from the mean with their vectors, and
     s is the diagonal of Qᵀ W Q: the best for this Q.
     """
+    # A multiple of I commutes with Q and costs no reflection: what matters is the distance from the mean eigenvalue.
     values, vectors = torch.linalg.eigh((weight + weight.mT) / 2)
     order = (values - values.mean(-1, keepdim=True)).abs().argsort(-1, descending=True)[..., None, :k]
     q, _ = reflections(vectors.gather(-1, order.expand(*vectors.shape[:-1], k)))

@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from linnet.core.autograd import eager, through_reference
-from linnet.maps.math.intervals import CALM, calmed_raw
+from linnet.maps.math.intervals import LINEAR_TO, compressed_raw
 from linnet.maps.math.triangles import symmetric_part
 
 __all__ = [
     "FACTORS",
     "PIVOTS",
     "blocks",
-    "calm_symmetric",
-    "calm_symmetric_raw",
     "check_even",
     "compose",
+    "compressed_symmetric",
+    "compressed_symmetric_raw",
     "factorize",
     "joined",
     "symplectic_form",
@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 FACTORS = 5
+# The S₁ = pivot·I that `assign` tries: A − pivot·C must be well conditioned, and no single pivot suits every matrix.
 PIVOTS = (0.0, 1.0, -1.0, 0.4, -0.4, 2.5, -2.5, 0.15, -0.15, 6.0, -6.0)
 
 
@@ -48,6 +49,7 @@ def shear(p: Tensor, q: Tensor, symmetric: Tensor) -> tuple[Tensor, Tensor]:
 
     The factors are in turn [[I, S], [0, I]] and [[I, 0], [S, I]], with S = Sᵀ from ``symmetric``, (..., 5, m, m).
     """
+    # As rows, (p, q) [[I, S], [0, I]]ᵀ = (p + q S, q): each factor changes one half and reads the other.
     for i, s in reversed(list(enumerate(symmetric.unbind(-3)))):
         if i % 2 == 0:
             p = p + q @ s
@@ -56,33 +58,34 @@ def shear(p: Tensor, q: Tensor, symmetric: Tensor) -> tuple[Tensor, Tensor]:
     return p, q
 
 
-def calm_scale(r: Tensor) -> Tensor:
-    """The factor c asinh(r/c)/r: 1 for numbers r << c, above it size grows with the logarithm; c is CALM."""
+def compression(r: Tensor) -> Tensor:
+    """The factor c asinh(r/c)/r, c = LINEAR_TO: about 1 for r << c; r times it grows like a logarithm."""
     r = r.clamp_min(1e-6)
-    return CALM * torch.asinh(r / CALM) / r
+    return LINEAR_TO * torch.asinh(r / LINEAR_TO) / r
 
 
-def calm_symmetric(factors: Tensor) -> Tensor:
+def compressed_symmetric(factors: Tensor) -> Tensor:
     """P, (..., m, m) -> S = (P + Pᵀ)/2, its root mean square r brought to 10 asinh(r/10)."""
+    # One factor for the whole matrix: S keeps its shape, and only its size is compressed.
     doubled = factors + factors.mT
     r = torch.linalg.matrix_norm(doubled, keepdim=True) / (2 * factors.shape[-1])
-    return doubled * (calm_scale(r) / 2)
+    return doubled * (compression(r) / 2)
 
 
-def calm_symmetric_raw(symmetric: Tensor) -> Tensor:
-    """The inverse of :func:`calm_symmetric` among symmetric matrices, as far as numbers go."""
+def compressed_symmetric_raw(symmetric: Tensor) -> Tensor:
+    """The inverse of :func:`compressed_symmetric` among symmetric matrices, as far as numbers go."""
     r = torch.linalg.matrix_norm(symmetric, keepdim=True) / symmetric.shape[-1]
-    return symmetric * (calmed_raw(r) / r.clamp_min(1e-300))
+    return symmetric * (compressed_raw(r) / r.clamp_min(1e-300))
 
 
 def transform_reference(x: Tensor, factors: Tensor) -> Tensor:
     """What :func:`transform` computes, in operations that autograd sees."""
     m = factors.shape[-1]
-    return torch.cat(shear(x[..., :m], x[..., m:], calm_symmetric(factors)), -1)
+    return torch.cat(shear(x[..., :m], x[..., m:], compressed_symmetric(factors)), -1)
 
 
 def transform(x: Tensor, factors: Tensor) -> Tensor:
-    """x F₅ᵀ⋯F₁ᵀ for rows x, (..., b, 2m), and the factors of :func:`calm_symmetric`, (..., 5, m, m)."""
+    """x F₅ᵀ⋯F₁ᵀ for rows x, (..., b, 2m), and the factors of :func:`compressed_symmetric`, (..., 5, m, m)."""
     if not eager() or factors.dim() != 3 or x.dim() != 2:
         return transform_reference(x, factors)
     return _Transform.apply(x, factors)
@@ -94,7 +97,7 @@ class _Transform(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, factors: Tensor) -> Tensor:
         m = factors.shape[-1]
-        symmetric = calm_symmetric(factors)
+        symmetric = compressed_symmetric(factors)
         y = x.clone()
         p, q = y[:, :m], y[:, m:]
         read = []  # what each factor multiplied: the half that it does not change
@@ -122,8 +125,8 @@ class _Transform(torch.autograd.Function):
         gs = torch.stack(found)
         # S = k(r) T with T = (P + Pᵀ)/2 of root mean square r: along T itself the slope is that of r k(r)
         scaled = torch.linalg.matrix_norm(symmetric, keepdim=True) / m  # r k(r) = c asinh(r/c)
-        r = (CALM * torch.sinh(scaled / CALM)).clamp_min(1e-6)
-        k, slope = calm_scale(r), torch.rsqrt(1 + (r / CALM).square())
+        r = (LINEAR_TO * torch.sinh(scaled / LINEAR_TO)).clamp_min(1e-6)
+        k, slope = compression(r), torch.rsqrt(1 + (r / LINEAR_TO).square())
         along = (gs * symmetric).sum((-2, -1), keepdim=True) / (scaled.clamp_min(1e-6) * m).square()
         gs = torch.addcmul(gs * (k / 2), symmetric, along * (slope - k) / 2)
         return gx if ctx.needs_input_grad[0] else None, gs + gs.mT
@@ -151,11 +154,12 @@ def compose(symmetric: Tensor) -> Tensor:
 def two_symmetric(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """M -> symmetric P, Q with M = P Q, for a diagonalizable M: from M = V Λ V⁻¹, P = V Vᵀ and Q = V⁻ᵀ Λ V⁻¹.
 
-    Complex eigenvectors come in conjugate pairs, so P and Q are real.
+    Complex eigenvectors come in conjugate pairs, so that what is not real cancels in V Vᵀ, and in Q too.
 
     Reference:
         A. J. Bosch, The factorization of a square matrix into two symmetric matrices, 1986.
     """
+    # Q is taken as P⁻¹M: with whatever P rounding has left, the product is M again.
     _, vectors = torch.linalg.eig(matrix)
     p = symmetric_part((vectors @ vectors.mT).real)
     return p, symmetric_part(solve(p, matrix))
@@ -169,17 +173,22 @@ def solve(matrix: Tensor, right: Tensor) -> Tensor:
 def factorize(weight: Tensor, pivot: float) -> Tensor:
     """S₁ ... S₅ whose product is W, for a symplectic W, (..., 2m, 2m) -> (..., 5, m, m).
 
-    The first factor, S₁ = pivot·I, makes the upper left block A of the rest nonsingular. Then A = I + S₃S₄,
-    S₅ = A⁻¹(B − S₃) and S₂ = (C − S₄)A⁻¹ up to transposition follow block by block. Of a matrix that is not symplectic
-    the symmetric parts are taken, which keeps A and most of B.
+    The first factor, S₁ = pivot·I, makes the upper left block A of the rest nonsingular. Multiplied out, that rest is
+
+        F₂F₃F₄F₅ = [[A, A S₅ + S₃], [S₂ A + S₄, ·]] with A = I + S₃S₄,
+
+    from which S₃ and S₄, S₅ = A⁻¹(B − S₃) and S₂ = (C − S₄)A⁻¹ follow block by block; the last block is then right
+    because W is symplectic. Of a matrix that is not symplectic the symmetric parts are taken, which keeps A and most
+    of B.
     """
     a, b, c, d = blocks(weight)
     eye = torch.eye(a.shape[-1], device=a.device, dtype=a.dtype).expand_as(a)
+    # F₁⁻¹ = [[I, −S₁], [0, I]] changes the upper blocks alone
     a, b = a - pivot * c, b - pivot * d
     third, fourth = two_symmetric(a - eye)
     a = eye + third @ fourth
     fifth = symmetric_part(solve(a, b - third))
-    # the lower left block is S₂A + S₄, so S₂ᵀ = A⁻ᵀ(C − S₄)ᵀ
+    # solve() has the unknown on the right, so S₂ᵀ = A⁻ᵀ(C − S₄)ᵀ
     second = symmetric_part(solve(a.mT, (c - fourth).mT))
     return torch.stack((pivot * eye, second, third, fourth, fifth), -3)
 
@@ -191,7 +200,7 @@ def symplectic_form(m: int, like: Tensor) -> Tensor:
 
 
 def check_even(name: str, n: int) -> int:
-    """n/2, or a ValueError."""
+    """n/2, or a ValueError if n is odd."""
     if n % 2:
-        raise ValueError(f"{name} needs pairs (position, momentum), in_features must be even, got {n}")
+        raise ValueError(f"in_features of {name} must be even (positions and momenta), got {n}")
     return n // 2

@@ -1,4 +1,8 @@
-"""Two block-diagonal factors with a permutation in between."""
+"""Two block-diagonal factors with a permutation in between: the Monarch form, which butterflies take too.
+
+An input has the index (k, p), block and place; a block k mixes its p places into q numbers (k, q). Read as (q, k), the
+second factor mixes, for each q, the k numbers into s outputs (s, q). So each input reaches each output by one path.
+"""
 
 from typing import Any
 
@@ -13,7 +17,7 @@ __all__ = ["monarch", "two_stages"]
 def monarch(first: Tensor, second: Tensor) -> Tensor:
     """R, (..., k, q, p), and L, (..., q, s, k) -> the matrix P L Pᵀ R, (..., s q, k p).
 
-    The p inputs of block k, and the s outputs of number q within their group, are joined by a block of rank one.
+    The p inputs of block k and the s outputs with number q are joined by L[q, :, k] R[k, q, :]ᵀ, a block of rank one.
     """
     return torch.einsum("...qsk,...kqp->...sqkp", second, first).flatten(-4, -3).flatten(-2)
 

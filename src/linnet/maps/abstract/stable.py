@@ -1,56 +1,52 @@
-"""What the stable maps have in common: a basis, and how ``assign`` finds one."""
+"""What the stable maps have in common: a basis of bounded conditioning, and how ``assign`` finds one."""
 
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from linnet.core.linear_map import LinearMap
 from linnet.maps.math.bases import (
-    GENTLE,
+    D_SCALE,
     SHARES,
-    clip_singular,
+    bounded_ratios,
+    clip_singular_values,
     contraction,
     contraction_raw,
-    eigenbasis,
+    eigenvector_metric,
     in_basis,
+    lyapunov_series,
     orthogonal,
     out_of_basis,
-    series,
-    stretch,
-    tightened,
 )
 from linnet.maps.math.householder import reflections
-from linnet.maps.math.intervals import EDGE, within_raw
+from linnet.maps.math.intervals import EDGE, sigmoid_raw
 from linnet.maps.math.spectral_radius import radius
 
-__all__ = ["Based"]
+__all__ = ["Stable"]
 
 
-class Based(LinearMap, catalogue=False):
-    """W = Q D⁻¹ K D Qᵀ: what the stable maps have in common, the basis and how ``assign`` finds one."""
+class Stable(LinearMap, catalogue=False):
+    """W = Q D⁻¹ K D Qᵀ, Q orthogonal, D diagonal with ratios of at most max_cond; a subclass says what K is.
+
+    ``assign`` cannot know the best basis. W fits into the set in the basis S = D Qᵀ iff K = S W S⁻¹ is admitted, that
+    is, iff W is a contraction (or dissipative) in the norm √(xᵀ SᵀS x). So a subclass proposes positive matrices SᵀS,
+    from the eigenvectors of W and from its Lyapunov functions, and the one that moves W least is taken.
+    """
 
     square = True
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool,
-        *,
-        max_cond: float,
-        beings: int | None,
-        device: Any,
-        dtype: torch.dtype | None,
-    ) -> None:
-        super().__init__(in_features, out_features, bias, beings=beings, device=device, dtype=dtype)
-        self.max_cond, self._margin = max_cond, tightened(max_cond)
+    max_cond: float
+    _margin: float
+    """How far rounding may move an eigenvalue, relative to ‖K‖."""
+    vectors: nn.Parameter
+    scales: nn.Parameter
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
         n = self.in_features
-        self.vectors = nn.Parameter(torch.empty(*self.leading, n, n, device=device, dtype=dtype))
-        self.scales = nn.Parameter(torch.empty(*self.leading, n, device=device, dtype=dtype))
+        return {"vectors": (n, n), "scales": (n,)}
 
     @abstractmethod
     def _metrics(self, weight: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -65,17 +61,21 @@ class Based(LinearMap, catalogue=False):
         eye = torch.eye(weight.shape[-1], device=weight.device, dtype=weight.dtype).expand_as(weight)
         least = weight.new_full(weight.shape[:-2], torch.inf)
         found: dict[str, Tensor] = {}
-        own = orthogonal(self.vectors.detach().double()), stretch(self.scales.detach().double(), self.max_cond)
+        # The layer's present basis is tried first: what the layer is already is then assigned exactly.
+        own = orthogonal(self.vectors.detach().double()), bounded_ratios(self.scales.detach().double(), self.max_cond)
         own_metric = in_basis(torch.diag_embed(own[1].square()), own[0], torch.ones_like(own[1]))
         for metric in (own_metric, eye, *metrics):
+            # Where a series diverged, or eigenvectors are dependent, the metric is not finite: I takes its place.
             usable = metric.isfinite().all(-1).all(-1)[..., None, None]
+            # SᵀS = Q D² Qᵀ. As a product of reflections Q keeps its columns but for their signs, which K absorbs.
             values, vectors = torch.linalg.eigh(torch.where(usable, metric, eye))
             q = orthogonal(reflections(vectors)[0])
             d = values.clamp_min(values[..., -1:] * 1e-30).sqrt().log()
+            # A factor common to all of D cancels: log D is centred, then clipped to the admitted ratios.
             half = math.log(self.max_cond) / 2
-            scales = within_raw(d - (d.amax(-1, keepdim=True) + d.amin(-1, keepdim=True)) / 2, -half, half)
-            scales = GENTLE * scales
-            d = stretch(scales, self.max_cond)
+            scales = sigmoid_raw(d - (d.amax(-1, keepdim=True) + d.amin(-1, keepdim=True)) / 2, -half, half)
+            scales = D_SCALE * scales
+            d = bounded_ratios(scales, self.max_cond)
             k, raw = self._admit(out_of_basis(target, q, d))
             moved = torch.linalg.matrix_norm(in_basis(k, q, d) - weight)
             better = moved < least
@@ -87,33 +87,40 @@ class Based(LinearMap, catalogue=False):
 
     def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
         raw["vectors"].normal_(generator=generator)
-        raw["scales"].normal_(0, GENTLE / 2, generator=generator)
+        raw["scales"].normal_(0, D_SCALE / 2, generator=generator)
 
 
-class _Disc(Based):
-    """‖K‖₂ < r: the maps with eigenvalues in a disc."""
+class StableInDisc(Stable):
+    """‖K‖₂ < r, so that all eigenvalues lie in the disc of radius r."""
 
     _radius: float
+    core: nn.Parameter
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {**super()._shapes(), "core": (self.in_features, self.in_features)}
 
     def _matrix(self, vectors: Tensor, scales: Tensor, core: Tensor) -> Tensor:
         k = contraction(core) * (self._radius * (1 - self._margin))
-        return in_basis(k, orthogonal(vectors), stretch(scales, self.max_cond))
+        return in_basis(k, orthogonal(vectors), bounded_ratios(scales, self.max_cond))
 
     def _metrics(self, weight: Tensor) -> tuple[Tensor, list[Tensor]]:
         largest = self._radius * (1 - self._margin) * (1 - EDGE)
         own = radius(weight)
         target = weight * (largest / own.clamp_min(largest))[..., None, None]
         reached = own.clamp_max(largest)
-        normal, eye = eigenbasis(target), torch.eye(weight.shape[-1], device=weight.device, dtype=weight.dtype)
+        normal, eye = eigenvector_metric(target), torch.eye(weight.shape[-1], device=weight.device, dtype=weight.dtype)
         metrics = [normal]
-        for share in SHARES:  # in the norm for a smaller radius the matrix contracts more, conditioned worse
+        # For any radius between that of the spectrum and the bound, B = W/radius has ρ(B) < 1, and the Lyapunov series
+        # gives a norm in which B contracts. In the norm of a smaller radius W contracts more, but it is conditioned
+        # worse; which norm clips least of S and K is found by trying.
+        for share in SHARES:
             b = target / (largest * (1 + EDGE) - (largest * (1 + EDGE) - reached) * share)[..., None, None]
-            metrics += [series(b, eye.expand_as(b)), series(b, normal)]
+            metrics += [lyapunov_series(b, eye.expand_as(b)), lyapunov_series(b, normal)]
         return target, metrics
 
     def _admit(self, k: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         largest = self._radius * (1 - self._margin)
-        k = clip_singular(k, largest, self._margin)  # rounding moves singular values by about the margin
+        k = clip_singular_values(k, largest, self._margin)  # rounding moves singular values by about the margin
         return k, {"core": contraction_raw(k / largest)}
 
     def _draw(self, raw: Mapping[str, Tensor], generator: torch.Generator | None) -> None:

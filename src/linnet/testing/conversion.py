@@ -1,4 +1,4 @@
-"""Checks of the doors to nn.Linear, and of the spectra."""
+"""Checks of the conversion from and to nn.Linear, and of the spectra."""
 
 from dataclasses import replace
 
@@ -23,7 +23,7 @@ def check_linear_doors(case: Case) -> None:
         back = case.quiet(_enter(case, linears))
         with torch.no_grad():
             quiet = _leave(layer)
-        expect(torch.equal(before, case.random_state()), "the doors must leave torch's random state as it was")
+        expect(torch.equal(before, case.random_state()), "conversion must leave torch's random state as it was")
         expect(all(type(linear) is nn.Linear for linear in linears), "to_linear must give a plain nn.Linear")
         for i, linear in enumerate(linears):
             own, y = (x, layer(x)) if case.beings is None else (x[:, i], layer(x)[:, i])
@@ -36,15 +36,17 @@ def check_linear_doors(case: Case) -> None:
         learned = bool(trainable(layer))
         for linear in (*linears, *quiet):
             expect(
-                linear.bias.requires_grad and linear.weight.requires_grad == learned, "what learns must go on learning"
+                linear.bias.requires_grad and linear.weight.requires_grad == learned,
+                "to_linear must keep requires_grad of weight and bias",
             )
         layer.requires_grad_(False)
-        expect(not any(p.requires_grad for m in _leave(layer) for p in m.parameters()), "frozen maps must leave frozen")
+        left = [parameter for linear in _leave(layer) for parameter in linear.parameters()]
+        expect(not any(parameter.requires_grad for parameter in left), "to_linear must keep requires_grad=False")
         for linear in linears:
             linear.requires_grad_(False)
             linear.eval()
         back = _enter(case, linears)
-        expect(not any(p.requires_grad for p in back.parameters()), "frozen nn.Linears must enter frozen")
+        expect(not any(p.requires_grad for p in back.parameters()), "from_linear must keep requires_grad=False")
         expect(not back.training, "from_linear must keep eval mode")
         expect(_enter(case, _leave(case.layer(bias=False, dtype=dtype))).bias is None, "no bias must stay no bias")
         unchanged = layer(x)
