@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 
-from linnet.cli.task.learner import Learner, TaskSettings
+from linnet.cli.task.learner import Learner
 from linnet.cli.task.sequences import Copy
+from linnet.cli.task.settings import TaskSettings
 
 HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "long_sequences.jsonl", HERE / "long_sequences.md"

@@ -1,27 +1,22 @@
 """Data of the command line: digits, Fashion-MNIST, MNIST, files; checked strictly, split once and for all; sunspots."""
 
-import gzip
-import math
-import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from linnet.cli.data.idx import read_idx
 from linnet.cli.data.tables import SUFFIXES, read_table
 
-__all__ = ["DATA_SETS", "Data", "Split", "check_data", "load_data", "load_sunspots", "make_data", "read_idx"]
+__all__ = ["DATA_SETS", "Data", "Split", "check_data", "load_data", "load_sunspots", "make_data"]
 
 DATA_SETS = ("digits", "fashion-mnist", "mnist")
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-_IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
-_CHUNK = 1 << 20
 
 
 class Split(NamedTuple):
@@ -29,6 +24,9 @@ class Split(NamedTuple):
 
     inputs: Tensor
     targets: Tensor
+
+    def to(self, device: torch.device) -> "Split":
+        return Split(self.inputs.to(device), self.targets.to(device))
 
 
 @dataclass(frozen=True)
@@ -70,15 +68,11 @@ def check_data(name: str, data_dir: str | Path | None = None, target: str | None
     """
     suffix = Path(name).suffix.lower()
     if name not in DATA_SETS and suffix not in SUFFIXES:
-        raise ValueError(
-            f"The data set must be one of {', '.join(DATA_SETS)}, or a file {' or '.join(SUFFIXES)}, got {name!r}"
-        )
-    if data_dir is not None and name == "digits":
-        raise ValueError("digits lie inside scikit-learn and take no data folder, got " + repr(str(data_dir)))
-    if data_dir is not None and name not in DATA_SETS:
-        raise ValueError(f"A file is given with its folder and takes no data folder, got {str(data_dir)!r}")
+        raise ValueError(f"data must be one of {', '.join(DATA_SETS)}, or a .npz or .csv file, got {name!r}")
+    if data_dir is not None and name not in ("fashion-mnist", "mnist"):
+        raise ValueError(f"`data_dir` applies to fashion-mnist and mnist only, got `data` {name}")
     if target is not None and suffix != ".csv":
-        raise ValueError(f"A target is a column of a .csv file, got the data set is {name}")
+        raise ValueError(f"`target` is a column of a .csv file, got `data` {name}")
 
 
 def load_data(name: str, data_dir: str | Path | None = None, seed: int = 0, target: str | None = None) -> Data:
@@ -212,11 +206,11 @@ def make_data(
     test = _check_split(test_inputs, test_targets, classes, names[2], names[3])
     if train[0].shape[1] != test[0].shape[1]:
         raise ValueError(
-            f"Training and test inputs must be of one size, got {train[0].shape[1]} and {test[0].shape[1]} "
+            f"training and test inputs must be of one size, got {train[0].shape[1]} and {test[0].shape[1]} "
             f"({names[0]}, {names[2]})"
         )
     if not 0 < val < len(train[0]):
-        raise ValueError(f"The training data must leave samples for validation, got {len(train[0])} ({names[0]})")
+        raise ValueError(f"the training data must leave samples for validation, got {len(train[0])} ({names[0]})")
     order = np.random.default_rng([seed, 2]).permutation(len(train[0]))
     chosen, kept = np.sort(order[:val]), np.sort(order[val:])
     axis = 0 if by_feature else None
@@ -227,7 +221,7 @@ def make_data(
     mean, std = np.where(lowest == highest, (lowest, np.zeros_like(std)), (mean, std))  # rounding is no variation
     if not (np.isfinite(std).all() and (std > 0).any()):
         worst = float(std[np.argmin(np.isfinite(std))] if by_feature else std)
-        raise ValueError(f"Inputs must vary, and not too wildly, got their standard deviation is {worst} ({names[0]})")
+        raise ValueError(f"inputs must have a positive, finite standard deviation, got {worst} ({names[0]})")
     std = np.where(std > 0, std, 1.0)
 
     def split(inputs: Any, targets: Any) -> Split:
@@ -248,46 +242,6 @@ def make_data(
     )
 
 
-def read_idx(path: str | Path) -> Any:
-    """An IDX file, plain or ``.gz``, as an array.
-
-    The format: two zero bytes, one for the type, one for the number of axes, the size of each axis as a big-endian
-    32-bit integer, then the numbers, big-endian.
-
-    Raises:
-        ValueError: the file is not IDX, is truncated or has bytes left over.
-    """
-    path = Path(path)
-    opener: Callable[[Path, str], Any] = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rb") as file:
-            magic = file.read(4)
-            if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _IDX_TYPES or magic[3] == 0:
-                raise ValueError(f"An IDX file must begin with 00 00, a type and the number of axes, got {path}")
-            sizes = file.read(4 * magic[3])
-            if len(sizes) < 4 * magic[3]:
-                raise ValueError(f"An IDX file must hold the sizes of its axes, got {path} is truncated")
-            shape = tuple(int(size) for size in np.frombuffer(sizes, ">u4"))
-            dtype = np.dtype(_IDX_TYPES[magic[2]])
-            expected = math.prod(shape) * dtype.itemsize
-            content = _read_up_to(file, expected + 1)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"A .gz file must be whole, got {path} is not ({error})") from error
-    except OSError as error:
-        raise ValueError(f"The data file must be readable, got {path} ({error.strerror})") from error
-    if len(content) != expected:
-        found = f"{len(content)} of them" if len(content) < expected else "more"
-        raise ValueError(f"The IDX file must hold {expected} bytes of numbers, {shape=}, got {path} has {found}")
-    return np.frombuffer(content, dtype).reshape(shape).astype(dtype.newbyteorder("="))
-
-
-def _read_up_to(file: BinaryIO, limit: int) -> bytearray:
-    content = bytearray()  # grows with what is there, not with what the header claims
-    while len(content) < limit and (chunk := file.read(min(_CHUNK, limit - len(content)))):
-        content += chunk
-    return content
-
-
 def _find_idx_files(name: str, data_dir: str | Path | None) -> list[Path]:
     folders = [] if data_dir is None else [Path(data_dir)]
     if name == "fashion-mnist":
@@ -299,37 +253,36 @@ def _find_idx_files(name: str, data_dir: str | Path | None) -> list[Path]:
             return paths
         if paths:  # a folder with some of them is a mistake, not a reason to look elsewhere
             missing = [f for f, path in zip(IDX_FILES, found, strict=True) if path is None]
-            raise ValueError(f"{name} needs four files, got {', '.join(missing)} [.gz] missing in {folder}")
+            raise ValueError(f"{name} needs four files; {', '.join(missing)} [.gz] missing in {folder}")
     package = "install Debian's package dataset-fashion-mnist, or " if name == "fashion-mnist" else ""
-    looked = ", ".join(map(str, folders)) or "no --data-dir given"
+    where = f" in {', '.join(map(str, folders))}" if folders else ""
     raise ValueError(
-        f"{name} must be on this machine, got not found ({looked}); {package}pass --data-dir with the files "
-        f"{', '.join(IDX_FILES)}, plain or .gz"
+        f"cannot find {name}{where}; {package}give --data-dir FOLDER with {', '.join(IDX_FILES)}, plain or .gz"
     )
 
 
 def _check_pair(images: Any, labels: Any, image_path: Path, label_path: Path) -> None:
     for array, axes, path in ((images, 3, image_path), (labels, 1, label_path)):
         if array.ndim != axes:
-            raise ValueError(f"The IDX file must have {axes} axes, got {path} has {array.ndim}")
+            raise ValueError(f"{path} must have {axes} axes, got {array.ndim}")
 
 
 def _check_split(inputs: Any, targets: Any, classes: int, inputs_name: str, targets_name: str) -> tuple[Any, Any]:
     """Inputs as (n, features), and labels, once they are what they must be."""
     x, y = np.asarray(inputs), np.asarray(targets)
     if x.size == 0 or y.size == 0:
-        raise ValueError(f"Data must not be empty, got {inputs_name if x.size == 0 else targets_name}")
+        raise ValueError(f"{inputs_name if x.size == 0 else targets_name} must not be empty")
     if y.ndim != 1 or len(x) != len(y):
         raise ValueError(
-            f"There must be one label for each sample, got {len(x)} samples in {inputs_name}, "
+            f"there must be one label for each sample, got {len(x)} samples in {inputs_name} and "
             f"labels of shape {y.shape} in {targets_name}"
         )
     if not np.isfinite(x).all():
-        raise ValueError(f"Data must be finite, got {inputs_name} has NaN or infinity")
+        raise ValueError(f"inputs must be finite, got NaN or infinity in {inputs_name}")
     if not np.issubdtype(y.dtype, np.integer) and not (np.isfinite(y).all() and (y == np.floor(y)).all()):
-        raise ValueError(f"Labels must be integers, got {targets_name} has others")
+        raise ValueError(f"labels must be integers, got others in {targets_name}")
     if y.min() < 0 or y.max() >= classes:
-        raise ValueError(f"Labels must lie in 0..{classes - 1}, got {targets_name} has {y.min()} to {y.max()}")
+        raise ValueError(f"labels must lie in 0..{classes - 1}, got {y.min()} to {y.max()} in {targets_name}")
     return x.reshape(len(x), -1), y
 
 

@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import io
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -17,76 +16,19 @@ from torch import Tensor, nn
 
 from linnet import checkpoint
 from linnet.cli.evolve.environments import Arena, Normalizer, Policy, arena_of, word
-from linnet.cli.run_folder import check_new, clear_left_overs
-from linnet.cli.train.settings import differences
-from linnet.core.checks import check_positive
+from linnet.cli.evolve.settings import EvolveSettings
 from linnet.evolve import FullRank, Gaussian, GeneticAlgorithm, LowRank, OpenAIES, Shards, Strategy, Truncation
 from linnet.modules.blocks import MLP
 from linnet.wide.population import genes_of
 from linnet.wide.widen import stack, widen
 
-__all__ = ["Evolution", "EvolveSettings", "Generation", "Watch", "found", "policy_of"]
+__all__ = ["EPISODES", "Evolution", "Generation", "Watch", "policy_of"]
 
-STRATEGIES = ("ga", "es", "lowrank")
 CANDIDATES = 8
 EPISODES = 100
 """Of each candidate in validation, and of the best being in the test."""
 PLAY, VALIDATE, TEST, DRAW = range(4)
 """What a seed is for: no episode of one is an episode of another."""
-
-
-@dataclass(frozen=True)
-class EvolveSettings:
-    """Everything that decides the numbers of a run, bit for bit. The defaults are those of the command line.
-
-    Raises:
-        ValueError: a setting is not what it must be.
-    """
-
-    env: str = "CartPole-v1"
-    beings: int = 1000
-    generations: int = 100
-    strategy: str = "ga"
-    episodes: int = 2
-    hidden: int = 16
-    depth: int = 2
-    sigma: float | None = None
-    lr: float = 0.05
-    share: float = 0.1
-    elites: int = 10
-    rank: int = 1
-    normalize: bool = False
-    target: float | None = None
-    block: int = 500
-    seed: int = 0
-    threads: int = 1
-
-    def __post_init__(self) -> None:
-        sizes = ("beings", "generations", "episodes", "hidden", "depth", "rank", "block", "threads")
-        check_positive(**{name: getattr(self, name) for name in sizes})
-        if self.strategy not in STRATEGIES:
-            raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, got {self.strategy!r}")
-        if self.sigma is not None and not 0 < self.sigma < math.inf:
-            raise ValueError(f"sigma must be positive and finite, got {self.sigma}")
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"lr must be positive and finite, got {self.lr}")
-        if self.target is not None and not math.isfinite(self.target):
-            raise ValueError(f"target must be finite, got {self.target}")
-        if not 0 <= self.seed < 2**31:
-            raise ValueError(f"seed must lie in 0..2**31 - 1, got {self.seed}")
-        if not 0 <= self.elites < self.beings:
-            raise ValueError(f"elites must be fewer than the beings, {self.beings}, got {self.elites}")
-        Truncation(self.share)
-        if self.strategy != "ga" and (self.beings % 2 or self.block % 2):
-            raise ValueError(
-                f"The beings of an evolution strategy come in pairs, beings and block must be even, got "
-                f"{self.beings} and {self.block}"
-            )
-
-    @property
-    def noise(self) -> float:
-        """σ, by default one that suits the strategy."""
-        return {"ga": 0.3, "es": 0.1, "lowrank": 0.1}[self.strategy] if self.sigma is None else self.sigma
 
 
 @dataclass(frozen=True)
@@ -271,7 +213,6 @@ class Evolution:
 
     def run(self, watch: Watch | None = None) -> None:
         """Generations until the task is solved or there are none left; each is on the disk before the next begins."""
-        torch.set_num_threads(self.settings.threads)
         while not self.solved and self.strategy.generation < self.settings.generations:
             speed = self.step()
             self.save()
@@ -315,59 +256,3 @@ class Evolution:
         if extra["champion"] is not None:
             self.champion = policy_of(self.settings, self.arena)
             self.champion.load_state_dict(extra["champion"])
-
-
-def found(
-    settings: EvolveSettings, out: str | os.PathLike[str], *, resume: bool = False, shards: Shards | None = None
-) -> Evolution:
-    """A new run in a new or empty folder, or the one in it, to go on with.
-
-    Args:
-        settings: what to do; more generations than before may be asked of a run that is resumed, nothing else. The
-            validation at the former end, and a champion that it found, stay.
-        out: folder of the run.
-        resume: go on with the run in ``out``.
-        shards: where processes hold the population together; the first of them writes.
-
-    Raises:
-        ValueError: the folder, the environment or the settings are not what they must be.
-    """
-    torch.set_num_threads(settings.threads)
-    folder = Path(out)
-    leads = shards is None or shards.rank == 0
-    if not resume:
-        if leads:
-            check_new(folder)
-        evolution = Evolution(settings, folder, shards)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"The output folder must be one that can be made, got {error}") from error
-        return evolution
-    different = differences(settings, resumed(out))
-    if any(not text.startswith("generations ") for text in different):
-        raise ValueError(f"A run is resumed with its own settings, got {'; '.join(different)} as in {out}")
-    if leads:
-        clear_left_overs(folder)
-    evolution = Evolution(settings, folder, shards)
-    evolution.restore()
-    if settings.generations < len(evolution.curve):
-        raise ValueError(
-            f"generations must be at least those that are done, {len(evolution.curve)}, got {settings.generations}"
-        )
-    return evolution
-
-
-def resumed(out: str | os.PathLike[str]) -> EvolveSettings:
-    """The settings of the run in a folder.
-
-    Raises:
-        ValueError: there is none, or its record is damaged.
-    """
-    path = Path(out) / "state.safetensors"
-    try:
-        return EvolveSettings(**checkpoint.info(path).extra["settings"])
-    except FileNotFoundError as error:
-        raise ValueError(f"A run to resume must have completed a generation, got there is no {path}") from error
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} must be the state of an evolution, got {error}") from error

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from linnet.cli.errors import reading
 from linnet.core.checks import check_positive
 
 __all__ = ["Adding", "ArgMax", "Batch", "Copy", "Recall", "RepeatCopy", "SequenceTask", "Text"]
@@ -268,7 +269,7 @@ class Text(SequenceTask):
         codes = torch.tensor([number[character] for character in text], dtype=torch.int64)
         self.train, self.val, self.test = (codes[a:b] for a, b in itertools.pairwise(ends))
         if len(self.train) <= length or len(self.val) < 2 or len(self.test) < 2:
-            raise ValueError(f"A text must have more than {length} characters to train, got {len(text)} in all")
+            raise ValueError(f"a text must have more than {length} characters to train, got {len(text)} in all")
         self.inputs = self.outputs = self.told = len(self.characters)
         self.fingerprint = sha256(text.encode(errors="surrogatepass")).hexdigest()
 
@@ -279,10 +280,10 @@ class Text(SequenceTask):
         Raises:
             ValueError: there is no such file, it is no text, or it is too short.
         """
-        try:
-            return cls(shipped_text() if path is None else path.read_text(encoding="utf-8"), length)
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"A text must be a file in UTF-8, got {path} ({error})") from error
+        if path is None:
+            return cls(shipped_text(), length)
+        with reading(path):
+            return cls(path.read_text(encoding="utf-8"), length)
 
     def draw(self, batch_size: int, level: int, generator: Generator) -> Batch:
         starts = torch.randint(len(self.train) - self.length, (batch_size,), generator=generator)

@@ -1,6 +1,5 @@
 """``linnet tour``: the acts one after the other, one table and one picture."""
 
-import json
 import math
 import shlex
 import tempfile
@@ -103,15 +102,13 @@ def write(out: Path, performed: dict[str, Act]) -> None:
         | {"numbers": act.numbers}
         for name, act in performed.items()
     }
-    numbers = json.dumps(results, indent=1) + "\n"
-    (out / "tour.json").write_text(numbers)
+    numbers = html.write_results(out / "tour.json", results)
     rows = [(act.claim, act.plain, act.linnet, "yes" if act.holds else "NO") for act in performed.values()]
     parts = [
         html.table(COLUMNS, rows),
         html.picture(out / "tour.png"),
         html.heading("What an honest reader should know"),
         *(html.paragraph(f"{act.claim}: {act.note}.") for act in performed.values()),
-        html.folded("Every number: tour.json", numbers),
     ]
     chosen = [] if list(performed) == list(ACTS) else [word for name in performed for word in ("--act", name)]
-    html.write_page(out, TITLE, shlex.join(["linnet", "tour", *chosen, "--out", str(out)]), parts)
+    html.write_report(out, TITLE, shlex.join(["linnet", "tour", *chosen, "--out", str(out)]), parts, numbers)

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from linnet.cli.train.settings import LayerSpec
-from linnet.cli.train.training import Run, trainable, training_step
+from linnet.cli.train.layer_spec import LayerSpec
+from linnet.cli.train.run import Run
+from linnet.cli.train.training import training_step
 
 __all__ = ["PLAIN", "Cost", "measure", "peak_memory"]
 
@@ -50,7 +51,7 @@ def measure(run: Run) -> list[Cost]:
     settings = run.settings
     device = settings.torch_device()
     inputs, targets = (tensor[: settings.batch_size].to(device) for tensor in run.data.train)
-    trained = [trainable(run.build(spec, settings.seed), run, spec) for spec in [PLAIN, *run.specs]]
+    trained = [run.trainable(run.build(spec, settings.seed), spec) for spec in [PLAIN, *run.specs]]
     steps: list[Callable[[], object]] = [
         partial(training_step, model.train(), optimizer, inputs, targets, spec)
         for spec, (model, optimizer) in zip([PLAIN, *run.specs], trained, strict=True)

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -12,16 +11,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 from torch import Tensor
 
-from linnet.cli.train.settings import LayerSpec
-from linnet.cli.train.training import Fit, Run
+from linnet.cli.pictures import save_picture
+from linnet.cli.train.layer_spec import LayerSpec
+from linnet.cli.train.run import Run
+from linnet.cli.train.training import Fit
 from linnet.core.linear_map import LinearMap
 from linnet.core.palette import line_style
 from linnet.decoupled.diagnostics import plot_diagnostics
 
-__all__ = ["STYLE", "draw"]
-
-STYLE: Any = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
-"""Of all pictures of a run."""
+__all__ = ["draw"]
 
 TICKS = (0, 20, 40, 60, 70, 80, 85, 90, 92, 94, 96, 97, 98, 99, 100)
 LARGEST_SPECTRUM = 1024
@@ -30,19 +28,8 @@ LARGEST_PICTURE = 4096
 
 def draw(run: Run, fits: list[list[Fit]]) -> list[Path]:
     """curves.png, spectra.png, connectivity.png and synthesizers.png, as there is, in the run's folder."""
-    paths = []
-    with matplotlib.rc_context(STYLE):
-        for name, picture in (
-            ("curves", curves),
-            ("spectra", spectra),
-            ("connectivity", connectivity),
-            ("synthesizers", synthesizers),
-        ):
-            figure = picture(run, fits)
-            if figure is not None:
-                paths.append(run.out / f"{name}.png")
-                figure.savefig(paths[-1], dpi=130)
-    return paths
+    pictures = (curves, spectra, connectivity, synthesizers)
+    return [path for each in pictures for path in save_picture(run.out / f"{each.__name__}.png", each, run, fits)]
 
 
 def curves(run: Run, fits: list[list[Fit]]) -> Figure:
