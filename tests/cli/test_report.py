@@ -153,12 +153,12 @@ def test_a_run_of_evolve(tmp_path, capsys):
 def test_the_tour(tmp_path, monkeypatch):
     for name, value in {"WAIT": 3, "HIDDEN": 8, "EPOCHS": 1, "RATES": (1e-3,)}.items():
         monkeypatch.setattr(memory, name, value)
-    act = run_tour(tmp_path / HOSTILE, ["memory"], Console(file=io.StringIO()))["memory"]
+    demo = run_tour(tmp_path / HOSTILE, ["memory"], Console(file=io.StringIO()))["memory"]
     page = Page(tmp_path / HOSTILE / "report.html")
     assert len(page.pictures) == 1
-    assert page.cells == [act.claim, act.plain, act.linnet, "yes" if act.holds else "NO"]
-    assert act.note in page.text and (tmp_path / HOSTILE / "tour.json").read_text() in page.text
-    assert command_in(page) == ["linnet", "tour", "--act", "memory", "--out", str(tmp_path / HOSTILE)]
+    assert page.cells == [demo.claim, demo.plain, demo.linnet, "yes" if demo.holds else "NO"]
+    assert demo.note in page.text and (tmp_path / HOSTILE / "tour.json").read_text() in page.text
+    assert command_in(page) == ["linnet", "tour", "--demo", "memory", "--out", str(tmp_path / HOSTILE)]
 
 
 def test_names_that_are_no_text(tmp_path):

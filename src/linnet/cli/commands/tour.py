@@ -11,15 +11,16 @@ __all__ = ["tour"]
 
 
 def tour(
-    out: Annotated[Path, typer.Option(help="Folder for the picture and the numbers.", metavar="FOLDER")] = Path("tour"),
-    act: Annotated[
-        list[str] | None,
-        typer.Option(help="One act only; may be given several times.", show_default="all", metavar="ACT"),
+    out: Annotated[Path, typer.Option(help="Folder of the picture and the numbers.", metavar="FOLDER")] = Path("tour"),
+    demo: Annotated[
+        list[str] | None, typer.Option(help="Demo to run. May be repeated.", show_default="all", metavar="DEMO")
     ] = None,
+    act: Annotated[list[str] | None, typer.Option(help="Former name of --demo.", hidden=True)] = None,
 ) -> None:
-    """Short acts on real data: things that nn.Linear cannot do, beside nn.Linear."""
+    """Run short demos on real data of what nn.Linear cannot do, beside nn.Linear."""
     from linnet.cli.tour.tour import check_tour, run_tour
 
+    names = list(dict.fromkeys([*(demo or ()), *(act or ())]))
     with user_input():
-        check_tour(out, act or ())
-    run_tour(out, act or ())
+        check_tour(out, names)
+    run_tour(out, names)

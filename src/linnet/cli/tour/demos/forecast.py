@@ -1,6 +1,5 @@
-"""Act: sunspots forecast for sixty years, and for ten thousand, by nets trained on six years at a time."""
+"""Demo: sunspots forecast for sixty years, and for ten thousand, by nets trained on six years at a time."""
 
-from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
@@ -8,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from linnet.cli.data.data_sets import Data, load_sunspots
-from linnet.cli.tour.demos.demo import BLUE, GREY, ORANGE, Act
+from linnet.cli.tour.demos.demo import BLUE, GREY, ORANGE, Demo, Progress
 from linnet.core.linear import Linear
 from linnet.core.linear_map import LinearMap
 from linnet.maps.svd import SVDLinear
 
-__all__ = ["perform"]
+__all__ = ["run"]
 
 LAGS, HIDDEN, LATENT, SEEDS, STEPS = 22, 32, 32, 5, 300  # 22 years: two cycles of the sun
 TRAINED, FAR, FOREVER = 6, 60, 10_000  # years ahead: in training, in validation and test, and for the bound
@@ -80,7 +79,7 @@ def scaled(net: Forecaster) -> Forecaster:
     return net
 
 
-def perform(_: Data, progress: Callable[[float], None]) -> Act:
+def run(_: Data, progress: Progress) -> Demo:
     """Holds if, of the nets of every learning rate and seed, some of nn.Linear and none of the stable map run away
     within FOREVER years, and the stable map, at the rate chosen on the validation years, is closer on the test years
     than the mean of the training years.
@@ -163,7 +162,7 @@ def perform(_: Data, progress: Callable[[float], None]) -> Act:
     def at_chosen(kind: str) -> int:
         return sum(measured[kind]["runs_away"][chosen[kind]])
 
-    return Act(
+    return Demo(
         claim=f"Trained {TRAINED} years ahead, nets forecast sunspots {FOREVER:,} years and none runs away",
         plain=f"{runs_away['nn.Linear']} of {count} run away; off by up to {off['nn.Linear'].max():.0f} in {FAR} years",
         linnet=f"{runs_away['stable']} of {count} run away; off by up to {off['stable'].max():.0f} in {FAR} years",

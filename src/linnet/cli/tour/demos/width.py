@@ -1,6 +1,5 @@
-"""Act: a layer of 100 000 x 100 000 that learns in the memory of a small one."""
+"""Demo: a layer of 100 000 x 100 000 that learns in the memory of a small one."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -9,11 +8,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from linnet.cli.data.data_sets import Data
-from linnet.cli.tour.demos.demo import BLUE, GREY, ORANGE, Act, accuracy
+from linnet.cli.tour.demos.demo import BLUE, GREY, ORANGE, Demo, Progress, accuracy
 from linnet.cli.train.cost import peak_memory
 from linnet.sparse.linear import SparseLinear
 
-__all__ = ["perform"]
+__all__ = ["run"]
 
 WIDTH, CONNECTIONS, BATCH, RATE = 100_000, 1_000_000, 32, 1e-3
 
@@ -37,7 +36,7 @@ def dense_net(features: int, classes: int, parameters: int) -> nn.Sequential:
     )
 
 
-def perform(data: Data, progress: Callable[[float], None]) -> Act:
+def run(data: Data, progress: Progress) -> Demo:
     """Holds if the wide net learns (test accuracy above 85 %) with a peak below a tenth of the dense weights alone.
 
     nn.Linear of this width cannot be built; an nn.Linear net with as many parameters is trained beside it, with the
@@ -88,7 +87,7 @@ def perform(data: Data, progress: Callable[[float], None]) -> Act:
         axes.tick_params(axis="x", labelsize=8)
         axes.set(title=f"A layer {WIDTH:,} wide: memory", ylabel="gigabytes")
 
-    return Act(
+    return Demo(
         claim=f"A {WIDTH:,} x {WIDTH:,} layer is trained on digits",
         plain=f"{dense_bytes / 1e9:.0f} GB for the weights alone",
         linnet=f"{peaks['wide'] / 1e9:.2f} GB at the peak of a step, {100 * tests['wide']:.0f} % right",
