@@ -305,7 +305,7 @@ MISTAKES = {
     "mnist": ("--data-dir", "--data", "mnist"),
     "mnist elsewhere": ("cannot find mnist in /nowhere; give --data-dir", "--data", "mnist", "--data-dir", "/nowhere"),
     "digits elsewhere": ("--data-dir applies to fashion-mnist and mnist only", "--data-dir", "/nowhere"),
-    "epochs": ("--epochs must be a positive integer below 2\\*\\*31, got 0", "--epochs", "0"),
+    "epochs": ("--epochs must be a positive integer up to 2147483647, got 0", "--epochs", "0"),
     "epochs text": ("'--epochs'.* integer", "--epochs", "many"),
     "seeds": ("--seeds must be a positive integer", "--seeds", "-1"),
     "seed": ("--seed must be an integer from 0 to", "--seed", "-1"),

@@ -255,7 +255,7 @@ def test_an_environment_without_vectorized_entry_point_says_so(capsys, tmp_path)
         (["--strategy", "es", "--beings", "11"], "--beings and --block must be even"),
         (["--sigma", "-1"], "--sigma must be positive"),
         (["--elites", "1000"], "--elites must be smaller than --beings, 1000, got 1000"),
-        (["--share", "0"], "--share must be above 0 and at most 1, got 0"),
+        (["--share", "0"], "--share must be positive and at most 1, got 0.0"),
         (["--seed", "-1"], "--seed must be an integer from 0 to"),
         (["--resume"], "--resume needs --out FOLDER"),
         (["--generations", "many"], "should be a valid integer"),
@@ -286,6 +286,18 @@ def test_mistakes_about_the_folder(capsys, tmp_path):
     assert code == 2 and "with other settings: --hidden was 4, got 5" in err
     (tmp_path / "run" / "state.safetensors").write_bytes(b"something else")
     assert command(capsys, "--resume", "--out", tmp_path / "run")[0] == 2
+
+
+@pytest.mark.parametrize(("beings", "elites"), [(1, 0), (2, 0), (5, 0), (11, 1), (99, 9), (100, 10), (1000, 10)])
+def test_the_default_number_of_elites_fits_the_population(capsys, tmp_path, beings, elites):
+    assert EvolveSettings(beings=beings).elite_count == elites
+    out = tmp_path / "run"
+    if beings > 11:
+        return
+    few = ["--beings", beings, "--hidden", 4, "--target", 1e9, "--out", out]
+    assert command(capsys, *few, "--generations", 2)[0] == 0
+    assert command(capsys, "--resume", "--out", out, "--generations", 3)[0] == 0
+    assert resume_settings(EvolveSettings, out) == EvolveSettings(beings=beings, hidden=4, target=1e9, generations=3)
 
 
 def test_a_run_that_is_stopped_in_its_first_generation_resumes_with_its_settings(capsys, tmp_path, monkeypatch):

@@ -119,16 +119,16 @@ def test_text():
     text = "".join(random.Random(0).choice("abcde fgh") for _ in range(3000))
     task = Text(text, length=20)
     codes = [task.characters.index(character) for character in text]
-    assert torch.cat([task.train, task.val, task.test]).tolist() == codes
-    assert [len(part) for part in (task.train, task.val, task.test)] == [2700, 150, 150]
+    assert torch.cat([task.train_codes, task.val_codes, task.test_codes]).tolist() == codes
+    assert [len(part) for part in (task.train_codes, task.val_codes, task.test_codes)] == [2700, 150, 150]
     batch = task.draw(50, 1, generator())
     for b in range(50):
         extract = "".join(task.characters[step.index(1)] for step in rows(batch.input, b))
         after = "".join(task.characters[code] for code in batch.target[:, b].tolist())
         assert len(extract) == 20 and extract[1:] == after[:-1] and extract + after[-1] in text[:2700]
-    exam = task.exam(1, generator())
-    assert exam.target[:, 0].tolist() == codes[2851:]
-    assert task.loss(torch.zeros(149, 1, 9), exam).item() == pytest.approx(math.log2(9))
+    tests = task.test(1, generator())
+    assert tests.target[:, 0].tolist() == codes[2851:]
+    assert task.loss(torch.zeros(149, 1, 9), tests).item() == pytest.approx(math.log2(9))
     with pytest.raises(ValueError, match="more than 20 characters to train, got 15 in all"):
         Text("abc" * 5, length=20)
 
@@ -147,7 +147,7 @@ def test_batches_come_from_their_generator_and_hold_different_sequences(task):
     assert torch.equal(first.input, again.input) and torch.equal(first.target, again.target)
     assert first.input.shape != second.input.shape or not torch.equal(first.input, second.input)
     assert len(first.input.transpose(0, 1).flatten(1).unique(dim=0)) > 8
-    assert first.input.shape[2] == task.inputs and first.told.shape == (len(first.asked), 32, task.told)
+    assert first.input.shape[2] == task.inputs and first.hints.shape == (len(first.asked), 32, task.hint_size)
 
 
 def test_losses_by_hand():
@@ -210,7 +210,7 @@ def test_it_learns_and_the_curriculum_goes_on():
     """With gradients through the whole sequence, it is learned; the untrained network knows nothing."""
     settings = TaskSettings(decouple="none", window=100, hidden=32, steps=250, lr=1e-2)
     learner = Learner(settings, Copy(bits=1), 0)
-    assert 0.9 < learner.exam(1)
+    assert 0.9 < learner.test(1)
     learner.run()
     assert learner.level >= 3
     levels = [point.level for point in learner.curve]

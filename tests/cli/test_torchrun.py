@@ -214,7 +214,7 @@ def test_an_evolution_that_is_stopped_says_how_to_go_on_and_no_more(tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--nproc", "3"], "The beings must be whole blocks in every process, a multiple of 3 · 10, got 40"),
+        (["--nproc", "3"], "--beings must be a multiple of --nproc · --block, 3 · 10, got 40"),
         (["--nproc", "0"], "--nproc"),
     ],
 )

@@ -1,75 +1,22 @@
-"""Options of a command, each declared once: a field of the settings that carries its help text and its rule."""
+"""Options of a command, each declared once: a field of the settings that carries its help text and what it may be."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields
-from typing import Any
+from collections.abc import Collection
+from dataclasses import Field, field, fields
+from typing import Any, get_args
 
 from linnet.core.checks import is_number
 
-__all__ = [
-    "COUNT",
-    "FINITE",
-    "FRACTION",
-    "NOT_NEGATIVE",
-    "POSITIVE",
-    "SEED",
-    "SIZE",
-    "THREADS",
-    "Rule",
-    "check_settings",
-    "one_of",
-    "option",
-    "option_names",
-    "whole",
-]
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What the value of an option must be.
-
-    Attributes:
-        words: for the message, after "must be".
-        allows: whether a value is that.
-        metavar: what stands for the value in ``--help``; None for its type.
-    """
-
-    words: str
-    allows: Callable[[Any], bool]
-    metavar: str | None = None
-
-
-def whole(words: str, low: int, high: int) -> Rule:
-    """An integer from ``low`` to ``high``; True and False are none."""
-    return Rule(words, lambda value: type(value) is int and low <= value <= high)
-
-
-def one_of(*choices: str) -> Rule:
-    """One of some words.
-
-    Example:
-        >>> one_of("lstm", "gru").words
-        'one of lstm, gru'
-    """
-    return Rule(f"one of {', '.join(choices)}", choices.__contains__, "|".join(choices))
-
-
-COUNT = whole("a positive integer below 2**31", 1, 2**31 - 1)
-SIZE = whole("a positive integer up to 2**20", 1, 2**20)
-THREADS = whole("a positive integer up to 1024", 1, 1024)
-SEED = whole("an integer from 0 to 2**31 - 1", 0, 2**31 - 1)
-FINITE = Rule("finite", lambda value: is_number(value) and math.isfinite(value))
-POSITIVE = Rule("positive and finite", lambda value: is_number(value) and 0 < value < math.inf)
-NOT_NEGATIVE = Rule("at least 0 and finite", lambda value: is_number(value) and 0 <= value < math.inf)
-FRACTION = Rule("above 0 and at most 1", lambda value: is_number(value) and 0 < value <= 1)
+__all__ = ["check_settings", "option", "option_names"]
 
 
 def option(
     default: Any,
     help: str,
-    rule: Rule | None = None,
     *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: Collection[str] = (),
     name: str | None = None,
     metavar: str | None = None,
     shown: str | None = None,
@@ -79,21 +26,23 @@ def option(
     Args:
         default: where the option is not given.
         help: what ``--help`` says.
-        rule: what the value must be; see :func:`check_settings`.
+        low: the least number allowed; None: numbers must be positive.
+        high: the largest number allowed.
+        choices: the words allowed.
         name: of the option, where it is not that of the field; one without dashes is an argument, and shown as it is.
         metavar: what stands for the value in ``--help``.
         shown: the default in words, where it is not ``default``.
 
     Example:
+        >>> from dataclasses import dataclass
         >>> @dataclass(frozen=True)
         ... class Settings:
-        ...     batch_size: int = option(64, "Batch size.", COUNT)
+        ...     batch_size: int = option(64, "Batch size.")
         >>> Settings().batch_size, option_names(Settings)
         (64, {'batch_size': '--batch-size'})
     """
-    metavar = metavar or (rule.metavar if rule else None)
-    about = {"help": help, "rule": rule, "name": name, "metavar": metavar, "shown": shown}
-    return field(default=default, metadata=about)
+    about = {"help": help, "low": low, "high": high, "choices": choices, "name": name, "shown": shown}
+    return field(default=default, metadata=about | {"metavar": metavar or "|".join(choices) or None})
 
 
 def option_names(kind: type) -> dict[str, str]:
@@ -102,12 +51,32 @@ def option_names(kind: type) -> dict[str, str]:
 
 
 def check_settings(settings: Any) -> None:
-    """Refuse a value that breaks the rule of its option; None is allowed where it is the default.
+    """Refuse a number or a word that its option does not allow; None is allowed where it is the default.
 
     Raises:
         ValueError: the message begins with the name of the field.
     """
     for each in fields(settings):
-        value, rule = getattr(settings, each.name), each.metadata["rule"]
-        if rule and not (value is None and each.default is None) and not rule.allows(value):
-            raise ValueError(f"{each.name} must be {rule.words}, got {value!r}")
+        value = getattr(settings, each.name)
+        if value is not None or each.default is not None:
+            words, allowed = _rule(each, value)
+            if not allowed:
+                raise ValueError(f"{each.name} must be {words}, got {value!r}")
+
+
+def _rule(each: Field[Any], value: Any) -> tuple[str, bool]:
+    """What a value must be, and whether it is that."""
+    low, high, choices = (each.metadata[key] for key in ("low", "high", "choices"))
+    kinds = (each.type, *get_args(each.type))
+    if choices:
+        return f"one of {', '.join(choices)}", value in choices
+    if int in kinds:
+        start, stop = 1 if low is None else low, 2**31 - 1 if high is None else high
+        words = f"a positive integer up to {stop}" if low is None else f"an integer from {low} to {stop}"
+        return words, type(value) is int and start <= value <= stop
+    if float in kinds:
+        words = "positive" if low is None else "" if low == -math.inf else f"at least {low:g}"
+        words = " and ".join(filter(None, (words, "finite" if high is None else f"at most {high:g}")))
+        inside = is_number(value) and (0 < value if low is None else low <= value) and value <= (high or math.inf)
+        return words, inside and math.isfinite(value)
+    return "", True

@@ -26,15 +26,10 @@ RESTARTS = 20
 
 @dataclass(frozen=True)
 class Workers:
-    """The processes of a run.
+    """The processes of a run, as one of them sees them."""
 
-    Attributes:
-        rank: which one this is.
-        size: how many there are.
-    """
-
-    rank: int = 0
-    size: int = 1
+    rank: int = 0  # of this one
+    size: int = 1  # how many there are
 
     @property
     def first(self) -> bool:

@@ -18,7 +18,6 @@ def evolve(given: Given) -> None:
     from linnet.cli.evolve.report import report
     from linnet.cli.evolve.run import open_run, run_generations, shards_of_torchrun
     from linnet.cli.torchrun import start
-    from linnet.evolve.shards import check_shards
 
     with given.checking():
         settings = given.settings()
@@ -27,7 +26,9 @@ def evolve(given: Given) -> None:
         if given.nproc > 1:
             if shards is not None:
                 raise ValueError("--nproc starts processes of its own; omit it under torchrun")
-            check_shards(settings.beings, settings.block, given.nproc)
+            if settings.beings % (given.nproc * settings.block):
+                multiple = f"a multiple of --nproc · `block`, {given.nproc} · {settings.block}"
+                raise ValueError(f"`beings` must be {multiple}, got {settings.beings}")
         evolution = open_run(settings, folder, resume=given.resume, shards=shards)
     with interruptible("evolve", folder):
         if given.nproc > 1:

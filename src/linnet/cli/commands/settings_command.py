@@ -19,18 +19,10 @@ __all__ = ["Given", "settings_command"]
 
 @dataclass(frozen=True)
 class Given:
-    """What was given on the command line.
+    """What was given on the command line."""
 
-    Attributes:
-        kind: the class of the settings.
-        values: the settings that were given.
-        out: folder of the run, if it was given.
-        resume: whether to resume the run in it.
-        nproc: how many processes share the work.
-    """
-
-    kind: type
-    values: dict[str, Any]
+    kind: type  # the class of the settings
+    values: dict[str, Any]  # the settings that were given
     out: Path | None
     resume: bool
     nproc: int

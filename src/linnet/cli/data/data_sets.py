@@ -31,26 +31,17 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True)
 class Data:
-    """A classification task: standardised with the statistics of its training split.
-
-    Attributes:
-        name: of the data set.
-        train, val, test: the splits; ``val`` is taken out of the training data.
-        classes: how many classes there are.
-        fingerprint: SHA-256 of what the splits were made from: tells whether two runs saw the same data.
-        labels: what each class is called in the user's own file.
-        mean, std: what the inputs were standardised with, (features,) or one number for all, float64.
-    """
+    """A classification task: standardised with the statistics of its training split."""
 
     name: str
     train: Split
-    val: Split
+    val: Split  # taken out of the training data
     test: Split
     classes: int
-    fingerprint: str
-    labels: tuple[int | str, ...]
-    mean: Tensor
-    std: Tensor
+    fingerprint: str  # SHA-256 of what the splits were made from: tells whether two runs saw the same data
+    labels: tuple[int | str, ...]  # what each class is called in the user's own file
+    mean: Tensor  # what was subtracted from the inputs, (features,) or one number for all, float64
+    std: Tensor  # what the inputs were then divided by
 
     @property
     def features(self) -> int:

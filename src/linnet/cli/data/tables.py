@@ -23,20 +23,13 @@ TEST_TARGETS = ("y_test",)
 
 
 class Table(NamedTuple):
-    """What a file holds.
+    """What a file holds."""
 
-    Attributes:
-        inputs: (n, ...), numbers.
-        targets: (n,), integers from 0 on.
-        test_inputs, test_targets: as these; None if the file has no test data of its own.
-        labels: what a class is called in the file, by its number.
-    """
-
-    inputs: Any
-    targets: Any
-    test_inputs: Any
+    inputs: Any  # (n, ...), numbers
+    targets: Any  # (n,), integers from 0 on
+    test_inputs: Any  # None if the file has no test data of its own
     test_targets: Any
-    labels: tuple[int | str, ...]
+    labels: tuple[int | str, ...]  # what a class is called in the file, by its number
 
 
 def read_table(path: Path, target: str | None = None) -> Table:

@@ -33,23 +33,15 @@ PLAY, VALIDATE, TEST, DRAW = range(4)
 
 @dataclass(frozen=True)
 class Generation:
-    """What one generation has done.
+    """What one generation has done: a row of curve.csv."""
 
-    Attributes:
-        number: from 0.
-        best, mean, worst: fitness, the mean return of a being's episodes.
-        diversity: root mean square distance of the beings' parameters from their mean, for each number.
-        validation: mean return of the best candidate over fresh episodes, if it was measured.
-        steps: environment steps so far.
-    """
-
-    number: int
-    best: float
+    number: int  # from 0
+    best: float  # fitness, which is the mean return of a being's episodes
     mean: float
     worst: float
-    diversity: float
-    validation: float | None
-    steps: int
+    diversity: float  # root mean square distance of the beings' parameters from their mean
+    validation: float | None  # mean return of the best candidate over fresh episodes, if it was measured
+    steps: int  # environment steps so far
 
 
 Watch = Callable[[Generation, float], None]
@@ -64,24 +56,17 @@ def policy_of(settings: EvolveSettings, arena: Arena) -> nn.Sequential:
 
 @dataclass
 class Evolution:
-    """One run: what is to do, and how far it is.
-
-    Args:
-        settings: what to do.
-        out: folder of the run.
-        shards: where processes hold the population together.
-    """
+    """One run: what is to do, and how far it is."""
 
     settings: EvolveSettings
-    out: Path
-    shards: Shards | None = None
+    out: Path  # folder of the run
+    shards: Shards | None = None  # where the population is sharded across processes
     arena: Arena = field(init=False)
     strategy: Strategy = field(init=False)
     normalizer: Normalizer = field(init=False)
     curve: list[Generation] = field(default_factory=list)
     champion: nn.Module | None = None
-    score: float = -math.inf
-    """Of the champion, in validation."""
+    score: float = -math.inf  # of the champion, in validation
     solved: bool = False
 
     def __post_init__(self) -> None:
@@ -116,7 +101,7 @@ class Evolution:
             seeds = [word(settings.seed, DRAW, i) for i in range(self.start, self.stop)]
             return GeneticAlgorithm(
                 widen(build, len(seeds), seeds=seeds),
-                selection=Truncation(settings.share, elites=settings.elites),
+                selection=Truncation(settings.share, elites=settings.elite_count),
                 mutation=Gaussian(settings.noise),
                 seed=settings.seed,
                 shards=self.shards,

@@ -24,21 +24,13 @@ SAVED_AFTER = 5.0
 
 @dataclass(frozen=True)
 class Point:
-    """What happened in some steps up to this one.
+    """What happened in some steps up to this one."""
 
-    Attributes:
-        step: steps so far.
-        seconds: of the CPU so far.
-        loss: the mean over these steps.
-        level: of the curriculum.
-        cosine: of the last synthetic gradients and their targets; None if there are none.
-    """
-
-    step: int
-    seconds: float
-    loss: float
-    level: int
-    cosine: float | None
+    step: int  # steps so far
+    seconds: float  # of the CPU so far
+    loss: float  # the mean over these steps
+    level: int  # of the curriculum
+    cosine: float | None  # of the last synthetic gradients and their targets, if there are any
 
 
 Watch = Callable[["Learner"], None]
@@ -47,24 +39,16 @@ Watch = Callable[["Learner"], None]
 
 @dataclass
 class Learner:
-    """One network of a run, and how far it is.
-
-    Args:
-        settings: what to do.
-        task: what to learn.
-        seed: of the network and of the data.
-        path: of the checkpoint; None for none.
-    """
+    """One network of a run, and how far it is."""
 
     settings: TaskSettings
     task: SequenceTask
-    seed: int
-    path: Path | None = None
+    seed: int  # of the network and of the data
+    path: Path | None = None  # of the checkpoint; None for none
     curve: list[Point] = field(default_factory=list)
     step: int = 0
     seconds: float = 0.0
-    loss: float | None = None
-    """In the exam, once the run is over."""
+    loss: float | None = None  # on test sequences, once the run is over
 
     def __post_init__(self) -> None:
         settings, task = self.settings, self.task
@@ -90,7 +74,7 @@ class Learner:
         return min(reached / self.settings.goal(), 1.0)
 
     def run(self, watch: Watch | None = None) -> None:
-        """Train from where it is to the end, and take the exam."""
+        """Train from where it is to the end, and test the network."""
         losses: list[Tensor] = []
         before, saved = time.process_time() - self.seconds, time.monotonic()
         while self.done < 1:
@@ -100,15 +84,15 @@ class Learner:
             if self.step % EVERY == 0 or self.done == 1:
                 cosine = self.net.diagnostics().get("cosine/state")
                 mean = float(torch.stack(losses).mean())
-                found = None if cosine is None else float(cosine)
-                self.curve.append(Point(self.step, self.seconds, mean, self.level, found))
+                shown = None if cosine is None else float(cosine)
+                self.curve.append(Point(self.step, self.seconds, mean, self.level, shown))
                 losses.clear()
                 if time.monotonic() - saved >= SAVED_AFTER:
                     self.save()
                     saved = time.monotonic()
                 if watch is not None:
                     watch(self)
-        self.loss = self.exam(self.level)
+        self.loss = self.test(self.level)
         self.save()
 
     def train_step(self) -> Tensor:
@@ -130,9 +114,9 @@ class Learner:
             return self.head(self.net(batch.input)[0])
 
     @torch.no_grad()
-    def exam(self, level: int) -> float:
+    def test(self, level: int) -> float:
         """The loss on fresh sequences of a level, the same for all networks."""
-        batch = self.task.exam(level, Generator().manual_seed(2**31 + level))
+        batch = self.task.test(level, Generator().manual_seed(2**31 + level))
         self.net.eval()
         loss = float(self.task.loss(self.head(self.net(batch.input)[0]), batch))
         self.net.train()
@@ -155,9 +139,9 @@ class Learner:
         """Go on from what :meth:`save` has written, if it has."""
         if self.path is None or not self.path.exists():
             return
-        found = checkpoint.load(self.path, into=self.whole, optimizer=self.optimizer)
-        extra = found.extra
+        saved = checkpoint.load(self.path, into=self.whole, optimizer=self.optimizer)
+        extra = saved.extra
         self.generator.set_state(extra["generator"])
         self.curve = [Point(**point) for point in extra["curve"]]
-        self.level, self.step, self.seconds = extra["level"], found.step or 0, extra["seconds"]
+        self.level, self.step, self.seconds = extra["level"], saved.step or 0, extra["seconds"]
         self.loss = extra["loss"] if self.done == 1 else None

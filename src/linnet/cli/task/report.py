@@ -13,7 +13,7 @@ from linnet.cli.progress import say, table
 from linnet.cli.task.learner import Learner
 from linnet.cli.task.pictures import draw
 from linnet.cli.task.run import Run
-from linnet.cli.task.sequences import EXAM
+from linnet.cli.task.sequences import TESTS
 
 __all__ = ["report"]
 
@@ -38,7 +38,7 @@ def report(run: Run, learners: list[Learner]) -> None:
 def _test_data(run: Run) -> str:
     if run.settings.task == "text":
         return "the last 5 % of the text in one piece, bits per character"
-    return f"{EXAM} fresh sequences" + ("" if run.task.threshold is None else " of the level that was reached")
+    return f"{TESTS} fresh sequences" + ("" if run.task.threshold is None else " of the level that was reached")
 
 
 def results_of(run: Run, learners: list[Learner]) -> dict[str, Any]:

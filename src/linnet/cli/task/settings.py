@@ -6,18 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from linnet.cli.options import (
-    COUNT,
-    NOT_NEGATIVE,
-    POSITIVE,
-    SEED,
-    SIZE,
-    THREADS,
-    check_settings,
-    one_of,
-    option,
-    whole,
-)
+from linnet.cli.options import check_settings, option
 from linnet.cli.task.sequences import Adding, ArgMax, Copy, Recall, RepeatCopy, SequenceTask, Text
 
 __all__ = ["CELLS", "TASKS", "TaskSettings"]
@@ -41,41 +30,31 @@ class TaskSettings:
         ValueError: a setting is not what it must be.
     """
 
-    task: str = option(
-        "copy",
-        "Task: copy, repeat-copy, adding, argmax, recall or text.",
-        one_of(*TASKS, "text"),
-        name="TASK",
-    )
-    window: int = option(3, "Number of steps that gradients go back.", COUNT)
+    task: str = option("copy", f"Task: {', '.join(TASKS)} or text.", choices=(*TASKS, "text"), name="TASK")
+    window: int = option(3, "Number of steps that gradients go back.")
     decouple: str = option(
         "dni",
-        "Gradient from beyond the window: none, synthetic (dni), or synthetic and conditioned on the next targets "
-        "(cdni).",
-        one_of("none", "dni", "cdni"),
+        "Gradient from beyond the window: none, synthetic (dni) or synthetic given the next targets (cdni).",
+        choices=("none", "dni", "cdni"),
     )
-    cell: str = option("lstm", "Recurrent cell.", one_of(*CELLS))
-    hidden: int = option(64, "Width of the hidden state.", SIZE)
-    steps: int | None = option(None, "Number of training steps.", COUNT, shown=str(STEPS))
-    seconds: float | None = option(None, "CPU seconds to train for, instead of a number of steps.", POSITIVE)
-    batch_size: int = option(64, "Batch size.", COUNT)
-    lr: float = option(1e-3, "Learning rate of Adam.", POSITIVE)
-    synthesizer: int = option(
-        0,
-        "Width of the synthesizer's hidden layer; 0 for a linear synthesizer.",
-        whole("an integer from 0 to 2**20", 0, 2**20),
-    )
-    synthesizer_lr: float = option(3e-3, "Learning rate of the synthesizer's Adam.", POSITIVE)
-    factor: float = option(0.3, "Factor on the synthetic gradient.", NOT_NEGATIVE)
+    cell: str = option("lstm", "Recurrent cell.", choices=CELLS)
+    hidden: int = option(64, "Width of the hidden state.", high=2**20)
+    steps: int | None = option(None, "Number of training steps.", shown=str(STEPS))
+    seconds: float | None = option(None, "CPU seconds to train for, instead of a number of steps.")
+    batch_size: int = option(64, "Batch size.")
+    lr: float = option(1e-3, "Learning rate of Adam.")
+    synthesizer: int = option(0, "Width of the synthesizer's hidden layer; 0 for none.", low=0, high=2**20)
+    synthesizer_lr: float = option(3e-3, "Learning rate of the synthesizer's Adam.")
+    factor: float = option(0.3, "Factor on the synthetic gradient.", low=0)
     auxiliary: float = option(
-        0.0, "Weight of the auxiliary loss, the prediction of the next synthetic gradient.", NOT_NEGATIVE
+        0.0, "Weight of the auxiliary loss, the prediction of the next synthetic gradient.", low=0
     )
     text: str | None = option(
         None, "Text in UTF-8 for the task text.", metavar="FILE", shown="prose shipped with scikit-learn"
     )
-    seed: int = option(0, "First random seed.", SEED)
-    seeds: int = option(1, "Number of random seeds; each trains a network of its own.", COUNT)
-    threads: int = option(1, "Number of CPU threads.", THREADS)
+    seed: int = option(0, "First random seed.", low=0)
+    seeds: int = option(1, "Number of random seeds; each trains a network of its own.")
+    threads: int = option(1, "Number of CPU threads.", high=1024)
 
     def __post_init__(self) -> None:
         check_settings(self)

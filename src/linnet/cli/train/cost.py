@@ -27,19 +27,12 @@ _ROUNDS = (15, 200)
 
 @dataclass(frozen=True)
 class Cost:
-    """What one training step costs.
+    """What one training step costs."""
 
-    Attributes:
-        seconds: median time of a step.
-        ratio: that time, divided by the one of the same network made of nn.Linear, measured in turn with it.
-        rounds: how many steps were timed.
-        peak_bytes: see :func:`peak_memory`.
-    """
-
-    seconds: float
-    ratio: float
-    rounds: int
-    peak_bytes: int
+    seconds: float  # median time of a step
+    ratio: float  # that time, divided by the one of the same network made of nn.Linear, measured in turn with it
+    rounds: int  # how many steps were timed
+    peak_bytes: int  # see :func:`peak_memory`
 
 
 def measure(run: Run) -> list[Cost]:

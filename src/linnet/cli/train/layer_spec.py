@@ -24,17 +24,11 @@ _NOT_OPTIONS = ("self", "in_features", "out_features", "device", "dtype")
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """One kind of layer to train with.
+    """One kind of layer to train with."""
 
-    Attributes:
-        text: how it was asked for, and its name in every result.
-        kind: the class.
-        options: keyword arguments of the class.
-    """
-
-    text: str
-    kind: Callable[..., nn.Module]
-    options: dict[str, Any]
+    text: str  # how it was asked for, and its name in every result
+    kind: Callable[..., nn.Module]  # the class
+    options: dict[str, Any]  # keyword arguments of the class
 
     @property
     def beings(self) -> int | None:

@@ -27,14 +27,7 @@ __all__ = ["Run", "open_run"]
 
 @dataclass(frozen=True)
 class Run:
-    """A run that may start: all that it was given has been checked, and its folder is ready.
-
-    Attributes:
-        settings: what to do.
-        specs: the kinds of layer.
-        data: the data set.
-        out: the run's folder.
-    """
+    """A run that may start: all that it was given has been checked, and its folder is ready."""
 
     settings: Settings
     specs: list[LayerSpec]

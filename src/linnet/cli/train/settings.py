@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from linnet.cli.data.data_sets import check_data
-from linnet.cli.options import COUNT, POSITIVE, SIZE, THREADS, check_settings, one_of, option, whole
+from linnet.cli.options import check_settings, option
 from linnet.cli.train.layer_spec import LayerSpec, parse_layer
 
 __all__ = ["TRAINING", "Settings"]
@@ -51,20 +51,20 @@ class Settings:
         name="--layer",
         metavar="LAYER",
     )
-    epochs: int = option(20, "Number of epochs.", COUNT)
-    seed: int = option(0, "First random seed.", whole("an integer from 0 to 2**32 - 1", 0, SEEDS - 1))
-    seeds: int = option(3, "Number of random seeds; each trains a network of its own.", COUNT)
-    hidden: int = option(128, "Width of the hidden layers.", SIZE)
-    depth: int = option(4, "Number of linear layers.", SIZE)
-    batch_size: int = option(64, "Batch size.", COUNT)
-    lr: float = option(2e-3, "Learning rate of Adam.", POSITIVE)
+    epochs: int = option(20, "Number of epochs.")
+    seed: int = option(0, "First random seed.", low=0, high=SEEDS - 1)
+    seeds: int = option(3, "Number of random seeds; each trains a network of its own.")
+    hidden: int = option(128, "Width of the hidden layers.", high=2**20)
+    depth: int = option(4, "Number of linear layers.", high=2**20)
+    batch_size: int = option(64, "Batch size.")
+    lr: float = option(2e-3, "Learning rate of Adam.")
     device: str = option("cpu", "Device: cpu, cuda or cuda:N.", metavar="DEVICE")
-    threads: int = option(1, "Number of CPU threads.", THREADS)
+    threads: int = option(1, "Number of CPU threads.", high=1024)
     decouple: str = option(
         "none",
         "Training without a backward pass through the whole network: synthetic gradients (dni), synthetic gradients "
         "conditioned on the label (cdni), local losses (local) or direct feedback alignment (dfa).",
-        one_of(*TRAINING),
+        choices=TRAINING,
     )
 
     def __post_init__(self) -> None:

@@ -32,20 +32,13 @@ Watch = Callable[[LayerSpec, int, int, float], None]
 
 @dataclass
 class Fit:
-    """One network, trained: the weights are those of the best epoch.
-
-    Attributes:
-        net: the network.
-        train_loss: cross-entropy of each epoch, the mean over its batches (and over the beings).
-        val_accuracy: of each epoch.
-        test_accuracy: of ``net``; None while it is being trained.
-        synthesizers: of each epoch, what ``DNI.diagnostics()`` says, the mean over every tenth of its batches.
-    """
+    """One network, trained: the weights are those of the best epoch. The lists have an entry for each epoch."""
 
     net: MLP
-    train_loss: list[float] = field(default_factory=list)
+    train_loss: list[float] = field(default_factory=list)  # cross-entropy, the mean over batches and beings
     val_accuracy: list[float] = field(default_factory=list)
-    test_accuracy: float | None = None
+    test_accuracy: float | None = None  # of ``net``; None while it is being trained
+    # what DNI.diagnostics() says, the mean over every tenth batch
     synthesizers: list[dict[str, float]] = field(default_factory=list)
 
     @property

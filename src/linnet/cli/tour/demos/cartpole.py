@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from linnet.cli.data.data_sets import Data
 from linnet.cli.evolve.evolution import EPISODES, Evolution, EvolveSettings
-from linnet.cli.tour.demos.demo import BLUE, GREY, ORANGE, Demo, Progress
+from linnet.cli.tour.demos.demo import Demo, Progress
+from linnet.core.palette import BLUE, GREY, ORANGE
 from linnet.wide.population import unstack
 
 __all__ = ["run"]

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from linnet.cli.data.data_sets import Data, Split
-from linnet.cli.tour.demos.demo import BLUE, GREY, ORANGE, Demo, Progress
+from linnet.cli.tour.demos.demo import Demo, Progress
 from linnet.core.being import Spread
 from linnet.core.linear import Linear
 from linnet.core.measures import tolerance, violation
+from linnet.core.palette import BLUE, GREY, ORANGE
 from linnet.decoupled.dni import DNI
 from linnet.decoupled.sources.synthetic import Synthetic
 from linnet.decoupled.synthesizers.linear import LinearSynthesizer

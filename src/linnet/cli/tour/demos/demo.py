@@ -2,14 +2,12 @@
 
 import itertools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from linnet.core.palette import BLUE, GREY, ORANGE
-
-__all__ = ["BLUE", "GREY", "ORANGE", "Demo", "Progress", "accuracy", "count_steps", "mean_and_range", "percent"]
+__all__ = ["Demo", "Progress", "accuracy", "count_steps", "mean_and_range", "percent"]
 
 Progress = Callable[[float], None]
 """Called with the share of a demo that is done."""
@@ -17,25 +15,15 @@ Progress = Callable[[float], None]
 
 @dataclass(frozen=True)
 class Demo:
-    """One demo.
+    """What a demo found."""
 
-    Attributes:
-        claim: what linnet is said to do here and nn.Linear not.
-        plain: what nn.Linear did.
-        linnet: what linnet did.
-        holds: whether the claim came out, by a rule that the demo states before it runs.
-        note: what else a reader should know.
-        draw: draws the panel, given a matplotlib Axes.
-        numbers: everything measured, for ``tour.json``.
-    """
-
-    claim: str
-    plain: str
-    linnet: str
-    holds: bool
-    note: str
-    draw: Callable[[Any], None]
-    numbers: dict[str, Any] = field(default_factory=dict)
+    claim: str  # what linnet is said to do here and nn.Linear not
+    plain: str  # what nn.Linear did
+    linnet: str  # what linnet did
+    holds: bool  # whether the claim came out, by a rule that the demo states before it runs
+    note: str  # what else a reader should know
+    draw: Callable[[Any], None]  # draws the panel, given a matplotlib Axes
+    numbers: dict[str, Any]  # everything measured, for tour.json
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:

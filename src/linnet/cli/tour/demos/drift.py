@@ -9,20 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linnet.cli.data.data_sets import Data
-from linnet.cli.tour.demos.demo import (
-    BLUE,
-    GREY,
-    ORANGE,
-    Demo,
-    Progress,
-    accuracy,
-    count_steps,
-    mean_and_range,
-    percent,
-)
+from linnet.cli.tour.demos.demo import Demo, Progress, accuracy, count_steps, mean_and_range, percent
 from linnet.core.being import Spread
 from linnet.core.linear import Linear
 from linnet.core.linear_map import LinearMap
+from linnet.core.palette import BLUE, GREY, ORANGE
 from linnet.sparse.dynamic.rewiring import Rewiring
 from linnet.sparse.dynamic.rules import RigL
 from linnet.sparse.dynamic.update import Move

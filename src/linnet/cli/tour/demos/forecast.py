@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from linnet.cli.data.data_sets import Data, load_sunspots
-from linnet.cli.tour.demos.demo import BLUE, GREY, ORANGE, Demo, Progress
+from linnet.cli.tour.demos.demo import Demo, Progress
 from linnet.core.linear import Linear
 from linnet.core.linear_map import LinearMap
+from linnet.core.palette import BLUE, GREY, ORANGE
 from linnet.maps.svd import SVDLinear
 
 __all__ = ["run"]

@@ -8,20 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linnet.cli.data.data_sets import Data
-from linnet.cli.tour.demos.demo import (
-    BLUE,
-    GREY,
-    ORANGE,
-    Demo,
-    Progress,
-    accuracy,
-    count_steps,
-    mean_and_range,
-    percent,
-)
+from linnet.cli.tour.demos.demo import Demo, Progress, accuracy, count_steps, mean_and_range, percent
 from linnet.core.linear import Linear
 from linnet.core.linear_map import LinearMap
 from linnet.core.measures import violation
+from linnet.core.palette import BLUE, GREY, ORANGE
 from linnet.maps.orthogonal import OrthogonalLinear
 from linnet.wide.losses import per_being
 
@@ -114,6 +105,7 @@ def run(data: Data, progress: Progress) -> Demo:
         axes.set_ylim(0, 100)
         axes.legend(fontsize=8, loc="upper left")
 
+    started = percent(tests["started orthogonal"])
     drifted = numbers["started orthogonal"]["distance_from_orthogonal"]
     return Demo(
         claim=f"A recurrent net answers {WAIT} blank steps after it saw a digit",
@@ -121,8 +113,8 @@ def run(data: Data, progress: Progress) -> Demo:
         linnet=percent(tests["orthogonal"]),
         holds=bool(tests["nn.Linear"].mean() < 0.2 and tests["orthogonal"].mean() > 0.6),
         note=(
-            f"nn.Linear that only starts orthogonal reaches {percent(tests['started orthogonal'])}; after training it is "
-            f"{drifted:.1g} away from orthogonal, the orthogonal layer {numbers['orthogonal']['violation']:.0e}"
+            f"nn.Linear that only starts orthogonal reaches {started}; after training it is {drifted:.1g} away from "
+            f"orthogonal, the orthogonal layer {numbers['orthogonal']['violation']:.0e}"
         ),
         draw=draw,
         numbers=numbers,

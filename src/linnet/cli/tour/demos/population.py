@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from linnet.cli.data.data_sets import Data
-from linnet.cli.tour.demos.demo import BLUE, GREY, Demo, Progress, accuracy
+from linnet.cli.tour.demos.demo import Demo, Progress, accuracy
 from linnet.core.being import Spread
 from linnet.core.linear import Linear
+from linnet.core.palette import BLUE, GREY
 from linnet.wide.losses import per_being
 
 __all__ = ["run"]

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from linnet.cli.data.data_sets import Data
-from linnet.cli.tour.demos.demo import BLUE, GREY, ORANGE, Demo, Progress, accuracy
+from linnet.cli.tour.demos.demo import Demo, Progress, accuracy
 from linnet.cli.train.cost import peak_memory
+from linnet.core.palette import BLUE, GREY, ORANGE
 from linnet.sparse.linear import SparseLinear
 
 __all__ = ["run"]
