@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["Stopped", "UserError", "interruptible", "reading", "user_input"]
+__all__ = ["Stopped", "UserError", "file_errors", "interruptible", "user_input"]
 
 
 class UserError(Exception):
@@ -38,13 +38,13 @@ def user_input(names: Mapping[str, str] | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def reading(path: Path | str) -> Iterator[None]:
-    """What goes wrong inside is the fault of a file: ``cannot read PATH: WHY``."""
+def file_errors(doing: str, path: Path | str) -> Iterator[None]:
+    """What goes wrong inside is said of a file or folder: ``cannot read PATH: WHY``."""
     try:
         yield
     except (OSError, ValueError) as error:
         why = error.strerror or error if isinstance(error, OSError) else error
-        raise ValueError(f"cannot read {path}: {why}") from error
+        raise ValueError(f"cannot {doing} {path}: {why}") from error
 
 
 @contextmanager

@@ -3,13 +3,13 @@
 import json
 import os
 import tempfile
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from linnet import checkpoint
+from linnet.cli.errors import file_errors
 
 __all__ = ["check_writable", "clear_left_overs", "open_folder", "resume_settings", "seeds_of", "write_record"]
 
@@ -47,9 +47,10 @@ def open_folder(
     """
     folder = Path(out)
     if not resume:
-        with _blaming(folder):
-            if folder.exists() and not (folder.is_dir() and all(path.suffix == ".tmp" for path in folder.iterdir())):
-                raise ValueError(f"the output folder must be new or empty, or --resume given, got {out}")
+        with file_errors("write to", folder):
+            new = not folder.exists() or (folder.is_dir() and all(path.suffix == ".tmp" for path in folder.iterdir()))
+        if not new:
+            raise ValueError(f"the output folder must be new or empty, or --resume given, got {out}")
         check_writable(folder)
         return
     before = resume_settings(type(settings), folder)
@@ -77,13 +78,10 @@ def resume_settings(kind: type[Settings], out: str | os.PathLike[str]) -> Settin
     """
     record = _read_record(Path(out))
     try:
-        # JSON has no tuples
-        values = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in record["settings"].items()
-        }
-        return kind(**values)
+        values = record["settings"].items()
+        return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values})
     except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"cannot resume {out}: it holds no run of this command ({error})") from error
+        raise ValueError(f"cannot resume {out}: it holds no run of this command") from error
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
@@ -115,7 +113,7 @@ def check_writable(folder: Path) -> None:
     Raises:
         ValueError: the operating system refuses.
     """
-    with _blaming(folder):
+    with file_errors("write to", folder):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -130,14 +128,6 @@ def clear_left_overs(folder: Path) -> None:
 def seeds_of(settings: Any) -> range:
     """The seeds of a run, in their order; its settings tell the first and how many."""
     return range(settings.seed, settings.seed + settings.seeds)
-
-
-@contextmanager
-def _blaming(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ValueError(f"cannot write to {folder}: {error.strerror}") from error
 
 
 def _shown(value: Any) -> str:

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from linnet.cli.errors import reading
+from linnet.cli.errors import file_errors
 
 __all__ = ["read_idx"]
 
@@ -27,7 +27,7 @@ def read_idx(path: str | Path) -> Any:
         ValueError: the file is not IDX, is truncated or has bytes left over.
     """
     opener: Callable[[str | Path, str], Any] = gzip.open if Path(path).suffix == ".gz" else open
-    with reading(path):
+    with file_errors("read", path):
         try:
             with opener(path, "rb") as file:
                 return _array(file)

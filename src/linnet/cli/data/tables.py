@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from linnet.cli.errors import reading
+from linnet.cli.errors import file_errors
 
 __all__ = ["SUFFIXES", "Table", "read_table"]
 
@@ -46,7 +46,7 @@ def read_table(path: Path, target: str | None = None) -> Table:
     Raises:
         ValueError: the file cannot be read, or its content is not what it must be.
     """
-    with reading(path):
+    with file_errors("read", path):
         inputs, targets, *test = _read_npz(path) if path.suffix.lower() == ".npz" else _read_csv(path, target)
         if len(inputs) < ROWS:
             raise ValueError(f"there must be at least {ROWS} rows to train with, got {len(inputs)}")

@@ -61,38 +61,21 @@ class Evolution:
     settings: EvolveSettings
     out: Path  # folder of the run
     shards: Shards | None = None  # where the population is sharded across processes
-    arena: Arena = field(init=False)
-    strategy: Strategy = field(init=False)
-    normalizer: Normalizer = field(init=False)
     curve: list[Generation] = field(default_factory=list)
     champion: nn.Module | None = None
     score: float = -math.inf  # of the champion, in validation
     solved: bool = False
 
     def __post_init__(self) -> None:
-        self.arena = arena_of(self.settings.env)
+        settings, shards = self.settings, self.shards
+        self.arena = arena_of(settings.env)
+        # the return at which to stop
+        self.target = self.arena.target if settings.target is None else settings.target
+        # the beings of this process, and whether it writes and shows what all have found
+        self.start, self.stop = (0, settings.beings) if shards is None else (shards.start, shards.stop)
+        self.leads = shards is None or shards.rank == 0
         self.normalizer = Normalizer.fresh(self.arena.observations)
         self.strategy = self._strategy()
-
-    @property
-    def target(self) -> float | None:
-        """The return at which to stop."""
-        return self.arena.target if self.settings.target is None else self.settings.target
-
-    @property
-    def start(self) -> int:
-        """The first being of this process."""
-        return 0 if self.shards is None else self.shards.start
-
-    @property
-    def stop(self) -> int:
-        """The number behind that of the last."""
-        return self.settings.beings if self.shards is None else self.shards.stop
-
-    @property
-    def leads(self) -> bool:
-        """Whether this process writes and shows what all have found."""
-        return self.shards is None or self.shards.rank == 0
 
     def _strategy(self) -> Strategy:
         settings = self.settings

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from linnet.cli.errors import reading
+from linnet.cli.errors import file_errors
 from linnet.core.checks import check_positive
 
 __all__ = ["Adding", "ArgMax", "Batch", "Copy", "Recall", "RepeatCopy", "SequenceTask", "Text"]
@@ -247,7 +247,7 @@ class Text(SequenceTask):
         """That of a file in UTF-8; None: the descriptions of data sets that scikit-learn ships with."""
         if path is None:
             return cls(shipped_text(), length)
-        with reading(path):
+        with file_errors("read", path):
             return cls(path.read_text(encoding="utf-8"), length)
 
     def draw(self, batch_size: int, level: int, generator: Generator) -> Batch:

@@ -79,18 +79,11 @@ def _unstretch(height: Any) -> Any:
 
 def spectra(run: Run, fits: list[list[Fit]]) -> Figure | None:
     """Eigenvalues of a hidden weight of each kind in the complex plane, and the singular values of all of them."""
-    shown = [(i, s, _hidden(m[0], s)) for i, (s, m) in enumerate(zip(run.specs, fits, strict=True))]
-    kinds = [
-        (i, s, layer) for i, s, layer in shown if layer is not None and max(layer.weight.shape[-2:]) <= LARGEST_SPECTRUM
-    ]
+    kinds = _hidden_layers(run, fits, LARGEST_SPECTRUM)
     if not kinds:
         return None
     columns = min(3, len(kinds) + 1)
-    rows = -(-(len(kinds) + 1) // columns)
-    lines_of_legend = -(-len(kinds) // columns)
-    figure = Figure(figsize=(3.6 * columns, 3.4 * rows + 0.25 * lines_of_legend), layout="constrained")
-    all_axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    summary, panels = all_axes[len(kinds)], all_axes[: len(kinds)]
+    figure, (*panels, summary) = _grid(len(kinds) + 1, 3.6, 3.4, legend=0.25 * -(-len(kinds) // columns))
     with torch.no_grad():
         for (index, spec, layer), axes in zip(kinds, panels, strict=True):
             axes.set_title(spec.text, fontsize=10)
@@ -107,8 +100,6 @@ def spectra(run: Run, fits: list[list[Fit]]) -> Figure | None:
     summary.grid(alpha=0.3)
     if summary.lines:
         figure.legend(loc="outside lower center", ncols=columns, frameon=False)
-    for axes in all_axes[len(kinds) + 1 :]:
-        axes.set_axis_off()
     figure.suptitle(f"{run.data.name}: a hidden weight of each kind after training, seed {run.settings.seed}")
     return figure
 
@@ -132,17 +123,13 @@ def _say(axes: Axes, text: str) -> None:
 
 def connectivity(run: Run, fits: list[list[Fit]]) -> Figure | None:
     """|W| of a hidden layer of each kind, seed 0, being 0; white is exactly zero."""
-    shown = [(s, _hidden(m[0], s)) for s, m in zip(run.specs, fits, strict=True)]
-    kinds = [(s, layer) for s, layer in shown if layer is not None and max(layer.weight.shape[-2:]) <= LARGEST_PICTURE]
+    kinds = _hidden_layers(run, fits, LARGEST_PICTURE)
     if not kinds:
         return None
-    columns = min(3, len(kinds))
-    rows = -(-len(kinds) // columns)
-    figure = Figure(figsize=(3.8 * columns, 3.6 * rows), layout="constrained")
-    all_axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    figure, panels = _grid(len(kinds), 3.8, 3.6)
     # From a blue that still stands out from the white of an absent connection.
     colours = LinearSegmentedColormap.from_list("blues", ["#cfe1f2", "#4292c6", "#08306b"]).with_extremes(bad="white")
-    for (spec, layer), axes in zip(kinds, all_axes[: len(kinds)], strict=True):
+    for (_, spec, layer), axes in zip(kinds, panels, strict=True):
         matrix = _dense(layer.weight).reshape(-1, layer.out_features, layer.in_features)[0].abs().cpu().numpy()
         axes.set_title(spec.text + (", being 0" if spec.beings else ""), fontsize=10)
         if not np.isfinite(matrix).all():
@@ -153,8 +140,6 @@ def connectivity(run: Run, fits: list[list[Fit]]) -> Figure | None:
         axes.set(xlabel="input", ylabel="output")
         for spine in axes.spines.values():
             spine.set_visible(True)
-    for axes in all_axes[len(kinds) :]:
-        axes.set_axis_off()
     figure.suptitle(
         f"{run.data.name}: |W| of a hidden layer after training, seed {run.settings.seed} (white: exactly 0)"
     )
@@ -175,6 +160,23 @@ def synthesizers(run: Run, fits: list[list[Fit]]) -> Figure | None:
             panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.suptitle(f"{run.data.name}: predicted gradients beside those that came, seed {run.settings.seed}")
     return figure
+
+
+def _grid(count: int, width: float, height: float, legend: float = 0.0) -> tuple[Figure, list[Axes]]:
+    """Panels of this size in rows of three at most, with room for a legend below."""
+    columns = min(3, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(width * columns, height * rows + legend), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for unused in panels[count:]:
+        unused.set_axis_off()
+    return figure, list(panels[:count])
+
+
+def _hidden_layers(run: Run, fits: list[list[Fit]], largest: int) -> list[tuple[int, LayerSpec, LinearMap]]:
+    """A hidden layer of each kind after training with the first seed, unless it is too large, and the kind's number."""
+    layers = [(i, spec, _hidden(fits[i][0], spec)) for i, spec in enumerate(run.specs)]
+    return [(i, spec, layer) for i, spec, layer in layers if layer and max(layer.weight.shape[-2:]) <= largest]
 
 
 def _hidden(member: Fit, spec: LayerSpec) -> LinearMap | None:
