@@ -296,10 +296,10 @@ MISTAKES = {
         "orthogonal:reflectrs=3",
     ),
     "ill-typed value": ("must be an integer or none, got 'x'", "--layer", "orthogonal:reflectors=x"),
-    "wrong value": ("reflectors", "--layer", "orthogonal:reflectors=999"),
+    "wrong value": ("layer orthogonal:reflectors=999: reflectors must", "--layer", "orthogonal:reflectors=999"),
     "sparsity": ("sparsity", "--layer", "sparse:sparsity=1.5"),
     "no value": ("option=value", "--layer", "linear:beings"),
-    "twice": ("--layer must differ, got linear twice", "--layer", "linear", "--layer", "linear"),
+    "twice": ("--layer must not repeat a layer, got linear twice", "--layer", "linear", "--layer", "linear"),
     "square": ("depth must be at least 3", "--layer", "orthogonal", "--depth", "2"),
     "no data": ("--data must be one of digits", "--data", "cifar"),
     "mnist": ("--data-dir", "--data", "mnist"),
@@ -414,6 +414,15 @@ def test_our_own_mistakes_keep_their_traceback(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "training_step", broken)
     with pytest.raises(ValueError, match="a bug of ours"):
         main(["train", "--layer", "linear", *TINY, "--out", str(tmp_path / "run")])
+
+
+def test_what_does_not_fit_into_memory_is_one_line(capsys, tmp_path, monkeypatch):
+    def too_large(*arguments):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:127]. DefaultCPUAllocator: can't allocate memory\nframe #0")
+
+    monkeypatch.setattr(training, "training_step", too_large)
+    arguments = ["train", "--layer", "linear", *TINY, "--out", tmp_path / "run"]
+    complains(capsys, "there is not enough memory", *arguments)
 
 
 # ---------------------------------------------------------------------- the rest

@@ -102,10 +102,10 @@ def test_cartpole_counts_steps_until_the_pole_falls():
 @pytest.mark.parametrize(
     ("name", "match"),
     [
-        ("CartPole-v9", "must be one that Gymnasium can make"),
-        ("Nothing-v0", "must be one that Gymnasium can make"),
-        ("FrozenLake-v1", "Observations must be numbers"),
-        ("no such thing", "must be one that Gymnasium can make"),
+        ("CartPole-v9", "env must be one that Gymnasium can make"),
+        ("Nothing-v0", "env must be one that Gymnasium can make"),
+        ("FrozenLake-v1", "env must have numbers as observations"),
+        ("no such thing", "env must be one that Gymnasium can make"),
     ],
 )
 def test_environments_that_cannot_be_played(name, match):
@@ -249,7 +249,7 @@ def test_an_environment_without_vectorized_entry_point_says_so(capsys, tmp_path)
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        (["--env", "CartPole-v9"], "The environment must be one that Gymnasium can make"),
+        (["--env", "CartPole-v9"], "--env must be one that Gymnasium can make, got 'CartPole-v9'"),
         (["--strategy", "cma"], "--strategy must be one of ga, es, lowrank, got 'cma'"),
         (["--beings", "0"], "--beings must be a positive integer"),
         (["--strategy", "es", "--beings", "11"], "--beings and --block must be even"),

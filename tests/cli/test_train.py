@@ -172,7 +172,7 @@ def test_every_option_of_the_catalogue_has_a_type():
         ({"seed": 2**32}, "seed must be an integer from 0 to"),
         ({"seed": 2**32 - 1, "seeds": 2}, "must add up to at most"),
         ({"layers": ()}, "at least one layer"),
-        ({"layers": ("wide", "wide:beings=8")}, "layers must differ, got wide:beings=8 twice"),
+        ({"layers": ("wide", "wide:beings=8")}, "layers must not repeat a layer, got wide:beings=8 twice"),
         ({"device": "gpu"}, "device must be one of cpu"),
         ({"device": "meta"}, "device must be one of cpu"),
         ({"device": "cuda:99"}, "device must be one of cpu"),

@@ -4,6 +4,7 @@ The commands themselves are in :mod:`linnet.cli.commands`; they need the extra `
 """
 
 import importlib.util
+import re
 import sys
 from collections.abc import Sequence
 
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    """Call the commands; what typer raises, whose classes moved between its versions, as ours."""
+    """Call the commands; typer's errors, whose classes moved between its versions, become ours."""
     from linnet.cli.commands import app
 
     try:
@@ -46,5 +47,7 @@ def _run(arguments: Sequence[str] | None) -> int:
             raise Stopped("stopped") from None
         if hasattr(error, "format_message"):
             raise UserError(error.format_message()) from error
+        if isinstance(error, MemoryError) or re.search("can't allocate memory|out of memory", str(error)):
+            raise UserError("there is not enough memory for this command") from error
         raise
     return code if isinstance(code, int) else 0

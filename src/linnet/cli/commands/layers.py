@@ -17,6 +17,7 @@ __all__ = ["layers"]
 
 SHARED = ("bias", "beings")
 """Options of every layer."""
+LARGEST = 2**24
 
 
 def layers(
@@ -24,7 +25,9 @@ def layers(
 ) -> None:
     """List the layers by family: what each promises, its options and its number of parameters."""
     families: dict[str, list[tuple[str, str, str, str]]] = {}
-    with user_input({"in_features": "--size"}):
+    with user_input():
+        if not 1 <= size <= LARGEST:
+            raise ValueError(f"--size must be a positive integer up to {LARGEST}, got {size}")
         for name, kind in catalogue().items():
             family = kind.family.replace("-", " ").capitalize() or "Your own"
             row = (f" {name}", kind.promise, _options(kind) or "–", _parameters(kind, size))
@@ -58,8 +61,6 @@ def _short(value: Any) -> str:
 def _parameters(kind: type[LinearMap], size: int) -> str:
     try:
         layer = kind(size, size, device="meta")
-    except ValueError:
-        if size < 1:
-            raise
-        return "not this size"  # a power of two wanted, say
+    except ValueError:  # a power of two wanted, say
+        return "not this size"
     return f"{sum(parameter.numel() for parameter in layer.parameters()):,}"

@@ -134,19 +134,19 @@ def arena_of(name: str) -> Arena:
         spec = gymnasium.spec(name)
         environment = gymnasium.make(name)
     except (gymnasium.error.Error, ModuleNotFoundError) as error:
-        raise ValueError(f"The environment must be one that Gymnasium can make, got {name!r}: {error}") from error
+        raise ValueError(f"env must be one that Gymnasium can make, got {name!r}: {error}") from error
     try:
         observation, action = environment.observation_space, environment.action_space
     finally:
         environment.close()
     if not isinstance(observation, gymnasium.spaces.Box):
-        raise ValueError(f"Observations must be numbers (a Box space), got {name} has {observation}")
+        raise ValueError(f"env must have numbers as observations (a Box space), got {observation} of {name}")
     if isinstance(action, gymnasium.spaces.Discrete):
         outputs, convert = int(action.n), _choice(int(action.start))
     elif isinstance(action, gymnasium.spaces.Box) and len(action.shape) == 1:
         outputs, convert = action.shape[0], _push(action.low, action.high)
     else:
-        raise ValueError(f"Actions must be one of n or a vector of numbers, got {name} has {action}")
+        raise ValueError(f"env must have one of n or a vector of numbers as action, got {action} of {name}")
     size = int(np.prod(observation.shape))
     limit = spec.max_episode_steps or _NO_LIMIT
     return Arena(spec.id, spec.vector_entry_point is not None, size, outputs, spec.reward_threshold, limit, convert)

@@ -173,7 +173,7 @@ class Evolution:
         """Returns of the champion in episodes that nothing was chosen by, (episodes,): read once, at the end."""
         champion = self.champion
         if champion is None:
-            raise ValueError("There is no champion before a validation")
+            raise ValueError("there is no champion before a validation; run the evolution to its end")
         seed = word(self.settings.seed, TEST)
         return self.arena.play(stack([champion]), 1, EPISODES, seed).returns[0]
 

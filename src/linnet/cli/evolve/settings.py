@@ -17,7 +17,7 @@ class EvolveSettings:
     """
 
     env: str = option("CartPole-v1", "Gymnasium environment.", metavar="ID")
-    beings: int = option(1000, "Population size; a being is one member of the population, here one policy.")
+    beings: int = option(1000, "Population size; a being is one member of the population, here one policy.", high=2**24)
     generations: int = option(100, "Number of generations.")
     strategy: str = option(
         "ga",

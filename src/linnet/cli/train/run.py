@@ -84,10 +84,14 @@ def open_run(settings: Settings, out: str | os.PathLike[str], *, resume: bool = 
     data = load_data(settings.data, settings.data_dir, target=settings.target)
     run = Run(settings, settings.specs(), data, Path(out))
     for spec in run.specs:
-        net = run.build(spec, settings.seed)
-        if not list(net.parameters()):
-            raise ValueError(f"a network to train must have parameters, got none with the layer {spec.text}")
-        run.trainable(net, spec)
+        try:
+            net = run.build(spec, settings.seed)
+            if not list(net.parameters()):
+                raise ValueError("a network to train must have parameters, got none")
+            run.trainable(net, spec)
+        except ValueError as error:
+            decoupled = "" if settings.decouple == "none" else f" with `decouple` {settings.decouple}"
+            raise ValueError(f"layer {spec.text}{decoupled}: {error}") from error
     open_folder(
         settings,
         out,

@@ -80,7 +80,7 @@ class Settings:
             raise ValueError("layers must name at least one layer, got none")
         for text in texts:
             if texts.count(text) > 1:
-                raise ValueError(f"layers must differ, got {text} twice")
+                raise ValueError(f"layers must not repeat a layer, got {text} twice")
         object.__setattr__(self, "layers", tuple(texts))
 
     def specs(self) -> list[LayerSpec]:
