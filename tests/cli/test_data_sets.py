@@ -230,12 +230,12 @@ def test_wrong_contents_name_the_file(folder):
 def test_make_data_checks_arrays_from_python():
     x, y = images(10), labels(10)
     with pytest.raises(ValueError, match=r"labels must lie in 0\.\.9, got 10 to 12 in mine: test labels"):
-        make_data("mine", x, y, x[:3], [10, 11, 12], classes=10, val=2)
+        make_data("mine", (x, y, x[:3], [10, 11, 12]), classes=10, val=2)
     with pytest.raises(ValueError, match="leave samples for validation"):
-        make_data("mine", x, y, x, y, classes=10, val=10)
+        make_data("mine", (x, y, x, y), classes=10, val=10)
     with pytest.raises(ValueError, match="NaN"):
-        make_data("mine", np.full(x.shape, np.inf), y, x, y, classes=10, val=2)
-    large = make_data("mine", x.astype(float) * 1e100, y, x.astype(float) * 1e100, y, classes=10, val=2)
-    assert torch.allclose(large.test.inputs, make_data("mine", x, y, x, y, classes=10, val=2).test.inputs, atol=1e-5)
+        make_data("mine", (np.full(x.shape, np.inf), y, x, y), classes=10, val=2)
+    large = make_data("mine", (x.astype(float) * 1e100, y, x.astype(float) * 1e100, y), classes=10, val=2)
+    assert torch.allclose(large.test.inputs, make_data("mine", (x, y, x, y), classes=10, val=2).test.inputs, atol=1e-5)
     with pytest.raises(ValueError, match="positive, finite standard deviation"):
-        make_data("mine", x.astype(float) * 1e300, y, x, y, classes=10, val=2)
+        make_data("mine", (x.astype(float) * 1e300, y, x, y), classes=10, val=2)

@@ -39,7 +39,7 @@ def small_data(monkeypatch):
     rng = np.random.default_rng(0)
     y = rng.integers(0, 4, 150)
     x = np.eye(4, 6)[y] * 2 + rng.normal(0, 1, (150, 6))
-    data = make_data("digits", x[:100], y[:100], x[100:], y[100:], classes=4, val=30)
+    data = make_data("digits", (x[:100], y[:100], x[100:], y[100:]), classes=4, val=30)
     monkeypatch.setattr(opening, "load_data", lambda *args, **options: data)
     return data
 

@@ -11,12 +11,7 @@ __all__ = ["Progress", "note", "say", "table"]
 
 
 class Progress:
-    """A bar on stderr for each part of a run; where stderr is not a terminal, a line for what is done.
-
-    Args:
-        totals: what each part counts up to, by its name.
-        quiet: show nothing.
-    """
+    """A bar on stderr for each part of a run, from 0 to its total; where stderr is not a terminal, lines."""
 
     def __init__(self, totals: Mapping[str, float], *, quiet: bool = False) -> None:
         self.console = Console(stderr=True, quiet=quiet)
@@ -41,14 +36,7 @@ class Progress:
         self.bars.stop()
 
     def show(self, name: str, done: float, state: str = "", *, line: str = "") -> None:
-        """Move the bar of a part.
-
-        Args:
-            name: of the part.
-            done: how far it is.
-            state: is shown beside the bar.
-            line: is printed where there are no bars.
-        """
+        """Move the bar of a part; ``state`` is shown beside it, and ``line`` is printed where there are no bars."""
         self.bars.start_task(self.tasks[name])
         self.bars.update(self.tasks[name], completed=done, state=escape(state))
         if line and not self.console.is_terminal:

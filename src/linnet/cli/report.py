@@ -49,6 +49,18 @@ summary { cursor: pointer; margin: .75rem 0; }
 """
 
 
+_PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{title}</title><style>{style}</style></head>
+<body><h1>{title}</h1>
+<pre class="command">{command}</pre>
+{parts}
+{numbers}
+<footer>{footer}</footer></body></html>
+"""
+
+
 def write_results(path: Path, results: Any) -> Path:
     """The numbers of a run as strict JSON: one that is not finite becomes null."""
     with replacing(path) as temporary:
@@ -67,42 +79,27 @@ def _finite(value: Any) -> Any:
 def write_report(
     out: Path, title: str, command: str, parts: Iterable[str], numbers: Path, settings: Any = None
 ) -> Path:
-    """Write report.html in a run's folder.
+    """Write report.html in a run's folder: a title, the command that repeats the run, parts, and every number.
 
     Args:
-        out: the folder.
-        title: of the page.
-        command: the command line that does the run again.
         parts: what the functions below give, in their order.
-        numbers: the file with every number, which the page ends with.
+        numbers: the file with every number.
         settings: of the run, a dataclass; None if it has none.
     """
     path = out / "report.html"
     if settings is not None:
         parts = [*parts, heading("How to repeat this run"), _settings(settings)]
-    page = [
-        "<!DOCTYPE html>",
-        '<html lang="en">',
-        "<head>",
-        '<meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        '<meta http-equiv="Content-Security-Policy" '
-        "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">",
-        f"<title>{escape(title)}</title>",
-        f"<style>{_STYLE}</style>",
-        "</head>",
-        "<body>",
-        f"<h1>{escape(title)}</h1>",
-        f'<pre class="command">{escape(command)}</pre>',
-        *parts,
-        _folded(f"Every number: {numbers.name}", numbers.read_text()),
-        f"<footer>{escape(', '.join(f'{name} {value}' for name, value in versions().items()))}<br>"
-        f"{escape(platform.platform())}</footer>",
-        "</body>",
-        "</html>",
-    ]
+    about = ", ".join(f"{name} {value}" for name, value in versions().items())
+    page = _PAGE.format(
+        title=escape(title),
+        style=_STYLE,
+        command=escape(command),
+        parts="\n".join(parts),
+        numbers=_folded(f"Every number: {numbers.name}", numbers.read_text()),
+        footer=f"{escape(about)}<br>{escape(platform.platform())}",
+    )
     with replacing(path) as temporary:  # a name of a file that is no text in UTF-8 is shown with \x
-        temporary.write_text("\n".join(page) + "\n", encoding="utf-8", errors="backslashreplace")
+        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
     return path
 
 
@@ -123,11 +120,6 @@ def versions() -> dict[str, str]:
 
 def command_of(name: str, settings: Any, out: Path) -> str:
     """The command line that repeats a run: the settings that differ from the defaults.
-
-    Args:
-        name: of the command.
-        settings: of the run, a dataclass.
-        out: its folder.
 
     Example:
         >>> from linnet.cli.train.settings import Settings

@@ -1,6 +1,6 @@
 """A run on several processes, its workers, which torchrun starts; in a training each does its share of every batch.
 
-A worker that dies takes the others with it; torchrun then starts all of them again, and they go on from the last
+A worker that dies takes the others with it; torchrun then starts all of them again, and they resume from the last
 checkpoint. What each of them runs is :mod:`linnet.cli.worker`.
 """
 
@@ -85,12 +85,9 @@ def exit_quietly() -> Iterator[None]:
 
 
 def start(nproc: int, module: str, out: Path) -> None:
-    """Start the workers of a run by torchrun, and come back when they are done.
+    """Start the workers of a run by torchrun, and return when they are done.
 
-    Args:
-        nproc: how many.
-        module: whose function ``work(out, workers)`` resumes the run in a folder.
-        out: the folder of the run.
+    Each resumes the run in the folder by the function ``work(out, workers)`` of the module.
 
     Raises:
         RuntimeError: the processes died more often than they are started again.

@@ -1,5 +1,6 @@
 """Data of the command line: digits, Fashion-MNIST, MNIST, files; checked strictly, split once and for all; sunspots."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -49,7 +50,7 @@ class Data:
 
 
 def check_data(name: str, data_dir: str | Path | None = None, target: str | None = None) -> None:
-    """What can be told of the arguments of :func:`load_data` before anything is read.
+    """Check the arguments of :func:`load_data` as far as nothing must be read.
 
     Raises:
         ValueError: they do not fit together.
@@ -97,24 +98,14 @@ def load_data(name: str, data_dir: str | Path | None = None, seed: int = 0, targ
 
         images, labels = load_digits(return_X_y=True)
         rest, test = _rest_and_test(len(images), seed)
-        return make_data(
-            name, images[rest], labels[rest], images[test], labels[test], classes=10, val=len(test), seed=seed
-        )
+        arrays = [images[rest], labels[rest], images[test], labels[test]]
+        return make_data(name, arrays, classes=10, val=len(test), seed=seed)
     paths = _find_idx_files(name, data_dir)
-    train_images, train_labels, test_images, test_labels = (read_idx(path) for path in paths)
-    _check_pair(train_images, train_labels, paths[0], paths[1])
-    _check_pair(test_images, test_labels, paths[2], paths[3])
-    return make_data(
-        name,
-        train_images,
-        train_labels,
-        test_images,
-        test_labels,
-        classes=10,
-        val=len(train_images) // 10,
-        seed=seed,
-        sources=[str(path) for path in paths],
-    )
+    arrays = [read_idx(path) for path in paths]
+    for array, axes, path in zip(arrays, (3, 1, 3, 1), paths, strict=True):
+        if array.ndim != axes:
+            raise ValueError(f"{path} must have {axes} axes, got {array.ndim}")
+    return make_data(name, arrays, classes=10, val=len(arrays[0]) // 10, seed=seed, sources=list(map(str, paths)))
 
 
 def _rest_and_test(count: int, seed: int) -> tuple[Any, Any]:
@@ -124,25 +115,14 @@ def _rest_and_test(count: int, seed: int) -> tuple[Any, Any]:
 
 
 def _own_data(path: Path, seed: int, target: str | None) -> Data:
-    inputs, targets, test_inputs, test_targets, labels = read_table(path, target)
+    *arrays, labels = read_table(path, target)
+    inputs, targets, test_inputs, _ = arrays
     val = len(inputs) // 10
     if test_inputs is None:
         rest, test = _rest_and_test(len(inputs), seed)
-        inputs, targets, test_inputs, test_targets = inputs[rest], targets[rest], inputs[test], targets[test]
-        val = len(test)
-    return make_data(
-        path.name,
-        inputs,
-        targets,
-        test_inputs,
-        test_targets,
-        classes=len(labels),
-        val=val,
-        seed=seed,
-        sources=[str(path)] * 4,
-        labels=labels,
-        by_feature=inputs.ndim < 3,
-    )
+        arrays, val = [inputs[rest], targets[rest], inputs[test], targets[test]], len(test)
+    by_feature, sources = inputs.ndim < 3, [str(path)] * 4
+    return make_data(path.name, arrays, len(labels), val, seed, sources=sources, labels=labels, by_feature=by_feature)
 
 
 def load_sunspots() -> tuple[Tensor, Tensor]:
@@ -160,14 +140,11 @@ def load_sunspots() -> tuple[Tensor, Tensor]:
 
 def make_data(
     name: str,
-    train_inputs: Any,
-    train_targets: Any,
-    test_inputs: Any,
-    test_targets: Any,
-    *,
+    arrays: Sequence[Any],
     classes: int,
     val: int,
     seed: int = 0,
+    *,
     sources: list[str] | None = None,
     labels: tuple[int | str, ...] = (),
     by_feature: bool = False,
@@ -179,8 +156,7 @@ def make_data(
 
     Args:
         name: of the data set.
-        train_inputs, test_inputs: arrays, (n, ...).
-        train_targets, test_targets: arrays, (n,), of classes 0 to ``classes`` - 1.
+        arrays: training inputs, (n, ...), and classes, (n,) from 0 to ``classes`` - 1, then those for the test.
         classes: how many classes there are.
         val: size of the validation split.
         seed: of the split.
@@ -193,8 +169,7 @@ def make_data(
             range; the message names the source.
     """
     names = sources or [f"{name}: {what}" for what in ("train inputs", "train labels", "test inputs", "test labels")]
-    train = _check_split(train_inputs, train_targets, classes, names[0], names[1])
-    test = _check_split(test_inputs, test_targets, classes, names[2], names[3])
+    train, test = (_check_split(arrays[i : i + 2], classes, names[i : i + 2]) for i in (0, 2))
     if train[0].shape[1] != test[0].shape[1]:
         raise ValueError(
             f"training and test inputs must be of one size, got {train[0].shape[1]} and {test[0].shape[1]} "
@@ -252,15 +227,10 @@ def _find_idx_files(name: str, data_dir: str | Path | None) -> list[Path]:
     )
 
 
-def _check_pair(images: Any, labels: Any, image_path: Path, label_path: Path) -> None:
-    for array, axes, path in ((images, 3, image_path), (labels, 1, label_path)):
-        if array.ndim != axes:
-            raise ValueError(f"{path} must have {axes} axes, got {array.ndim}")
-
-
-def _check_split(inputs: Any, targets: Any, classes: int, inputs_name: str, targets_name: str) -> tuple[Any, Any]:
+def _check_split(arrays: Sequence[Any], classes: int, names: Sequence[str]) -> tuple[Any, Any]:
     """Inputs as (n, features), and labels, once they are what they must be."""
-    x, y = np.asarray(inputs), np.asarray(targets)
+    x, y = map(np.asarray, arrays)
+    inputs_name, targets_name = names
     if x.size == 0 or y.size == 0:
         raise ValueError(f"{inputs_name if x.size == 0 else targets_name} must not be empty")
     if y.ndim != 1 or len(x) != len(y):

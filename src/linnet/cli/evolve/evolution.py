@@ -214,7 +214,7 @@ class Evolution:
             checkpoint.save(self.champion, self.out / "best.safetensors", rng=False, extra=about)
 
     def restore(self) -> None:
-        """Go on from what :meth:`save` has written."""
+        """Resume from what :meth:`save` has written."""
         extra = checkpoint.load(self.out / "state.safetensors", into=nn.Identity()).extra
         self.strategy.load_state_dict(extra["strategy"])
         kept = {name: value.numpy() for name, value in extra["normalizer"].items()}

@@ -19,16 +19,10 @@ __all__ = ["open_run", "run_generations", "shards_of_torchrun", "work"]
 def open_run(
     settings: EvolveSettings, out: str | os.PathLike[str], *, resume: bool = False, shards: Shards | None = None
 ) -> Evolution:
-    """A new run in a new or empty folder, or the one in it, to be resumed.
+    """A new run in a new or empty folder, or the one in it, which may be resumed with more generations.
 
-    Its state is saved at once, so that a run that is killed in its first generation is resumed with its settings.
-
-    Args:
-        settings: what to do; more generations than before may be asked of a run that is resumed, nothing else. The
-            validation at the former end, and a champion that it found, stay.
-        out: folder of the run.
-        resume: resume the run in ``out``.
-        shards: where processes hold the population together; the first of them writes.
+    The validation at the former end, and a champion that it found, stay. The state is saved at once, so that a run that
+    is killed in its first generation is resumed with its settings.
 
     Raises:
         ValueError: the folder, the environment or the settings are not what they must be.

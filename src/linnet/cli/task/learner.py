@@ -125,7 +125,7 @@ class Learner:
     # ------------------------------------------------------------------ on the disk
 
     def save(self) -> None:
-        """Write all that is needed to go on: the whole file or nothing."""
+        """Write all that is needed to resume: the whole file or nothing."""
         if self.path is None:
             return
         extra = {
@@ -136,7 +136,7 @@ class Learner:
         checkpoint.save(self.whole, self.path, optimizer=self.optimizer, step=self.step, rng=False, extra=extra)
 
     def restore(self) -> None:
-        """Go on from what :meth:`save` has written, if it has."""
+        """Resume from what :meth:`save` has written, if it has."""
         if self.path is None or not self.path.exists():
             return
         saved = checkpoint.load(self.path, into=self.whole, optimizer=self.optimizer)

@@ -35,12 +35,7 @@ class Run:
 
 
 def open_run(settings: TaskSettings, out: str | os.PathLike[str], *, resume: bool = False) -> Run:
-    """A new run in a new or empty folder, or the one in it, to be resumed.
-
-    Args:
-        settings: what to do; a run that is resumed may be asked for more steps, seconds or seeds, nothing else.
-        out: folder of the run.
-        resume: resume the run in ``out``.
+    """A new run in a new or empty folder, or the one in it, which may be resumed with more steps, seconds or seeds.
 
     Raises:
         ValueError: the folder, the text or the settings are not what they must be.

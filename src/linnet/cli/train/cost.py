@@ -67,12 +67,8 @@ def peak_memory(model: nn.Module, optimizer: torch.optim.Optimizer, step: Callab
 
     Counted is what torch's allocator hands out: the parameters, buffers and optimizer state that are there before, and
     all that the step allocates: gradients, activations, temporaries. Not counted: the batch itself, and what libraries
-    take for themselves. The same step gives the same number.
-
-    Args:
-        model: what is trained.
-        optimizer: its optimizer; it should have made a step, so that its state is there.
-        step: does one training step.
+    take for themselves. The same step gives the same number. The optimizer should have made a step, so that its state
+    is there.
     """
     optimizer.zero_grad()  # gradients count as part of the step
     owned = [thing for module in model.modules() for thing in vars(module).values()]  # a synthesizer's, say

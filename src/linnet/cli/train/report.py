@@ -24,13 +24,7 @@ COLUMNS = ("layer", "in net", "parameters", "test %", "time", "memory", "violati
 
 
 def report(run: Run, fits: list[list[Fit]], costs: list[Cost]) -> None:
-    """Write results.json, the pictures and report.html, and print what was found.
-
-    Args:
-        run: the run.
-        fits: for each layer, one for each seed.
-        costs: for each layer.
-    """
+    """Write results.json, the pictures and report.html, and print what was found."""
     results = results_of(run, fits, costs)
     numbers = html.write_results(run.out / "results.json", results)
     drawn = pictures.draw(run, fits)
@@ -62,13 +56,7 @@ def report(run: Run, fits: list[list[Fit]], costs: list[Cost]) -> None:
 
 
 def results_of(run: Run, fits: list[list[Fit]], costs: list[Cost]) -> dict[str, Any]:
-    """Everything that a run found, ready for JSON: settings, versions, and for each layer the numbers of every seed.
-
-    Args:
-        run: the run.
-        fits: for each layer, one for each seed.
-        costs: for each layer.
-    """
+    """Everything that a run found, ready for JSON: settings, versions, and for each layer the numbers of every seed."""
     layers = []
     for spec, members, cost in zip(run.specs, fits, costs, strict=True):
         net = members[0].net

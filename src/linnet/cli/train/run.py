@@ -68,14 +68,7 @@ class Run:
 
 
 def open_run(settings: Settings, out: str | os.PathLike[str], *, resume: bool = False) -> Run:
-    """Check everything that can be wrong and make the run's folder, or open the one to resume.
-
-    Sets the number of torch's threads for the process.
-
-    Args:
-        settings: what to do.
-        out: folder of the run; new or empty, unless ``resume``.
-        resume: resume the run in ``out``, whose settings and data must be the same.
+    """A new run in a new or empty folder, or the one in it, once everything that can be wrong is checked.
 
     Raises:
         ValueError: data, layers or folder are not what they must be.

@@ -71,14 +71,9 @@ def work(out: str, workers: Workers) -> None:
 def fit(run: Run, spec: LayerSpec, seed: int, watch: Watch | None = None, workers: Workers = ALONE) -> Fit:
     """Train one network, from the last completed epoch if there is one, and read its test accuracy once.
 
-    After each epoch everything that is needed to go on is written to ``run.path(spec, seed)``.
+    After each epoch everything that is needed to resume is written to ``run.path(spec, seed)``.
 
-    Args:
-        run: the run.
-        spec: the kind of layer.
-        seed: of the network, and of the order of the samples.
-        watch: called after each epoch.
-        workers: the processes that share the batches; the first of them writes.
+    The workers share the batches, and the first of them writes.
     """
     settings, path = run.settings, run.path(spec, seed)
     device = settings.torch_device()
