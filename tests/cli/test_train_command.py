@@ -1,7 +1,6 @@
-"""The command ``linnet`` as its user meets it."""
+"""``linnet train`` as its user meets it: runs, kills, mistakes."""
 
 import gzip
-import importlib.util
 import json
 import os
 import re
@@ -24,21 +23,13 @@ from linnet.cli import main
 from linnet.cli.data.data_sets import IDX_FILES
 from linnet.cli.train import pictures, training
 from support.commands import command as run
+from support.commands import complains
 
 DRAW = pictures.draw
 TINY = ["--hidden", "16", "--depth", "3", "--epochs", "2", "--seeds", "1"]
 
 
 pytestmark = pytest.mark.usefixtures("few_rounds", "undrawn")
-
-
-def complains(capsys, match, *arguments):
-    """Exit code 2, one line on stderr, nothing else."""
-    code, out, err = run(capsys, *arguments)
-    assert (code, out) == (2, "")
-    assert err.count("\n") == 1
-    assert err.startswith("linnet: ")
-    assert re.search(match, err), err
 
 
 def process(*arguments, **options):
@@ -332,13 +323,6 @@ def test_mistakes_get_one_line(capsys, tmp_path, monkeypatch, name):
     assert list(tmp_path.iterdir()) == []  # nothing was begun
 
 
-def test_mistakes_outside_train(capsys):
-    complains(capsys, "No such command 'trian'", "trian")
-    complains(capsys, "No such option", "--nonsense")
-    complains(capsys, "--size must be a positive integer", "layers", "--size", "0")
-    complains(capsys, "integer", "layers", "--size", "x")
-
-
 def test_output_folders_that_cannot_be(capsys, tmp_path):
     (tmp_path / "file").write_text("")
     train = ["train", "--layer", "linear", *TINY, "--out"]
@@ -423,45 +407,6 @@ def test_what_does_not_fit_into_memory_is_one_line(capsys, tmp_path, monkeypatch
     monkeypatch.setattr(training, "training_step", too_large)
     arguments = ["train", "--layer", "linear", *TINY, "--out", tmp_path / "run"]
     complains(capsys, "there is not enough memory", *arguments)
-
-
-# ---------------------------------------------------------------------- the rest
-
-
-def test_version_and_help(capsys):
-    assert run(capsys, "--version") == (0, f"linnet {linnet.__version__}\n", "")
-    for arguments in ([], ["--help"], ["train", "--help"], ["layers", "-h"]):
-        code, out, err = run(capsys, *arguments)
-        assert (code, err) == (0, "")
-        assert "Usage: linnet" in out
-
-
-def test_layers(capsys):
-    code, out, err = run(capsys, "layers", "--size", 16)
-    assert (code, err) == (0, "")
-    table, _, _ = out.partition("y = x A + b")
-    assert max(map(len, table.splitlines())) <= 80
-    for name, kind in linnet.catalogue().items():
-        row = next(line for line in table.splitlines() if line.split()[:1] == [name])
-        assert kind.promise.split()[0] in row
-        if kind.__module__.startswith("linnet."):
-            count = sum(p.numel() for p in kind(16, 16).parameters())
-            assert f"{count:,}" in row
-    assert "reflectors=None" in table
-    assert run(capsys, "layers", "--size", 100_000)[0] == 0  # counts without allocating
-
-
-def test_without_the_extra(capsys, monkeypatch):
-    real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "rich" else real(name))
-    complains(capsys, r'pip install "linnet\[cli\]"', "layers")
-
-
-def test_the_library_does_not_import_what_only_the_command_line_needs():
-    extra = "{'typer', 'rich', 'matplotlib', 'sklearn'}"
-    script = f"import sys, linnet, linnet.checkpoint, linnet.cli; print(sorted({extra} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
 
 
 def test_weights_can_be_loaded_as_the_readme_says(capsys, tmp_path):
