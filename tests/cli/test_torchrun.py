@@ -188,6 +188,10 @@ def test_two_processes_one_of_which_is_killed_evolve_what_one_does(tmp_path):
         assert (tmp_path / "1" / name).read_bytes() == (out / name).read_bytes(), name
     assert "6 generations" in shown and (out / "report.html").exists()
     assert not list(out.glob(".*.tmp")) and not list(temporary.glob("torchelastic*"))
+    longer = evolved(out, "--nproc", "2", "--resume", "--generations", "7")
+    done = subprocess.run(longer, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0 and "7 generations" in done.stdout, done.stderr
+    assert generations(out) == 7
 
 
 @pytest.mark.slow

@@ -49,6 +49,7 @@ class Workers:
 
     def weight(self, own: Tensor, rows: Tensor) -> float:
         """What a mean over the own part of a batch counts, so that the mean over processes is that over the batch."""
+        # DDP averages gradients over P processes: (1/P) Σ_p w_p ∇mean_p = Σ_p (n_p/n) ∇mean_p with w_p = P n_p / n
         return self.size * len(own) / len(rows)
 
     def total(self, part: Tensor) -> Tensor:

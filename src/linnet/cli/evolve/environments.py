@@ -37,6 +37,7 @@ class Normalizer:
         """Take in ``count`` observations by their sum and the sum of their squares, about 0 (Chan et al., 1979)."""
         if count == 0:
             return
+        # Σ(x − x̄)² = Σx² − n x̄², and the squares of two parts add up with δ² n₁ n₂ / (n₁ + n₂), δ between their means
         mean = total / count
         own = np.maximum(squares - count * mean**2, 0.0)
         both, delta = self.count + count, mean - self.mean

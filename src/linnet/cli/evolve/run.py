@@ -36,7 +36,9 @@ def open_run(
         done = len(evolution.curve)
         if settings.generations < done:
             raise ValueError(f"`generations` must be at least {done}, those that are done, got {settings.generations}")
-    evolution.save()
+    # A sharded run that is resumed is not saved: another process may just be reading the file.
+    if not (resume and shards):
+        evolution.save()
     return evolution
 
 

@@ -93,6 +93,7 @@ def fit(run: Run, spec: LayerSpec, seed: int, watch: Watch | None = None, worker
             watch(spec, seed, len(result.val_accuracy), result.val_accuracy[-1])
     parallel = workers.wrap(model)
     train, val = run.data.train.to(device), run.data.val.to(device)
+    # Every worker draws the same order, from the same seed, and takes its own part of each batch.
     for epoch in range(len(result.val_accuracy) + 1, settings.epochs + 1):
         model.train()
         total = torch.zeros((), device=device)
