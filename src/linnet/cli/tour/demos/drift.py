@@ -143,8 +143,8 @@ def run(data: Data, progress: Progress) -> Demo:
     better = tests["RigL"].mean() - tests["static"].mean() > max(tests["RigL"].std(), tests["static"].std())
     return Demo(
         claim=f"With {1 - SPARSITY:.0%} of the connections, nets find digits hidden in noise",
-        plain=f"{percent(tests['nn.Linear'], 1)} right, with all connections",
-        linnet=f"{percent(tests['RigL'], 1)} right, {on_the_digit}",
+        plain=f"{percent(tests['nn.Linear'], 1)} accuracy, with all connections",
+        linnet=f"{percent(tests['RigL'], 1)} accuracy, {on_the_digit}",
         holds=bool((shares[-1] > shares[0]).all() and better),
         note=(
             f"{pixels:.0f} % of the pixels show the digit, and {100 * shares[0].mean():.0f} % of the connections begin "

@@ -108,9 +108,9 @@ def run(data: Data, progress: Progress) -> Demo:
     started = percent(tests["started orthogonal"])
     drifted = numbers["started orthogonal"]["distance_from_orthogonal"]
     return Demo(
-        claim=f"A recurrent net answers {WAIT} blank steps after it saw a digit",
-        plain=percent(tests["nn.Linear"]),
-        linnet=percent(tests["orthogonal"]),
+        claim=f"A recurrent net classifies a digit {WAIT} blank steps after it saw the digit",
+        plain=f"{percent(tests['nn.Linear'])} accuracy",
+        linnet=f"{percent(tests['orthogonal'])} accuracy",
         holds=bool(tests["nn.Linear"].mean() < 0.2 and tests["orthogonal"].mean() > 0.6),
         note=(
             f"nn.Linear that only starts orthogonal reaches {started}; after training it is {drifted:.1g} away from "

@@ -78,7 +78,11 @@ def run(data: Data, progress: Progress) -> Demo:
         ]
         sizes = [dense_bytes / 1e9, peaks["wide"] / 1e9, peaks["dense"] / 1e9]
         bars = axes.bar(labels, sizes, color=[GREY, BLUE, ORANGE])
-        accuracies = ("cannot be built", f"{100 * tests['wide']:.0f} % right", f"{100 * tests['dense']:.0f} % right")
+        accuracies = (
+            "cannot be built",
+            f"{100 * tests['wide']:.0f} % accuracy",
+            f"{100 * tests['dense']:.0f} % accuracy",
+        )
         for bar, size, right in zip(bars, sizes, accuracies, strict=True):
             axes.text(
                 bar.get_x() + bar.get_width() / 2, size * 1.15, f"{size:.2g} GB\n{right}", ha="center", fontsize=8
@@ -91,11 +95,11 @@ def run(data: Data, progress: Progress) -> Demo:
     return Demo(
         claim=f"A {WIDTH:,} x {WIDTH:,} layer is trained on digits",
         plain=f"{dense_bytes / 1e9:.0f} GB for the weights alone",
-        linnet=f"{peaks['wide'] / 1e9:.2f} GB at the peak of a step, {100 * tests['wide']:.0f} % right",
+        linnet=f"{peaks['wide'] / 1e9:.2f} GB peak memory of a step, {100 * tests['wide']:.0f} % accuracy",
         holds=tests["wide"] > 0.85 and peaks["wide"] < dense_bytes / 10,
         note=(
             f"nn.Linear with as many parameters ({parameters:,}) and the same steps: "
-            f"{100 * tests['dense']:.0f} % right, {peaks['dense'] / 1e9:.2f} GB"
+            f"{100 * tests['dense']:.0f} % accuracy, {peaks['dense'] / 1e9:.2f} GB"
         ),
         draw=draw,
         numbers={
