@@ -22,7 +22,8 @@ from torch import nn
 import linnet
 from interleaved import deliver
 from linnet.cli.evolve.environments import Arena, arena_of, word
-from linnet.cli.evolve.evolution import EvolveSettings, policy_of
+from linnet.cli.evolve.evolution import policy_of
+from linnet.cli.evolve.settings import EvolveSettings
 from linnet.evolve import FlatVector, LowRank, OpenAIES
 
 BEINGS, HIDDEN, EPISODES = 100, 32, 50

@@ -17,14 +17,14 @@ from torch import nn
 
 import linnet
 from linnet.cli.data.data_sets import load_data
-from linnet.cli.torchrun import joined
+from linnet.cli.torchrun import join
 
 EPOCHS, BATCH, LR = 20, 64, 2e-3
 
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    joined()
+    join()
     torch.manual_seed(0)
     data = load_data("digits")
     stages = [

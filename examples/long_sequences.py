@@ -4,7 +4,7 @@
     python examples/long_sequences.py page       # long_sequences.md from what was found
 
 Truncated backpropagation through time beside the same with a synthetic gradient at the end of each window (DNI), and
-with one that is told the answers (cDNI). Learning rates, synthesizer and factor were chosen on seed 100.
+with one conditioned on the answers (cDNI). Learning rates, synthesizer and factor were chosen on seed 100.
 """
 
 import json
@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 
-from linnet.cli.task.learner import Learner, TaskSettings
+from linnet.cli.task.learner import Learner
 from linnet.cli.task.sequences import Copy
+from linnet.cli.task.settings import TaskSettings
 
 HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "long_sequences.jsonl", HERE / "long_sequences.md"
@@ -95,7 +96,7 @@ def run(jobs: Iterator[Job], results: Path = RESULTS, say: Callable[[str], None]
             "cosine": learner.curve[-1].cosine,
         }
         if isinstance(learner.task, Copy):
-            found["loss of 3 rows"] = learner.exam(3)
+            found["loss of 3 rows"] = learner.test(3)
         with results.open("a") as file:
             file.write(json.dumps(found) + "\n")
         say(json.dumps(found))

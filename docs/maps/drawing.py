@@ -13,7 +13,7 @@ from matplotlib.patches import Circle, Rectangle
 from torch import Tensor
 
 import linnet
-from linnet.cli.tour.demos.demo import BLUE, GREY, ORANGE
+from linnet.core.palette import BLUE, GREY, ORANGE
 
 GREEN, SKY = "#009E73", "#56B4E9"  # Okabe and Ito's, as the three above
 N, MEMBERS, STEPS, RATE, TARGET = 12, 4, 100, 0.1, 1.5

@@ -17,7 +17,10 @@ from torch import nn
 
 import linnet
 from linnet.cli.evolve.environments import Normalizer, arena_of, word
-from linnet.cli.evolve.evolution import Evolution, EvolveSettings, found, policy_of, resumed
+from linnet.cli.evolve.evolution import Evolution, policy_of
+from linnet.cli.evolve.run import open_run
+from linnet.cli.evolve.settings import EvolveSettings
+from linnet.cli.run_folder import resume_settings
 from linnet.evolve import FullRank, LowRank
 from support import commands
 
@@ -99,10 +102,10 @@ def test_cartpole_counts_steps_until_the_pole_falls():
 @pytest.mark.parametrize(
     ("name", "match"),
     [
-        ("CartPole-v9", "must be one that Gymnasium can make"),
-        ("Nothing-v0", "must be one that Gymnasium can make"),
-        ("FrozenLake-v1", "Observations must be numbers"),
-        ("no such thing", "must be one that Gymnasium can make"),
+        ("CartPole-v9", "env must be one that Gymnasium can make"),
+        ("Nothing-v0", "env must be one that Gymnasium can make"),
+        ("FrozenLake-v1", "env must have numbers as observations"),
+        ("no such thing", "env must be one that Gymnasium can make"),
     ],
 )
 def test_environments_that_cannot_be_played(name, match):
@@ -140,18 +143,18 @@ def test_normalizer_has_mean_and_deviation_of_everything_seen():
 @pytest.mark.parametrize("normalize", [False, True])
 def test_runs_repeat_and_resume_bit_for_bit(strategy, normalize, tmp_path):
     settings = dataclasses.replace(TINY, strategy=strategy, normalize=normalize)
-    whole, broken = found(settings, tmp_path / "whole"), found(settings, tmp_path / "broken")
+    whole, broken = open_run(settings, tmp_path / "whole"), open_run(settings, tmp_path / "broken")
     whole.run()
     for _ in range(2):
         broken.step()
         broken.save()
         torch.rand(3)
-        broken = found(settings, tmp_path / "broken", resume=True)
+        broken = open_run(settings, tmp_path / "broken", resume=True)
     broken.run()
     assert broken.curve == whole.curve and len(whole.curve) == 3
     assert np.array_equal(broken.test(), whole.test())
     assert (tmp_path / "whole" / "curve.csv").read_text() == (tmp_path / "broken" / "curve.csv").read_text()
-    other = found(dataclasses.replace(settings, seed=1), tmp_path / "other")
+    other = open_run(dataclasses.replace(settings, seed=1), tmp_path / "other")
     other.run()
     assert [g.mean for g in other.curve] != [g.mean for g in whole.curve]
 
@@ -172,7 +175,7 @@ def test_blocks_decide_the_environments_and_nothing_else(tmp_path):
 
 def test_the_champion_is_an_ordinary_module_that_plays_as_well(tmp_path):
     settings = dataclasses.replace(TINY, beings=200, block=100, generations=20, hidden=8, target=None, normalize=True)
-    evolution = found(settings, tmp_path)
+    evolution = open_run(settings, tmp_path)
     evolution.run()
     assert evolution.solved and evolution.score >= 475
     net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
@@ -182,7 +185,7 @@ def test_the_champion_is_an_ordinary_module_that_plays_as_well(tmp_path):
 
 
 def test_elites_stay_and_fitness_rises(tmp_path):
-    evolution = found(dataclasses.replace(TINY, beings=100, block=50, generations=6), tmp_path)
+    evolution = open_run(dataclasses.replace(TINY, beings=100, block=50, generations=6), tmp_path)
     evolution.run()
     assert evolution.curve[-1].mean > evolution.curve[0].mean
     assert all(g.worst <= g.mean <= g.best for g in evolution.curve)
@@ -192,7 +195,7 @@ def test_elites_stay_and_fitness_rises(tmp_path):
 
 
 def test_a_being_that_returns_nan_is_worst(tmp_path, monkeypatch):
-    evolution = found(TINY, tmp_path)
+    evolution = open_run(TINY, tmp_path)
     play = type(evolution.arena).play
 
     def broken(self, *args):
@@ -246,15 +249,15 @@ def test_an_environment_without_vectorized_entry_point_says_so(capsys, tmp_path)
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        (["--env", "CartPole-v9"], "The environment must be one that Gymnasium can make"),
-        (["--strategy", "cma"], "strategy must be one of ga, es, lowrank"),
-        (["--beings", "0"], "beings must be a positive integer"),
-        (["--strategy", "es", "--beings", "11"], "must be even"),
-        (["--sigma", "-1"], "sigma must be positive"),
-        (["--elites", "1000"], "elites must be fewer than the beings"),
-        (["--share", "0"], "share must lie in"),
-        (["--seed", "-1"], "seed must lie in"),
-        (["--resume"], "--resume must say which run"),
+        (["--env", "CartPole-v9"], "--env must be one that Gymnasium can make, got 'CartPole-v9'"),
+        (["--strategy", "cma"], "--strategy must be one of ga, es, lowrank, got 'cma'"),
+        (["--beings", "0"], "--beings must be a positive integer"),
+        (["--strategy", "es", "--beings", "11"], "--beings and --block must be even"),
+        (["--sigma", "-1"], "--sigma must be positive"),
+        (["--elites", "1000"], "--elites must be smaller than --beings, 1000, got 1000"),
+        (["--share", "0"], "--share must be positive and at most 1, got 0.0"),
+        (["--seed", "-1"], "--seed must be an integer from 0 to"),
+        (["--resume"], "--resume needs --out FOLDER"),
         (["--generations", "many"], "should be a valid integer"),
     ],
 )
@@ -271,8 +274,8 @@ def test_mistakes_about_the_folder(capsys, tmp_path):
     (tmp_path / "full" / "thing").touch()
     for arguments, match in (
         (tiny(tmp_path / "full"), "must be new or empty"),
-        (["--resume", "--out", tmp_path / "nowhere"], "must have completed a generation"),
-        (["--resume", "--out", tmp_path / "full"], "must have completed a generation"),
+        (["--resume", "--out", tmp_path / "nowhere"], "no run to resume in"),
+        (["--resume", "--out", tmp_path / "full"], "no run to resume in"),
     ):
         code, _, err = command(capsys, *arguments)
         assert code == 2 and match in err
@@ -280,9 +283,37 @@ def test_mistakes_about_the_folder(capsys, tmp_path):
     (tmp_path / "run" / ".state.safetensors.0.tmp").touch()  # of a first save that was killed
     assert command(capsys, *tiny(tmp_path / "run", "--generations", 1))[0] == 0
     code, _, err = command(capsys, "--resume", "--out", tmp_path / "run", "--hidden", 5)
-    assert code == 2 and "A run is resumed with its own settings, got hidden 5, not 4" in err
+    assert code == 2 and "with other settings: --hidden was 4, got 5" in err
     (tmp_path / "run" / "state.safetensors").write_bytes(b"something else")
     assert command(capsys, "--resume", "--out", tmp_path / "run")[0] == 2
+
+
+@pytest.mark.parametrize(("beings", "elites"), [(1, 0), (2, 0), (5, 0), (11, 1), (99, 9), (100, 10), (1000, 10)])
+def test_the_default_number_of_elites_fits_the_population(capsys, tmp_path, beings, elites):
+    assert EvolveSettings(beings=beings).elite_count == elites
+    out = tmp_path / "run"
+    if beings > 11:
+        return
+    few = ["--beings", beings, "--hidden", 4, "--target", 1e9, "--out", out]
+    assert command(capsys, *few, "--generations", 2)[0] == 0
+    assert command(capsys, "--resume", "--out", out, "--generations", 3)[0] == 0
+    assert resume_settings(EvolveSettings, out) == EvolveSettings(beings=beings, hidden=4, target=1e9, generations=3)
+
+
+def test_a_run_that_is_stopped_in_its_first_generation_resumes_with_its_settings(capsys, tmp_path, monkeypatch):
+    def stop(self):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(Evolution, "step", stop)
+        code, _, err = command(capsys, *tiny(out, "--strategy", "es"))
+    assert code == 130 and f"resume with: linnet evolve --resume --out {out}" in err
+    assert resume_settings(EvolveSettings, out) == dataclasses.replace(TINY, strategy="es")
+    assert command(capsys, "--resume", "--out", out)[0] == 0
+    assert command(capsys, *tiny(tmp_path / "whole", "--strategy", "es"))[0] == 0
+    for name in ("curve.csv", "state.safetensors", "best.safetensors"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
 def test_kill_9_in_a_generation_and_resume_give_the_curve_of_a_run_that_was_left_alone(tmp_path):
@@ -307,7 +338,7 @@ def test_kill_9_in_a_generation_and_resume_give_the_curve_of_a_run_that_was_left
     finally:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-    again = found(resumed(folder), folder, resume=True)
+    again = open_run(resume_settings(EvolveSettings, folder), folder, resume=True)
     assert 3 <= len(again.curve) < 12, "the run was killed too late to show anything"
     again.run()
     assert again.curve == whole.curve

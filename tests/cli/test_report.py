@@ -18,13 +18,14 @@ from rich.console import Console
 import linnet
 from linnet.cli import main
 from linnet.cli import report as html
-from linnet.cli.evolve import evolution
-from linnet.cli.evolve.evolution import EvolveSettings
-from linnet.cli.task import learner as sequence_runs
-from linnet.cli.task.learner import TaskSettings
+from linnet.cli.evolve import run as evolve_run
+from linnet.cli.evolve.settings import EvolveSettings
+from linnet.cli.run_folder import resume_settings
+from linnet.cli.task import run as task_run
+from linnet.cli.task.settings import TaskSettings
 from linnet.cli.tour.demos import memory
 from linnet.cli.tour.tour import run_tour
-from linnet.cli.train import training as train
+from linnet.cli.train import run as train_run
 from linnet.cli.train.settings import Settings
 
 HOSTILE = "<img src=x onerror=alert(1)> & \"'"
@@ -146,23 +147,24 @@ def test_a_run_of_evolve(tmp_path, capsys):
     assert re.search(r"the best being returns [\d.]+ ± [\d.]+ in 100 fresh episodes", page.text)
     named = command_in(page)
     assert main([*named[1:-1], str(tmp_path / "again")]) == 0
-    assert evolution.resumed(tmp_path / "again") == evolution.resumed(tmp_path / "run")
+    assert resume_settings(EvolveSettings, tmp_path / "again") == resume_settings(EvolveSettings, tmp_path / "run")
 
 
 def test_the_tour(tmp_path, monkeypatch):
     for name, value in {"WAIT": 3, "HIDDEN": 8, "EPOCHS": 1, "RATES": (1e-3,)}.items():
         monkeypatch.setattr(memory, name, value)
-    act = run_tour(tmp_path / HOSTILE, ["memory"], Console(file=io.StringIO()))["memory"]
+    demo = run_tour(tmp_path / HOSTILE, ["memory"], Console(file=io.StringIO()))["memory"]
     page = Page(tmp_path / HOSTILE / "report.html")
     assert len(page.pictures) == 1
-    assert page.cells == [act.claim, act.plain, act.linnet, "yes" if act.holds else "NO"]
-    assert act.note in page.text and (tmp_path / HOSTILE / "tour.json").read_text() in page.text
-    assert command_in(page) == ["linnet", "tour", "--act", "memory", "--out", str(tmp_path / HOSTILE)]
+    assert page.cells == [demo.claim, demo.plain, demo.linnet, "yes" if demo.holds else "NO"]
+    assert demo.note in page.text and (tmp_path / HOSTILE / "tour.json").read_text() in page.text
+    assert command_in(page) == ["linnet", "tour", "--demo", "memory", "--out", str(tmp_path / HOSTILE)]
 
 
 def test_names_that_are_no_text(tmp_path):
     parts = [html.heading("\udcff<h1>"), html.paragraph("a\n<p>"), html.table(["<th>"], [["</td>"], [3]])]
-    page = Page(html.write_page(tmp_path, "<title>\udcff", "linnet </pre>", [*parts, html.folded("<i>", "</details>")]))
+    numbers = html.write_results(tmp_path / "<i>.json", "</details>")
+    page = Page(html.write_report(tmp_path, "<title>\udcff", "linnet </pre>", parts, numbers))
     assert page.text.count("\\udcff") == 3 and page.cells == ["</td>", "3"]
     for text in ("<h1>", "<p>", "<th>", "linnet </pre>", "<i>", "</details>", "<title>"):
         assert text in page.text
@@ -191,12 +193,12 @@ def test_a_command_gives_its_settings(monkeypatch, name, settings):
     """The real parser reads what was written, up to the point where the run would begin."""
     taken = []
 
-    def found(given, *arguments, **options):
+    def open_run(given, *arguments, **options):
         taken.append(given)
         raise ValueError("enough")
 
-    for module in (train, sequence_runs, evolution):
-        monkeypatch.setattr(module, "prepare" if module is train else "found", found)
-    words = shlex.split(html.command_of(name, settings, Path("x"), argument="task"))
+    for module in (train_run, task_run, evolve_run):
+        monkeypatch.setattr(module, "open_run", open_run)
+    words = shlex.split(html.command_of(name, settings, Path("x")))
     assert main(words[1:]) == 2
     assert [dataclasses.asdict(each) for each in taken] == [dataclasses.asdict(settings)]

@@ -159,29 +159,32 @@ class Bomb:
 
 
 NPZ = {
-    "no inputs": ("must hold inputs .* got .*a.npz holds y", {"y": Y}),
-    "no targets": ("must hold inputs .* got .*a.npz holds X", {"X": X}),
-    "nothing": ("holds nothing", {}),
-    "two of them": ("has X and data", {"X": X, "data": X, "y": Y}),
+    "no inputs": ("cannot read a.npz: it must hold inputs .* got y.npy", {"y": Y}),
+    "no targets": ("cannot read a.npz: it must hold inputs .* got X.npy", {"X": X}),
+    "nothing": ("must hold inputs .* got nothing", {}),
+    "two of them": ("got X and data", {"X": X, "data": X, "y": Y}),
     "test inputs alone": ("must come together", {"X": X, "y": Y, "X_test": X}),
     "test of another width": ("of one size", {"X": X, "y": Y, "X_test": X[:, :1], "y_test": Y}),
-    "test of another kind": ("of one kind", {"X": X, "y": Y, "X_test": X, "y_test": Y.astype(str)}),
+    "test of another kind": (
+        "of one kind, got strings and integers",
+        {"X": X, "y": Y, "X_test": X, "y_test": Y.astype(str)},
+    ),
     "empty test": ("must be features", {"X": X, "y": Y, "X_test": X[:0], "y_test": Y[:0]}),
-    "lengths": ("29 for 30 rows", {"X": X, "y": Y[:29]}),
-    "NaN": ("has NaN or infinity", {"X": BROKEN, "y": Y}),
+    "lengths": (r"each of the 30 rows, got shape \(29,\)", {"X": X, "y": Y[:29]}),
+    "NaN": ("features must be finite, got NaN or infinity", {"X": BROKEN, "y": Y}),
     "no features": (r"inputs of shape \(30, 0\)", {"X": X[:, :0], "y": Y}),
-    "text": ("Features must be numbers", {"X": X.astype(str), "y": Y}),
-    "complex": ("Features must be numbers", {"X": X.astype(complex), "y": Y}),
-    "a number": ("must have rows", {"X": X, "y": np.array(3)}),
-    "regression": ("Targets must be integers or strings", {"X": X, "y": X[:, 0]}),
-    "missing targets": ("Targets must be integers or strings", {"X": X, "y": np.where(Y == 1, np.nan, Y)}),
-    "one-hot": (r"targets of shape \(30, 3\)", {"X": X, "y": np.eye(3)[Y]}),
-    "numbered": ("that come again", {"X": X, "y": np.arange(30)}),
-    "one class": ("has 7 alone", {"X": X, "y": np.full(30, 7)}),
-    "few": ("at least 10 rows to train with, got .*a.npz has 9", {"X": X[:9], "y": Y[:9]}),
-    "constant": ("must vary", {"X": np.ones((30, 2)), "y": Y}),
-    "objects": ("must hold numbers or strings, got X in", {"X": np.array([Bomb()] * 30), "y": Y}),
-    "object targets": ("must hold numbers or strings, got y in", {"X": X, "y": np.array([Bomb()] * 30)}),
+    "text": ("features must be numbers", {"X": X.astype(str), "y": Y}),
+    "complex": ("features must be numbers", {"X": X.astype(complex), "y": Y}),
+    "a number": ("y must have rows", {"X": X, "y": np.array(3)}),
+    "regression": ("targets must be integers or strings", {"X": X, "y": X[:, 0]}),
+    "missing targets": ("targets must be integers or strings", {"X": X, "y": np.where(Y == 1, np.nan, Y)}),
+    "one-hot": (r"got shape \(30, 3\)", {"X": X, "y": np.eye(3)[Y]}),
+    "numbered": ("classes must repeat, got 30 different targets", {"X": X, "y": np.arange(30)}),
+    "one class": ("got only 7", {"X": X, "y": np.full(30, 7)}),
+    "few": ("cannot read a.npz: there must be at least 10 rows to train with, got 9", {"X": X[:9], "y": Y[:9]}),
+    "constant": ("positive, finite standard deviation, got 0.0", {"X": np.ones((30, 2)), "y": Y}),
+    "objects": ("X must be an array of numbers or strings", {"X": np.array([Bomb()] * 30), "y": Y}),
+    "object targets": ("y must be an array of numbers or strings", {"X": X, "y": np.array([Bomb()] * 30)}),
 }
 
 
@@ -227,23 +230,27 @@ def table(row="1,2,yes", header="a,b,c", **changes):
 
 
 CSV = {
-    "empty": ("is empty", "", []),
-    "header alone": ("at least 10 rows .* has 0", "a,b,c\n", []),
-    "few": ("at least 10 rows .* has 2", "a,b,c\n1,2,yes\n3,4,no\n", []),
-    "one column": ("has one column", "c\n" + "yes\nno\n" * 9, []),
-    "no numbers": ("'red' in column a of .*a.csv:2", table("red,green,yes"), []),
-    "a word": ("'many' in column b of .*a.csv:6", table(n4="1,many,yes"), []),
-    "missing": ("'' in column a of .*a.csv:5", table(n3=",4,no"), []),
-    "NaN": ("'nan' in column a of .*a.csv:5", table(n3="nan,4,no"), []),
-    "infinite": ("'-inf' in column a of .*a.csv:5", table(n3="-inf,4,no"), []),
-    "no target": ("must have a target, .*a.csv:5", table(n3="1,2,"), []),
-    "lengths": ("of one length, got 2, not 3, .*a.csv:5", table(n3="1,2"), []),
-    "one class": ("has yes alone", table(n1="3,4,yes").replace("no", "yes"), []),
-    "regression": ("Targets must be integers or strings", table().replace("yes", "0.5").replace("no", "7"), []),
-    "NaN classes": ("Targets must be integers or strings", table().replace("yes", "nan").replace("no", "7"), []),
-    "index of pandas": ("column 1 of .*a.csv has none", table(header=",b,c"), []),
-    "unknown target": ("'d' is 0 of .*a.csv: a, b, c", table(), ["--target", "d"]),
-    "two targets": ("'b' is 2 of", table(header="a,b,b"), ["--target", "b"]),
+    "empty": ("cannot read a.csv: it is empty", "", []),
+    "header alone": ("at least 10 rows .* got 0", "a,b,c\n", []),
+    "few": ("at least 10 rows .* got 2", "a,b,c\n1,2,yes\n3,4,no\n", []),
+    "one column": ("got one column", "c\n" + "yes\nno\n" * 9, []),
+    "no numbers": (
+        "read a.csv: column a must hold finite numbers, got 'red' in line 2",
+        table("red,green,yes"),
+        [],
+    ),
+    "a word": ("column b must hold finite numbers, got 'many' in line 6", table(n4="1,many,yes"), []),
+    "missing": ("column a must hold finite numbers, got '' in line 5", table(n3=",4,no"), []),
+    "NaN": ("column a must hold finite numbers, got 'nan' in line 5", table(n3="nan,4,no"), []),
+    "infinite": ("column a must hold finite numbers, got '-inf' in line 5", table(n3="-inf,4,no"), []),
+    "no target": ("line 5 must have a target", table(n3="1,2,"), []),
+    "lengths": ("line 5 must have 3 cells, got 2", table(n3="1,2"), []),
+    "one class": ("got only yes", table(n1="3,4,yes").replace("no", "yes"), []),
+    "regression": ("targets must be integers or strings", table().replace("yes", "0.5").replace("no", "7"), []),
+    "NaN classes": ("targets must be integers or strings", table().replace("yes", "nan").replace("no", "7"), []),
+    "index of pandas": ("every column must have a name, got none for column 1", table(header=",b,c"), []),
+    "unknown target": ("one column must be the target 'd', got 0 of a, b, c", table(), ["--target", "d"]),
+    "two targets": ("one column must be the target 'b', got 2 of a, b, b", table(header="a,b,b"), ["--target", "b"]),
     "quotes": ("must be a table in UTF-8", table(n3='1,"2,no'), []),
     "bytes": ("must be a table in UTF-8", b"a,b,c\n1,2,\xff\n", []),
 }
@@ -263,13 +270,16 @@ def test_csv_files_that_are_refused(capsys, tmp_path, monkeypatch, name):
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        (["--data", "gone.csv"], r"must be readable, got gone.csv \(No such file"),
-        (["--data", "gone.npz"], r"must be readable, got gone.npz \(No such file"),
-        (["--data", "folder.csv"], "must be readable"),
-        (["--data", "gone.txt"], "or a file .npz or .csv, got 'gone.txt'"),
-        (["--data", "gone.csv", "--data-dir", "x"], "takes no data folder"),
-        (["--data", "gone.npz", "--target", "x"], "column of a .csv file, got the data set is gone.npz"),
-        (["--target", "x"], "column of a .csv file, got the data set is digits"),
+        (["--data", "gone.csv"], r"linnet: cannot read gone.csv: No such file or directory\n"),
+        (["--data", "gone.npz"], r"linnet: cannot read gone.npz: No such file or directory\n"),
+        (["--data", "folder.csv"], "cannot read folder.csv: Is a directory"),
+        (["--data", "gone.txt"], "--data must be one of .*, or a .npz or .csv file, got 'gone.txt'"),
+        (
+            ["--data", "gone.csv", "--data-dir", "x"],
+            "--data-dir applies to .*mnist only, got --data gone.csv",
+        ),
+        (["--data", "gone.npz", "--target", "x"], "--target is a column of a .csv file, got --data gone.npz"),
+        (["--target", "x"], "--target is a column of a .csv file, got --data digits"),
     ],
 )
 def test_arguments_that_are_refused(capsys, tmp_path, monkeypatch, arguments, match):
@@ -296,11 +306,11 @@ def test_training_on_a_file_and_going_on_with_it(capsys, tmp_path, monkeypatch):
     again = ["train", "--resume", "--out", out]
     assert command(capsys, *again)[0] == 0
     code, _, err = command(capsys, *again, "--target", "species")
-    assert code == 2 and "target species, not None" in err
+    assert code == 2 and "--target was None, got species" in err
     text = (tmp_path / "iris.csv").read_text()
     (tmp_path / "iris.csv").write_text(text.replace("5.1,3.5", "5.2,3.5", 1))
     code, _, err = command(capsys, *again)
-    assert code == 2 and "on its own data, got iris.csv differs" in err
+    assert code == 2 and "on other data: iris.csv has changed" in err
     (tmp_path / "iris.csv").write_text(text.replace("setosa", "Setosa"))
     assert command(capsys, *again)[0] == 2
     (tmp_path / "iris.csv").write_text(text)

@@ -17,10 +17,13 @@ import torch
 
 from linnet.checkpoint import info
 from linnet.cli import main
+from linnet.cli.run_folder import resume_settings
 from linnet.cli.task import learner as sequence_runs
-from linnet.cli.task.learner import TASKS, Learner, TaskSettings, found
-from linnet.cli.task.report import draw, picture
+from linnet.cli.task.learner import Learner
+from linnet.cli.task.pictures import draw, picture
+from linnet.cli.task.run import open_run
 from linnet.cli.task.sequences import Adding, ArgMax, Copy, Recall, RepeatCopy, Text, shipped_text
+from linnet.cli.task.settings import TASKS, TaskSettings
 from support import commands
 from support.paths import ROOT
 
@@ -116,16 +119,16 @@ def test_text():
     text = "".join(random.Random(0).choice("abcde fgh") for _ in range(3000))
     task = Text(text, length=20)
     codes = [task.characters.index(character) for character in text]
-    assert torch.cat([task.train, task.val, task.test]).tolist() == codes
-    assert [len(part) for part in (task.train, task.val, task.test)] == [2700, 150, 150]
+    assert torch.cat([task.train_codes, task.val_codes, task.test_codes]).tolist() == codes
+    assert [len(part) for part in (task.train_codes, task.val_codes, task.test_codes)] == [2700, 150, 150]
     batch = task.draw(50, 1, generator())
     for b in range(50):
         extract = "".join(task.characters[step.index(1)] for step in rows(batch.input, b))
         after = "".join(task.characters[code] for code in batch.target[:, b].tolist())
         assert len(extract) == 20 and extract[1:] == after[:-1] and extract + after[-1] in text[:2700]
-    exam = task.exam(1, generator())
-    assert exam.target[:, 0].tolist() == codes[2851:]
-    assert task.loss(torch.zeros(149, 1, 9), exam).item() == pytest.approx(math.log2(9))
+    tests = task.test(1, generator())
+    assert tests.target[:, 0].tolist() == codes[2851:]
+    assert task.loss(torch.zeros(149, 1, 9), tests).item() == pytest.approx(math.log2(9))
     with pytest.raises(ValueError, match="more than 20 characters to train, got 15 in all"):
         Text("abc" * 5, length=20)
 
@@ -144,7 +147,7 @@ def test_batches_come_from_their_generator_and_hold_different_sequences(task):
     assert torch.equal(first.input, again.input) and torch.equal(first.target, again.target)
     assert first.input.shape != second.input.shape or not torch.equal(first.input, second.input)
     assert len(first.input.transpose(0, 1).flatten(1).unique(dim=0)) > 8
-    assert first.input.shape[2] == task.inputs and first.told.shape == (len(first.asked), 32, task.told)
+    assert first.input.shape[2] == task.inputs and first.hints.shape == (len(first.asked), 32, task.hint_size)
 
 
 def test_losses_by_hand():
@@ -207,7 +210,7 @@ def test_it_learns_and_the_curriculum_goes_on():
     """With gradients through the whole sequence, it is learned; the untrained network knows nothing."""
     settings = TaskSettings(decouple="none", window=100, hidden=32, steps=250, lr=1e-2)
     learner = Learner(settings, Copy(bits=1), 0)
-    assert 0.9 < learner.exam(1)
+    assert 0.9 < learner.test(1)
     learner.run()
     assert learner.level >= 3
     levels = [point.level for point in learner.curve]
@@ -226,10 +229,10 @@ def test_a_level_is_left_when_a_batch_is_below_the_threshold(monkeypatch):
 @pytest.mark.parametrize("decouple", ["none", "dni", "cdni"])
 def test_a_run_resumes_bit_for_bit(decouple, tmp_path):
     settings = TaskSettings(decouple=decouple, **{**TINY, "steps": 120}, auxiliary=0.1 if decouple == "dni" else 0.0)
-    whole = found(settings, tmp_path / "whole").learner(0)
+    whole = open_run(settings, tmp_path / "whole").learner(0)
     whole.run()
-    found(dataclasses.replace(settings, steps=50), tmp_path / "parts").learner(0).run()
-    rest = found(settings, tmp_path / "parts", resume=True).learner(0)
+    open_run(dataclasses.replace(settings, steps=50), tmp_path / "parts").learner(0).run()
+    rest = open_run(settings, tmp_path / "parts", resume=True).learner(0)
     assert rest.step == 50 and rest.loss is None
     rest.run()
     assert rest.loss == whole.loss
@@ -238,7 +241,7 @@ def test_a_run_resumes_bit_for_bit(decouple, tmp_path):
             assert torch.equal(value, two.state_dict()[key]), key
     # the point at step 50 was a last one too
     assert [p.loss for p in rest.curve] == [p.loss for p in whole.curve]
-    done = found(settings, tmp_path / "parts", resume=True).learner(0)
+    done = open_run(settings, tmp_path / "parts", resume=True).learner(0)
     assert done.loss == whole.loss and done.done == 1
 
 
@@ -282,14 +285,14 @@ def test_a_run_that_is_interrupted_goes_on_bit_for_bit(tmp_path, monkeypatch, op
         options = options | {"text": str(tmp_path / "prose.txt")}
     monkeypatch.setattr(sequence_runs, "EVERY", 10)
     settings = TaskSettings(**{**TINY, "steps": 32, "lr": 0.01, **options})
-    whole = found(settings, tmp_path / "whole").learner(0)
+    whole = open_run(settings, tmp_path / "whole").learner(0)
     whole.run()
     with monkeypatch.context() as patch:
         interrupted_at(26, patch)
         with pytest.raises(KeyboardInterrupt):
-            found(settings, tmp_path / "parts").learner(0).run()
+            open_run(settings, tmp_path / "parts").learner(0).run()
     torch.manual_seed(99)  # whatever happens in between
-    rest = found(settings, tmp_path / "parts", resume=True).learner(0)
+    rest = open_run(settings, tmp_path / "parts", resume=True).learner(0)
     assert rest.step == 20 and rest.loss is None
     rest.run()
     assert same(rest, whole) and len(whole.curve) == 4
@@ -312,16 +315,16 @@ def test_seconds_that_were_spent_before_an_interruption_count(tmp_path, monkeypa
         monkeypatch.setattr(sequence_runs.time, "process_time", lambda: next(clock))
 
     clock_from(0)
-    whole = found(settings, tmp_path / "whole").learner(0)
+    whole = open_run(settings, tmp_path / "whole").learner(0)
     whole.run()
     assert whole.step == 160 and whole.seconds == 160
     clock_from(0)
     with monkeypatch.context() as patch:
         interrupted_at(130, patch)
         with pytest.raises(KeyboardInterrupt):
-            found(settings, tmp_path / "parts").learner(0).run()
+            open_run(settings, tmp_path / "parts").learner(0).run()
     clock_from(5000)  # another process, whose clock says something else
-    rest = found(settings, tmp_path / "parts", resume=True).learner(0)
+    rest = open_run(settings, tmp_path / "parts", resume=True).learner(0)
     assert rest.seconds == 100
     rest.run()
     assert (rest.step, rest.seconds) == (160, 160) and same(rest, whole)
@@ -348,8 +351,8 @@ def test_kill_9_and_resume_end_as_a_run_that_was_left_alone(capsys, tmp_path):
     assert not (tmp_path / "killed" / "results.json").exists()
     assert command(capsys, "--resume", "--out", tmp_path / "killed")[0] == 0
     assert command(capsys, *arguments, "--out", tmp_path / "whole")[0] == 0
-    settings = sequence_runs.resumed(tmp_path / "whole")
-    runs = [found(settings, tmp_path / name, resume=True) for name in ("killed", "whole")]
+    settings = resume_settings(TaskSettings, tmp_path / "whole")
+    runs = [open_run(settings, tmp_path / name, resume=True) for name in ("killed", "whole")]
     for seed in (0, 1):
         assert same(*(run.learner(seed) for run in runs))
 
@@ -367,11 +370,11 @@ def test_ctrl_c_and_the_command_that_it_names(capsys, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         interrupted_at(55, patch)
         code, out, err = command(capsys, "recall", *tiny(tmp_path / "a run", "--steps", 120))
-    assert (code, out) == (130, "") and err.startswith("linnet: stopped; to go on: ")
-    assert main(shlex.split(err.partition("to go on: ")[2])[1:]) == 0
+    assert (code, out) == (130, "") and err.startswith("linnet: stopped; resume with: ")
+    assert main(shlex.split(err.partition("resume with: ")[2])[1:]) == 0
     assert command(capsys, "recall", *tiny(tmp_path / "whole", "--steps", 120))[0] == 0
-    settings = sequence_runs.resumed(tmp_path / "whole")
-    assert same(*(found(settings, tmp_path / name, resume=True).learner(0) for name in ("a run", "whole")))
+    settings = resume_settings(TaskSettings, tmp_path / "whole")
+    assert same(*(open_run(settings, tmp_path / name, resume=True).learner(0) for name in ("a run", "whole")))
 
 
 def test_seconds_end_a_run(monkeypatch):
@@ -392,13 +395,13 @@ def test_seconds_end_a_run(monkeypatch):
         ({"decouple": "yes"}, "decouple must be one of none, dni, cdni, got 'yes'"),
         ({"cell": "mlp"}, "cell must be one of lstm, gru, rnn"),
         ({"window": 0}, "window must be a positive integer"),
-        ({"steps": 5, "seconds": 1.0}, "after steps or after seconds"),
+        ({"steps": 5, "seconds": 1.0}, "`steps` and `seconds` exclude each other"),
         ({"seconds": math.nan}, "seconds must be positive and finite, got nan"),
         ({"factor": -1.0}, "factor must be at least 0"),
         ({"lr": 0.0}, "lr must be positive"),
-        ({"auxiliary": 0.1, "decouple": "none"}, "foretells synthetic gradients"),
-        ({"text": "a.txt"}, "A text is for the task text, got the task is copy"),
-        ({"seed": -1}, "seed must lie in"),
+        ({"auxiliary": 0.1, "decouple": "none"}, "`auxiliary` needs synthetic gradients"),
+        ({"text": "a.txt"}, "`text` applies to the task text only, got the task copy"),
+        ({"seed": -1}, "seed must be an integer from 0 to"),
     ],
 )
 def test_settings_are_checked(wrong, message):
@@ -437,31 +440,29 @@ def test_mistakes_are_one_line(capsys, tmp_path):
         code, _, err = command(capsys, *arguments)
         assert code == 2 and message in err and err.count("\n") == 1, err
 
-    complains("task must be one of", "sorting")
-    complains("must be a file in UTF-8, got", "text", "--text", tmp_path / "none.txt")
+    complains("TASK must be one of", "sorting")
+    complains(f"cannot read {tmp_path}/none.txt: No such file", "text", "--text", tmp_path / "none.txt")
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\xff" * 1000)
-    complains("must be a file in UTF-8, got", "text", "--text", tmp_path / "bytes")
+    complains(f"cannot read {tmp_path}/bytes: 'utf-8' codec", "text", "--text", tmp_path / "bytes")
     complains("--out FOLDER", "--resume")
-    complains("There must be a run to resume", "--resume", "--out", tmp_path / "nothing")
+    complains("no run to resume in", "--resume", "--out", tmp_path / "nothing")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     complains("must be new or empty", "--out", tmp_path / "full")
-    found(TaskSettings(**TINY), tmp_path / "run")
-    complains(
-        "resumed with its own settings, got window 5, not 3", "--resume", "--window", 5, "--out", tmp_path / "run"
-    )
+    open_run(TaskSettings(**TINY), tmp_path / "run")
+    complains("with other settings: --window was 3, got 5", "--resume", "--window", 5, "--out", tmp_path / "run")
     complains("cannot become shorter", "--resume", "--steps", 2, "--out", tmp_path / "run")
     state = tmp_path / "run" / "seed0.safetensors"
     state.write_bytes(b"half of one")
     complains("seed0.safetensors' is not a valid linnet checkpoint", "--resume", "--out", tmp_path / "run")
     for damaged in ("{", "[]", "{}", '{"settings": {"x": 1}, "data_sha256": null}'):
         (tmp_path / "run" / "run.json").write_text(damaged)
-        complains("record of a run must be whole", "--resume", "--out", tmp_path / "run")
+        complains("cannot resume", "--resume", "--out", tmp_path / "run")
     prose = tmp_path / "prose.txt"
     prose.write_text(PROSE)
-    found(TaskSettings(task="text", text=str(prose), **TINY), tmp_path / "read")
+    open_run(TaskSettings(task="text", text=str(prose), **TINY), tmp_path / "read")
     prose.write_text(PROSE.replace("lazy", "busy", 1))
-    complains("resumed on its own text, got ", "--resume", "--out", tmp_path / "read")
+    complains("prose.txt has changed", "--resume", "--out", tmp_path / "read")
 
 
 def test_stopped_by_the_user(capsys, tmp_path, monkeypatch):
@@ -474,7 +475,7 @@ def test_stopped_by_the_user(capsys, tmp_path, monkeypatch):
 
 
 def test_the_picture_shows_every_point(tmp_path):
-    run = found(TaskSettings(window=2, **{**TINY, "steps": 200}), tmp_path / "run")
+    run = open_run(TaskSettings(window=2, **{**TINY, "steps": 200}), tmp_path / "run")
     learner = run.learner(0)
     learner.run()
     losses, levels, cosines = picture(run, [learner]).axes
@@ -482,7 +483,7 @@ def test_the_picture_shows_every_point(tmp_path):
     assert shown[losses] == [[p.step, p.loss] for p in learner.curve]
     assert shown[levels] == [[p.step, p.level] for p in learner.curve]
     assert shown[cosines] == [[p.step, p.cosine] for p in learner.curve if p.cosine is not None]
-    assert draw(run, [learner]).stat().st_size > 10_000
+    assert draw(run, [learner])[0].stat().st_size > 10_000
 
 
 def test_the_example_of_long_sequences(tmp_path):

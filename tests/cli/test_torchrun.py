@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import load_file
 
 from linnet import catalogue
-from linnet.cli.torchrun import Replicas
+from linnet.cli.torchrun import Workers
+from linnet.cli.train.run import open_run
 from linnet.cli.train.settings import Settings
-from linnet.cli.train.training import fit, prepare
+from linnet.cli.train.training import fit
 
 SMALL = ["--data", "digits", "--hidden", "16", "--depth", "3", "--batch-size", "150"]
 
@@ -44,7 +45,7 @@ def processes(out: Path) -> list[int]:
                 words = (entry / "cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if {b"linnet.cli.train.worker", b"linnet.cli.evolve.worker"} & {*words} and str(out).encode() in words:
+            if b"linnet.cli.worker" in words and str(out).encode() in words:
                 found.append(int(entry.name))
     return found
 
@@ -60,9 +61,9 @@ def equal(a, b, tolerance=0.0):
 def test_the_parts_of_a_batch():
     rows = torch.arange(10)
     for size in (1, 2, 3, 12):
-        parts = [Replicas(rank, size).own(rows) for rank in range(size)]
+        parts = [Workers(rank, size).own(rows) for rank in range(size)]
         assert torch.cat(parts).tolist() == rows.tolist()
-        weights_of = [Replicas(rank, size).weight(part, rows) for rank, part in enumerate(parts)]
+        weights_of = [Workers(rank, size).weight(part, rows) for rank, part in enumerate(parts)]
         assert sum(weights_of) == pytest.approx(size)
         x = torch.randn(10)
         means = [weights_of[rank] * x[part].mean() for rank, part in enumerate(parts) if len(part)]
@@ -74,7 +75,7 @@ LAYERS = ["linear", "orthogonal", "sparse:dynamic=True,deltaT=3,Tend=100", "wide
 
 def test_two_processes_one_of_which_is_killed_train_what_one_does(tmp_path):
     settings = Settings(data="digits", hidden=16, depth=3, batch_size=150, epochs=3, seeds=1, layers=tuple(LAYERS))
-    run = prepare(settings, tmp_path / "1")
+    run = open_run(settings, tmp_path / "1")
     alone = [fit(run, spec, settings.seed) for spec in run.specs]
     words = [word for layer in LAYERS for word in ("--layer", layer)]
     out = tmp_path / "2"
@@ -155,6 +156,12 @@ def test_what_is_refused(tmp_path):
 POPULATION = ["--beings", "40", "--block", "10", "--generations", "6", "--elites", "4", "--target", "1e9"]
 
 
+def generations(out: Path) -> int:
+    """How many are on the disk."""
+    curve = out / "curve.csv"
+    return len(curve.read_text().splitlines()) - 1 if curve.exists() else 0
+
+
 def evolved(out: Path, *options: str) -> list[str]:
     return [sys.executable, "-m", "linnet", "evolve", "--out", str(out), *POPULATION, *options]
 
@@ -171,7 +178,7 @@ def test_two_processes_one_of_which_is_killed_evolve_what_one_does(tmp_path):
         text=True,
         env=os.environ | {"TMPDIR": str(temporary)},
     )
-    while not (out / "state.safetensors").exists():
+    while generations(out) < 1:
         assert child.poll() is None, child.stderr.read()
         time.sleep(0.02)
     os.kill(processes(out)[0], signal.SIGKILL)
@@ -181,6 +188,10 @@ def test_two_processes_one_of_which_is_killed_evolve_what_one_does(tmp_path):
         assert (tmp_path / "1" / name).read_bytes() == (out / name).read_bytes(), name
     assert "6 generations" in shown and (out / "report.html").exists()
     assert not list(out.glob(".*.tmp")) and not list(temporary.glob("torchelastic*"))
+    longer = evolved(out, "--nproc", "2", "--resume", "--generations", "7")
+    done = subprocess.run(longer, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0 and "7 generations" in done.stdout, done.stderr
+    assert generations(out) == 7
 
 
 @pytest.mark.slow
@@ -193,13 +204,13 @@ def test_an_evolution_that_is_stopped_says_how_to_go_on_and_no_more(tmp_path):
         text=True,
         start_new_session=True,
     )
-    while not (out / "state.safetensors").exists():
+    while generations(out) < 1:
         assert child.poll() is None, child.stderr.read()
         time.sleep(0.02)
     workers = processes(out)
     os.killpg(child.pid, signal.SIGINT)  # as a terminal does
     said = child.communicate(timeout=60)[1]
-    assert child.returncode == 130 and f"to go on: linnet evolve --resume --out {out}" in said, said
+    assert child.returncode == 130 and f"resume with: linnet evolve --resume --out {out}" in said, said
     assert "Traceback" not in said and "KeyboardInterrupt" not in said, said
     assert len(workers) == 2 and not any(os.path.exists(f"/proc/{worker}") for worker in workers)
 
@@ -207,7 +218,7 @@ def test_an_evolution_that_is_stopped_says_how_to_go_on_and_no_more(tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--nproc", "3"], "The number of beings must be a multiple of 3 · 10 (processes · block), got 40"),
+        (["--nproc", "3"], "--beings must be a multiple of --nproc · --block, 3 · 10, got 40"),
         (["--nproc", "0"], "--nproc"),
     ],
 )

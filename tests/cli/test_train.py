@@ -13,13 +13,17 @@ from torch import Tensor, nn
 import linnet
 from linnet.checkpoint import info
 from linnet.cli.data.data_sets import Data, Split, make_data
+from linnet.cli.report import write_results
 from linnet.cli.train import cost as measuring
+from linnet.cli.train import run as opening
 from linnet.cli.train import training as module
 from linnet.cli.train.cost import Cost, measure, peak_memory
+from linnet.cli.train.layer_spec import layer_options, parse_layer
 from linnet.cli.train.pictures import draw
-from linnet.cli.train.report import results_of, write_results
-from linnet.cli.train.settings import Settings, layer_options, parse_layer
-from linnet.cli.train.training import Run, fit, prepare
+from linnet.cli.train.report import results_of
+from linnet.cli.train.run import Run, open_run
+from linnet.cli.train.settings import Settings
+from linnet.cli.train.training import fit
 
 TINY = {"epochs": 3, "hidden": 8, "depth": 3, "batch_size": 32, "seeds": 1}
 
@@ -35,13 +39,13 @@ def small_data(monkeypatch):
     rng = np.random.default_rng(0)
     y = rng.integers(0, 4, 150)
     x = np.eye(4, 6)[y] * 2 + rng.normal(0, 1, (150, 6))
-    data = make_data("digits", x[:100], y[:100], x[100:], y[100:], classes=4, val=30)
-    monkeypatch.setattr(module, "load_data", lambda *args, **options: data)
+    data = make_data("digits", (x[:100], y[:100], x[100:], y[100:]), classes=4, val=30)
+    monkeypatch.setattr(opening, "load_data", lambda *args, **options: data)
     return data
 
 
 def run_of(tmp_path, *layers, **settings) -> Run:
-    return prepare(Settings(**{**TINY, **settings, "layers": layers or ("linear",)}), tmp_path / "run")
+    return open_run(Settings(**{**TINY, **settings, "layers": layers or ("linear",)}), tmp_path / "run")
 
 
 def one(run, seed=0, watch=None):
@@ -114,14 +118,14 @@ def test_options_are_read_as_their_types(text, options):
         (f"{__name__}:Nothing", "cannot import layer"),
         ("torch.nn:Linear", "must be a subclass of LinearMap"),
         ("linnet.wide:WideLinear", r"\(in_features, out_features, ...\)"),
-        ("linear:reflectors=3", "Options of linear are beings, bias, got 'reflectors'"),
+        ("linear:reflectors=3", "unknown option 'reflectors' of layer 'linear'; its options are beings, bias"),
         ("orthogonal:reflectors=many", "orthogonal: reflectors must be an integer or none, got 'many'"),
         ("orthogonal:reflectors=2.5", "must be an integer or none"),
-        ("orthogonal:reflectors=2,reflectors=3", "given once"),
+        ("orthogonal:reflectors=2,reflectors=3", "option 'reflectors' is given twice"),
         ("orthogonal:reflectors", "option=value, got 'reflectors'"),
         ("orthogonal:reflectors=2,", "option=value"),
         (f"{TOY}:count=2,beings", "option=value, got 'beings'"),
-        ("orthogonal:device=cpu", "got 'device'"),
+        ("orthogonal:device=cpu", "unknown option 'device'"),
         ("linear:beings=0", "beings must be a positive integer"),
         ("linear:bias=1", "bias must be true or false"),
         ("wide:beings=none", "beings must be a positive integer"),
@@ -157,20 +161,21 @@ def test_every_option_of_the_catalogue_has_a_type():
     ("change", "match"),
     [
         ({"epochs": 0}, "epochs must be a positive integer"),
-        ({"seeds": -1}, "seeds"),
-        ({"hidden": 2.5}, "hidden"),
-        ({"depth": True}, "depth"),
+        ({"seeds": -1}, "seeds must be a positive integer"),
+        ({"hidden": 2.5}, "hidden must be a positive integer"),
+        ({"depth": True}, "depth must be a positive integer"),
         ({"batch_size": 0}, "batch_size"),
         ({"threads": 0}, "threads"),
         ({"lr": 0.0}, "lr must be positive"),
         ({"lr": float("nan")}, "lr must be positive"),
-        ({"seed": -1}, "seed must lie"),
-        ({"seed": 2**32}, "seed must lie"),
+        ({"seed": -1}, "seed must be an integer from 0 to"),
+        ({"seed": 2**32}, "seed must be an integer from 0 to"),
+        ({"seed": 2**32 - 1, "seeds": 2}, "must add up to at most"),
         ({"layers": ()}, "at least one layer"),
-        ({"layers": ("wide", "wide:beings=8")}, "given once"),
-        ({"device": "gpu"}, "The device must be one of cpu"),
-        ({"device": "meta"}, "The device must be one of cpu"),
-        ({"device": "cuda:99"}, "The device must be one of cpu"),
+        ({"layers": ("wide", "wide:beings=8")}, "layers must not repeat a layer, got wide:beings=8 twice"),
+        ({"device": "gpu"}, "device must be one of cpu"),
+        ({"device": "meta"}, "device must be one of cpu"),
+        ({"device": "cuda:99"}, "device must be one of cpu"),
     ],
 )
 def test_settings_that_are_refused(change, match):
@@ -323,7 +328,7 @@ def test_a_resumed_run_ends_with_the_same_bytes(tmp_path, small_data, layer, epo
         one(run, watch=stop_at(epoch))
     path = run.path(run.specs[0], 0)
     torch.manual_seed(99)  # whatever happens in between
-    resumed_run = prepare(run.settings, run.out, resume=True)
+    resumed_run = open_run(run.settings, run.out, resume=True)
     seen = []
     resumed = one(resumed_run, watch=lambda spec, seed, done, value: seen.append(done))
     assert seen == list(range(epoch, 4))
@@ -351,7 +356,7 @@ def test_a_decoupled_run_learns_and_resumes_with_the_same_bytes(tmp_path, small_
         one(run, watch=stop_at(2))
     own = {"dni": "synthesizer", "cdni": "synthesizer", "local": "head", "dfa": "seed"}[kind]
     assert any(own in key for key in info(run.path(run.specs[0], 0)).shapes)
-    resumed = one(prepare(run.settings, run.out, resume=True))
+    resumed = one(open_run(run.settings, run.out, resume=True))
     whole = run_of(tmp_path / "whole", layer, epochs=4, decouple=kind, lr=0.01)
     undisturbed = one(whole)
     assert resumed.val_accuracy == undisturbed.val_accuracy
@@ -367,7 +372,7 @@ def test_a_finished_net_is_not_trained_again(tmp_path, small_data, monkeypatch):
     run = run_of(tmp_path)
     first = one(run)
     monkeypatch.setattr(module, "training_step", None)
-    again = one(prepare(run.settings, run.out, resume=True))
+    again = one(open_run(run.settings, run.out, resume=True))
     assert vars(again).keys() == vars(first).keys()
     assert again.val_accuracy == first.val_accuracy
     assert again.test_accuracy == first.test_accuracy
@@ -378,16 +383,16 @@ def test_resuming_with_other_settings_or_data_is_refused(tmp_path, small_data, m
     run = run_of(tmp_path, "linear")
     changes = {"epochs": 4, "lr": 0.1, "seed": 1, "hidden": 9, "layers": ("linear", "orthogonal"), "data": "mnist"}
     for name, value in changes.items():
-        with pytest.raises(ValueError, match=f"got {name} .*, not "):
-            prepare(dataclasses.replace(run.settings, **{name: value}), run.out, resume=True)
-    with pytest.raises(ValueError, match="must be a run to resume"):
-        prepare(run.settings, tmp_path / "nothing", resume=True)
+        with pytest.raises(ValueError, match=f"with other settings: `{name}` was .*, got "):
+            open_run(dataclasses.replace(run.settings, **{name: value}), run.out, resume=True)
+    with pytest.raises(ValueError, match="no run to resume"):
+        open_run(run.settings, tmp_path / "nothing", resume=True)
     with pytest.raises(ValueError, match="new or empty"):
-        prepare(run.settings, run.out)
+        open_run(run.settings, run.out)
     other = dataclasses.replace(small_data, fingerprint="other")
-    monkeypatch.setattr(module, "load_data", lambda *args, **options: other)
-    with pytest.raises(ValueError, match="own data"):
-        prepare(run.settings, run.out, resume=True)
+    monkeypatch.setattr(opening, "load_data", lambda *args, **options: other)
+    with pytest.raises(ValueError, match="on other data: digits has changed"):
+        open_run(run.settings, run.out, resume=True)
 
 
 def test_left_over_temporaries_go_and_damaged_checkpoints_are_told_at_once(tmp_path, small_data):
@@ -397,18 +402,18 @@ def test_left_over_temporaries_go_and_damaged_checkpoints_are_told_at_once(tmp_p
     left = [run.out / ".run.json.1234.tmp", run.out / "nets" / ".x.safetensors.1234.tmp"]
     for path in left:
         path.write_bytes(b"half")
-    prepare(run.settings, run.out, resume=True)
+    open_run(run.settings, run.out, resume=True)
     assert not any(path.exists() for path in left)
     path = run.path(run.specs[0], 0)
     data = bytearray(path.read_bytes())
     data[-3] ^= 1
     path.write_bytes(data)
     with pytest.raises(ValueError, match="SHA-256"):
-        prepare(run.settings, run.out, resume=True)
+        open_run(run.settings, run.out, resume=True)
     for text in ("", "[]", "{}", '{"settings": {"x": 1}, "data_sha256": ""}', '{"settings": 3, "data_sha256": ""}'):
         (run.out / "run.json").write_text(text)
-        with pytest.raises(ValueError, match=r"run to resume|must be whole"):
-            prepare(run.settings, run.out, resume=True)
+        with pytest.raises(ValueError, match=r"cannot resume .*run"):
+            open_run(run.settings, run.out, resume=True)
 
 
 def test_killed_while_the_folder_was_made(tmp_path, small_data):
@@ -416,7 +421,7 @@ def test_killed_while_the_folder_was_made(tmp_path, small_data):
     (tmp_path / "run" / ".run.json.12ab.tmp").write_text("{")
     run = run_of(tmp_path)  # nothing had begun
     (run.out / "nets").rmdir()
-    assert one(prepare(run.settings, run.out, resume=True)).test_accuracy is not None
+    assert one(open_run(run.settings, run.out, resume=True)).test_accuracy is not None
 
 
 def test_names_of_checkpoints_are_apart_and_tame(tmp_path, small_data):
@@ -487,7 +492,7 @@ def test_results_can_be_recomputed_from_the_saved_weights(tmp_path, small_data):
     run = run_of(tmp_path, "linear", "orthogonal", "wide:beings=3", seeds=3, seed=5)
     fits = [[fit(run, spec, seed) for seed in (5, 6, 7)] for spec in run.specs]
     costs = [Cost(0.002, 2.0, 15, 1000)] * 3
-    path = write_results(results_of(run, fits, costs), run.out)
+    path = write_results(run.out / "results.json", results_of(run, fits, costs))
     found = json.loads(path.read_text(), parse_constant=lambda text: pytest.fail(text))
     assert found["settings"]["layers"] == ["linear", "orthogonal", "wide:beings=3"]
     assert found["data"]["test"] == 50
@@ -512,7 +517,9 @@ def test_results_can_be_recomputed_from_the_saved_weights(tmp_path, small_data):
         assert layer["carriers"] == carriers
         assert layer["step_time"]["ratio"] == 2.0
     broken = results_of(run, fits, [Cost(float("nan"), float("inf"), 15, 1)] * 3)
-    found = json.loads(write_results(broken, run.out).read_text(), parse_constant=lambda text: pytest.fail(text))
+    found = json.loads(
+        write_results(run.out / "broken.json", broken).read_text(), parse_constant=lambda text: pytest.fail(text)
+    )
     assert found["layers"][0]["step_time"]["ratio"] is None
 
 
@@ -559,6 +566,6 @@ def test_a_divergent_run_is_reported_not_hidden(tmp_path, small_data):
     fits = [[one(run)]]
     found = results_of(run, fits, [Cost(1.0, 1.0, 15, 1)])
     assert found["layers"][0]["violation"]["holds"] is False
-    text = write_results(found, run.out).read_text()
+    text = write_results(run.out / "results.json", found).read_text()
     assert json.loads(text)["layers"][0]["violation"]["max"] is None
     draw(run, fits)

@@ -11,7 +11,9 @@ from torch import nn
 
 import linnet
 from linnet import SparseLinear, WideAdam, WideDeep, evolve, widen
-from linnet.cli.evolve.evolution import EvolveSettings, found, resumed
+from linnet.cli.evolve.run import open_run
+from linnet.cli.evolve.settings import EvolveSettings
+from linnet.cli.run_folder import resume_settings
 from linnet.evolve import Shards
 from support.processes import start
 
@@ -92,10 +94,15 @@ def evolves(rank, folder, settings):
     wrong = []
     for strategy in ("ga", "es", "lowrank"):
         own = dataclasses.replace(settings, strategy=strategy)
-        run = found(own, f"{folder}/{strategy}", shards=Shards(own.beings, own.block))
+        run = open_run(own, f"{folder}/{strategy}", shards=Shards(own.beings, own.block))
         run.step(), run.save()
         dist.barrier()
-        run = found(resumed(f"{folder}/{strategy}"), f"{folder}/{strategy}", resume=True, shards=run.shards)
+        run = open_run(
+            resume_settings(EvolveSettings, f"{folder}/{strategy}"),
+            f"{folder}/{strategy}",
+            resume=True,
+            shards=run.shards,
+        )
         run.run()
         wrong.append((run.curve, run.test().tolist()))
     torch.save(wrong, f"{folder}/{rank}.pt")
@@ -114,7 +121,7 @@ def test_an_evolution_on_two_processes_is_that_on_one(tmp_path):
     both = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(2)]
     assert both[0] == both[1]
     for strategy, (curve, returns) in zip(("ga", "es", "lowrank"), both[0], strict=True):
-        alone = found(dataclasses.replace(settings, strategy=strategy), tmp_path / f"{strategy} alone")
+        alone = open_run(dataclasses.replace(settings, strategy=strategy), tmp_path / f"{strategy} alone")
         alone.run()
         assert (alone.curve, alone.test().tolist()) == (curve, returns)
         for name in ("state.safetensors", "best.safetensors", "curve.csv"):

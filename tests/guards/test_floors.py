@@ -102,7 +102,6 @@ def test_every_import_goes_down(texts):
     assert not upward(graph(texts))
 
 
-@pytest.mark.xfail(strict=False, reason="the house is being rebuilt")
 def test_no_file_imports_itself_in_a_circle(texts):
     assert circle(graph(texts)) is None
 
@@ -114,12 +113,10 @@ def test_nothing_lies_loose_at_the_top():
     assert folders == set().union(*FLOORS) - {"_version"}
 
 
-@pytest.mark.xfail(strict=False, reason="the house is being rebuilt")
 def test_no_file_is_two(texts):
     assert not {name: text.count("\n") for name, text in texts.items() if text.count("\n") > LARGEST}
 
 
-@pytest.mark.xfail(strict=False, reason="the house is being rebuilt")
 def test_planted_faults_are_noticed(texts):
     planted = texts | {
         "linnet.core.affine": texts["linnet.core.affine"] + "\ndef f():\n    from linnet.maps import orthogonal\n"

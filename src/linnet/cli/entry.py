@@ -1,13 +1,14 @@
-"""The command ``linnet``: its entry point, and what it does about errors.
+"""The entry point of the command ``linnet``, and what it does about errors.
 
 The commands themselves are in :mod:`linnet.cli.commands`; they need the extra ``cli``, this file does not.
 """
 
 import importlib.util
+import re
 import sys
 from collections.abc import Sequence
 
-from linnet.cli.errors import UserError
+from linnet.cli.errors import Stopped, UserError
 
 __all__ = ["main"]
 
@@ -20,28 +21,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: instead of those of the process.
     """
-    if any(importlib.util.find_spec(name) is None for name in EXTRA):
-        print('linnet: the command line needs its extra: pip install "linnet[cli]"', file=sys.stderr)
-        return 2
-    if "" not in sys.path and "." not in sys.path:
-        sys.path.append(".")  # so that --layer module:Class finds a module of the current folder
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal without × and ± shows a question mark
     try:
-        from linnet.cli.commands import app
+        if any(importlib.util.find_spec(name) is None for name in EXTRA):
+            raise UserError('the command line needs its extra: pip install "linnet[cli]"')
+        if "" not in sys.path and "." not in sys.path:
+            sys.path.append(".")  # so that --layer module:Class finds a module of the current folder
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="replace")  # a terminal without × and ± shows a question mark
+        return _run(arguments)
+    except (UserError, KeyboardInterrupt) as error:
+        ended = error if isinstance(error, UserError) else Stopped("stopped")
+        print(f"linnet: {' '.join(str(ended).split())}", file=sys.stderr)
+        return ended.code
 
+
+def _run(arguments: Sequence[str] | None) -> int:
+    """Call the commands; typer's errors, whose classes moved between its versions, become ours."""
+    from linnet.cli.commands import app
+
+    try:
         code = app(args=arguments, prog_name="linnet", standalone_mode=False)
-        return code if isinstance(code, int) else 0
-    except KeyboardInterrupt:
-        print("linnet: stopped", file=sys.stderr)
-        return 130
     except Exception as error:
-        if isinstance(error, UserError):
-            message = str(error)
-        elif hasattr(error, "format_message"):  # a usage error of typer, whose base class moved between versions
-            message = error.format_message()
-        else:
-            raise
-        print(f"linnet: {' '.join(message.split())}", file=sys.stderr)
-        return 2
+        if type(error).__name__ == "Abort":  # typer's word for Ctrl-C
+            raise Stopped("stopped") from None
+        if hasattr(error, "format_message"):
+            raise UserError(error.format_message()) from error
+        if isinstance(error, MemoryError) or re.search("can't allocate memory|out of memory", str(error)):
+            raise UserError("there is not enough memory for this command") from error
+        raise
+    return code if isinstance(code, int) else 0

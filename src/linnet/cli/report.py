@@ -1,7 +1,9 @@
-"""report.html: what a run found as one page that needs nothing beside it, no network either."""
+"""What a run found: its numbers as JSON, and report.html, one page that needs nothing beside it, no network either."""
 
 import base64
 import dataclasses
+import json
+import math
 import platform
 import re
 import shlex
@@ -15,8 +17,9 @@ import torch
 
 from linnet._version import __version__
 from linnet.checkpoint import replacing
+from linnet.cli.options import option_names
 
-__all__ = ["command_of", "folded", "heading", "paragraph", "picture", "settings_of", "table", "versions", "write_page"]
+__all__ = ["command_of", "heading", "paragraph", "picture", "table", "versions", "write_report", "write_results"]
 
 _NUMBER = re.compile(r"–|[-+×−]?\d.{0,24}")
 _STYLE = """
@@ -46,38 +49,57 @@ summary { cursor: pointer; margin: .75rem 0; }
 """
 
 
-def write_page(out: Path, title: str, command: str, parts: Iterable[str]) -> Path:
-    """report.html in a run's folder.
+_PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{title}</title><style>{style}</style></head>
+<body><h1>{title}</h1>
+<pre class="command">{command}</pre>
+{parts}
+{numbers}
+<footer>{footer}</footer></body></html>
+"""
+
+
+def write_results(path: Path, results: Any) -> Path:
+    """The numbers of a run as strict JSON: one that is not finite becomes null."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(_finite(results), indent=1, allow_nan=False) + "\n")
+    return path
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_report(
+    out: Path, title: str, command: str, parts: Iterable[str], numbers: Path, settings: Any = None
+) -> Path:
+    """Write report.html in a run's folder: a title, the command that repeats the run, parts, and every number.
 
     Args:
-        out: the folder.
-        title: of the page.
-        command: the command line that does the run again.
         parts: what the functions below give, in their order.
+        numbers: the file with every number.
+        settings: of the run, a dataclass; None if it has none.
     """
     path = out / "report.html"
-    page = [
-        "<!DOCTYPE html>",
-        '<html lang="en">',
-        "<head>",
-        '<meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        '<meta http-equiv="Content-Security-Policy" '
-        "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">",
-        f"<title>{escape(title)}</title>",
-        f"<style>{_STYLE}</style>",
-        "</head>",
-        "<body>",
-        f"<h1>{escape(title)}</h1>",
-        f'<pre class="command">{escape(command)}</pre>',
-        *parts,
-        f"<footer>{escape(', '.join(f'{name} {value}' for name, value in versions().items()))}<br>"
-        f"{escape(platform.platform())}</footer>",
-        "</body>",
-        "</html>",
-    ]
+    if settings is not None:
+        parts = [*parts, heading("How to repeat this run"), _settings(settings)]
+    about = ", ".join(f"{name} {value}" for name, value in versions().items())
+    page = _PAGE.format(
+        title=escape(title),
+        style=_STYLE,
+        command=escape(command),
+        parts="\n".join(parts),
+        numbers=_folded(f"Every number: {numbers.name}", numbers.read_text()),
+        footer=f"{escape(about)}<br>{escape(platform.platform())}",
+    )
     with replacing(path) as temporary:  # a name of a file that is no text in UTF-8 is shown with \x
-        temporary.write_text("\n".join(page) + "\n", encoding="utf-8", errors="backslashreplace")
+        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
     return path
 
 
@@ -96,14 +118,8 @@ def versions() -> dict[str, str]:
     }
 
 
-def command_of(name: str, settings: Any, out: Path, *, argument: str | None = None) -> str:
-    """The command line that starts a run again: what differs from the defaults.
-
-    Args:
-        name: of the command.
-        settings: of the run, a dataclass.
-        out: its folder.
-        argument: the setting that is given without a name.
+def command_of(name: str, settings: Any, out: Path) -> str:
+    """The command line that repeats a run: the settings that differ from the defaults.
 
     Example:
         >>> from linnet.cli.train.settings import Settings
@@ -111,22 +127,19 @@ def command_of(name: str, settings: Any, out: Path, *, argument: str | None = No
         "linnet train --layer linear --layer wide:beings=2 --batch-size 32 --out 'a run'"
     """
     words = ["linnet", name]
+    names = option_names(type(settings))
     for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        option = "--" + field.name.replace("_", "-")
-        if field.name == argument:
+        value, option = getattr(settings, field.name), names[field.name]
+        if not option.startswith("--"):  # an argument
             words.append(str(value))
-        elif value == field.default:
-            continue
-        elif isinstance(value, tuple):  # layers, one by one
-            words += [word for each in value for word in (option.removesuffix("s"), str(each))]
-        else:
-            words += [option] if value is True else [option, str(value)]
+        elif value != field.default:
+            for each in value if isinstance(value, tuple) else [value]:
+                words += [option] if each is True else [option, str(each)]
     return shlex.join([*words, "--out", str(out)])
 
 
 def heading(text: str) -> str:
-    """What follows has this name."""
+    """A heading."""
     return f"<h2>{escape(text)}</h2>"
 
 
@@ -148,7 +161,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
 
 
-def settings_of(settings: Any) -> str:
+def _settings(settings: Any) -> str:
     """All settings of a run, a dataclass."""
     values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
     shown = {name: "\n".join(value) if isinstance(value, tuple) else value for name, value in values.items()}
@@ -162,6 +175,6 @@ def picture(path: Path) -> str:
     return f'<img alt="{escape(path.stem)}" src="data:image/png;base64,{content}">'
 
 
-def folded(title: str, text: str) -> str:
+def _folded(title: str, text: str) -> str:
     """A text that is shown when its title is clicked."""
     return f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>"

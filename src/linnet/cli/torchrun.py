@@ -1,7 +1,7 @@
-"""A run on several processes, which torchrun starts; in a training each does its share of every batch.
+"""A run on several processes, its workers, which torchrun starts; in a training each does its share of every batch.
 
-A process that dies takes the others with it; torchrun then starts all of them again, and they go on from the last
-checkpoint. What each of them does is in :mod:`linnet.cli.train.worker` and :mod:`linnet.cli.evolve.worker`.
+A worker that dies takes the others with it; torchrun then starts all of them again, and they resume from the last
+checkpoint. What each of them runs is :mod:`linnet.cli.worker`.
 """
 
 import os
@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch.distributed as dist
@@ -17,23 +18,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from linnet.sparse import share_wiring
 
-__all__ = ["ALONE", "Replicas", "joined", "start", "stoppable"]
+__all__ = ["ALONE", "Workers", "exit_quietly", "join", "start"]
 
 RESTARTS = 20
 """How often torchrun starts again what died."""
 
 
 @dataclass(frozen=True)
-class Replicas:
-    """The processes of a run.
+class Workers:
+    """The processes of a run, as one of them sees them."""
 
-    Attributes:
-        rank: which one this is.
-        size: how many there are.
-    """
-
-    rank: int = 0
-    size: int = 1
+    rank: int = 0  # of this one
+    size: int = 1  # how many there are
 
     @property
     def first(self) -> bool:
@@ -53,6 +49,7 @@ class Replicas:
 
     def weight(self, own: Tensor, rows: Tensor) -> float:
         """What a mean over the own part of a batch counts, so that the mean over processes is that over the batch."""
+        # DDP averages gradients over P processes: (1/P) Σ_p w_p ∇mean_p = Σ_p (n_p/n) ∇mean_p with w_p = P n_p / n
         return self.size * len(own) / len(rows)
 
     def total(self, part: Tensor) -> Tensor:
@@ -62,39 +59,36 @@ class Replicas:
         return part
 
 
-ALONE = Replicas()
+ALONE = Workers()
 
 
-def joined() -> Replicas:
+def join() -> Workers:
     """Meet the other processes, under a name of this attempt's own.
 
     The store of torchrun outlives an attempt, and in torch 2.13 the addresses of those that died stay in it under the
     names that the new ones look for: who comes first would wait for a dead process.
     """
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    replicas = Replicas(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    workers = Workers(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     store = dist.TCPStore(address, port, is_master=False)
     own = dist.PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
-    dist.init_process_group("gloo", store=own, rank=replicas.rank, world_size=replicas.size)
-    return replicas
+    dist.init_process_group("gloo", store=own, rank=workers.rank, world_size=workers.size)
+    return workers
 
 
 @contextmanager
-def stoppable() -> Iterator[None]:
-    """After Ctrl-C a process ends without a traceback: the command that started it says how to go on."""
+def exit_quietly() -> Iterator[None]:
+    """After Ctrl-C a worker ends without a traceback: the command that started it says how to resume."""
     try:
         yield
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-def start(nproc: int, module: str, *arguments: str) -> None:
-    """Run ``python -m module`` on several processes, by torchrun, and come back when it is done.
+def start(nproc: int, module: str, out: Path) -> None:
+    """Start the workers of a run by torchrun, and return when they are done.
 
-    Args:
-        nproc: how many processes.
-        module: which meets the others by :func:`joined`, and goes on from a checkpoint where there is one.
-        arguments: of it.
+    Each resumes the run in the folder by the function ``work(out, workers)`` of the module.
 
     Raises:
         RuntimeError: the processes died more often than they are started again.
@@ -116,8 +110,8 @@ def start(nproc: int, module: str, *arguments: str) -> None:
             logs_specs=DefaultLogsSpecs(log_dir=logs),
         )
         try:
-            elastic_launch(config, sys.executable)("-m", module, *arguments)
+            elastic_launch(config, sys.executable)("-m", "linnet.cli.worker", module, str(out))
         except ChildFailedError as error:
-            raise RuntimeError(f"The {nproc} processes of a run must end, got {error.format_msg()}") from error
+            raise RuntimeError(f"a worker died more than {RESTARTS} times: {error.format_msg()}") from error
         except SignalException as error:
             raise KeyboardInterrupt from error

@@ -1,27 +1,23 @@
 """Data of the command line: digits, Fashion-MNIST, MNIST, files; checked strictly, split once and for all; sunspots."""
 
-import gzip
-import math
-import zlib
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from linnet.cli.data.idx import read_idx
 from linnet.cli.data.tables import SUFFIXES, read_table
 
-__all__ = ["DATA_SETS", "Data", "Split", "check_data", "load_data", "load_sunspots", "make_data", "read_idx"]
+__all__ = ["DATA_SETS", "Data", "Split", "check_data", "load_data", "load_sunspots", "make_data"]
 
 DATA_SETS = ("digits", "fashion-mnist", "mnist")
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-_IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
-_CHUNK = 1 << 20
 
 
 class Split(NamedTuple):
@@ -30,29 +26,23 @@ class Split(NamedTuple):
     inputs: Tensor
     targets: Tensor
 
+    def to(self, device: torch.device) -> "Split":
+        return Split(self.inputs.to(device), self.targets.to(device))
+
 
 @dataclass(frozen=True)
 class Data:
-    """A classification task: standardised with the statistics of its training split.
-
-    Attributes:
-        name: of the data set.
-        train, val, test: the splits; ``val`` is taken out of the training data.
-        classes: how many classes there are.
-        fingerprint: SHA-256 of what the splits were made from: tells whether two runs saw the same data.
-        labels: what each class is called in the user's own file.
-        mean, std: what the inputs were standardised with, (features,) or one number for all, float64.
-    """
+    """A classification task: standardised with the statistics of its training split."""
 
     name: str
     train: Split
-    val: Split
+    val: Split  # taken out of the training data
     test: Split
     classes: int
-    fingerprint: str
-    labels: tuple[int | str, ...]
-    mean: Tensor
-    std: Tensor
+    fingerprint: str  # SHA-256 of what the splits were made from: tells whether two runs saw the same data
+    labels: tuple[int | str, ...]  # what each class is called in the user's own file
+    mean: Tensor  # what was subtracted from the inputs, (features,) or one number for all, float64
+    std: Tensor  # what the inputs were then divided by
 
     @property
     def features(self) -> int:
@@ -60,7 +50,7 @@ class Data:
 
 
 def check_data(name: str, data_dir: str | Path | None = None, target: str | None = None) -> None:
-    """What can be told of the arguments of :func:`load_data` before anything is read.
+    """Check the arguments of :func:`load_data` as far as nothing must be read.
 
     Raises:
         ValueError: they do not fit together.
@@ -70,15 +60,11 @@ def check_data(name: str, data_dir: str | Path | None = None, target: str | None
     """
     suffix = Path(name).suffix.lower()
     if name not in DATA_SETS and suffix not in SUFFIXES:
-        raise ValueError(
-            f"The data set must be one of {', '.join(DATA_SETS)}, or a file {' or '.join(SUFFIXES)}, got {name!r}"
-        )
-    if data_dir is not None and name == "digits":
-        raise ValueError("digits lie inside scikit-learn and take no data folder, got " + repr(str(data_dir)))
-    if data_dir is not None and name not in DATA_SETS:
-        raise ValueError(f"A file is given with its folder and takes no data folder, got {str(data_dir)!r}")
+        raise ValueError(f"data must be one of {', '.join(DATA_SETS)}, or a .npz or .csv file, got {name!r}")
+    if data_dir is not None and name not in ("fashion-mnist", "mnist"):
+        raise ValueError(f"`data_dir` applies to fashion-mnist and mnist only, got `data` {name}")
     if target is not None and suffix != ".csv":
-        raise ValueError(f"A target is a column of a .csv file, got the data set is {name}")
+        raise ValueError(f"`target` is a column of a .csv file, got `data` {name}")
 
 
 def load_data(name: str, data_dir: str | Path | None = None, seed: int = 0, target: str | None = None) -> Data:
@@ -112,24 +98,14 @@ def load_data(name: str, data_dir: str | Path | None = None, seed: int = 0, targ
 
         images, labels = load_digits(return_X_y=True)
         rest, test = _rest_and_test(len(images), seed)
-        return make_data(
-            name, images[rest], labels[rest], images[test], labels[test], classes=10, val=len(test), seed=seed
-        )
+        arrays = [images[rest], labels[rest], images[test], labels[test]]
+        return make_data(name, arrays, classes=10, val=len(test), seed=seed)
     paths = _find_idx_files(name, data_dir)
-    train_images, train_labels, test_images, test_labels = (read_idx(path) for path in paths)
-    _check_pair(train_images, train_labels, paths[0], paths[1])
-    _check_pair(test_images, test_labels, paths[2], paths[3])
-    return make_data(
-        name,
-        train_images,
-        train_labels,
-        test_images,
-        test_labels,
-        classes=10,
-        val=len(train_images) // 10,
-        seed=seed,
-        sources=[str(path) for path in paths],
-    )
+    arrays = [read_idx(path) for path in paths]
+    for array, axes, path in zip(arrays, (3, 1, 3, 1), paths, strict=True):
+        if array.ndim != axes:
+            raise ValueError(f"{path} must have {axes} axes, got {array.ndim}")
+    return make_data(name, arrays, classes=10, val=len(arrays[0]) // 10, seed=seed, sources=list(map(str, paths)))
 
 
 def _rest_and_test(count: int, seed: int) -> tuple[Any, Any]:
@@ -139,25 +115,14 @@ def _rest_and_test(count: int, seed: int) -> tuple[Any, Any]:
 
 
 def _own_data(path: Path, seed: int, target: str | None) -> Data:
-    inputs, targets, test_inputs, test_targets, labels = read_table(path, target)
+    *arrays, labels = read_table(path, target)
+    inputs, targets, test_inputs, _ = arrays
     val = len(inputs) // 10
     if test_inputs is None:
         rest, test = _rest_and_test(len(inputs), seed)
-        inputs, targets, test_inputs, test_targets = inputs[rest], targets[rest], inputs[test], targets[test]
-        val = len(test)
-    return make_data(
-        path.name,
-        inputs,
-        targets,
-        test_inputs,
-        test_targets,
-        classes=len(labels),
-        val=val,
-        seed=seed,
-        sources=[str(path)] * 4,
-        labels=labels,
-        by_feature=inputs.ndim < 3,
-    )
+        arrays, val = [inputs[rest], targets[rest], inputs[test], targets[test]], len(test)
+    by_feature, sources = inputs.ndim < 3, [str(path)] * 4
+    return make_data(path.name, arrays, len(labels), val, seed, sources=sources, labels=labels, by_feature=by_feature)
 
 
 def load_sunspots() -> tuple[Tensor, Tensor]:
@@ -175,14 +140,11 @@ def load_sunspots() -> tuple[Tensor, Tensor]:
 
 def make_data(
     name: str,
-    train_inputs: Any,
-    train_targets: Any,
-    test_inputs: Any,
-    test_targets: Any,
-    *,
+    arrays: Sequence[Any],
     classes: int,
     val: int,
     seed: int = 0,
+    *,
     sources: list[str] | None = None,
     labels: tuple[int | str, ...] = (),
     by_feature: bool = False,
@@ -194,8 +156,7 @@ def make_data(
 
     Args:
         name: of the data set.
-        train_inputs, test_inputs: arrays, (n, ...).
-        train_targets, test_targets: arrays, (n,), of classes 0 to ``classes`` - 1.
+        arrays: training inputs, (n, ...), and classes, (n,) from 0 to ``classes`` - 1, then those for the test.
         classes: how many classes there are.
         val: size of the validation split.
         seed: of the split.
@@ -208,15 +169,14 @@ def make_data(
             range; the message names the source.
     """
     names = sources or [f"{name}: {what}" for what in ("train inputs", "train labels", "test inputs", "test labels")]
-    train = _check_split(train_inputs, train_targets, classes, names[0], names[1])
-    test = _check_split(test_inputs, test_targets, classes, names[2], names[3])
+    train, test = (_check_split(arrays[i : i + 2], classes, names[i : i + 2]) for i in (0, 2))
     if train[0].shape[1] != test[0].shape[1]:
         raise ValueError(
-            f"Training and test inputs must be of one size, got {train[0].shape[1]} and {test[0].shape[1]} "
+            f"training and test inputs must be of one size, got {train[0].shape[1]} and {test[0].shape[1]} "
             f"({names[0]}, {names[2]})"
         )
     if not 0 < val < len(train[0]):
-        raise ValueError(f"The training data must leave samples for validation, got {len(train[0])} ({names[0]})")
+        raise ValueError(f"the training data must leave samples for validation, got {len(train[0])} ({names[0]})")
     order = np.random.default_rng([seed, 2]).permutation(len(train[0]))
     chosen, kept = np.sort(order[:val]), np.sort(order[val:])
     axis = 0 if by_feature else None
@@ -227,7 +187,7 @@ def make_data(
     mean, std = np.where(lowest == highest, (lowest, np.zeros_like(std)), (mean, std))  # rounding is no variation
     if not (np.isfinite(std).all() and (std > 0).any()):
         worst = float(std[np.argmin(np.isfinite(std))] if by_feature else std)
-        raise ValueError(f"Inputs must vary, and not too wildly, got their standard deviation is {worst} ({names[0]})")
+        raise ValueError(f"inputs must have a positive, finite standard deviation, got {worst} ({names[0]})")
     std = np.where(std > 0, std, 1.0)
 
     def split(inputs: Any, targets: Any) -> Split:
@@ -248,46 +208,6 @@ def make_data(
     )
 
 
-def read_idx(path: str | Path) -> Any:
-    """An IDX file, plain or ``.gz``, as an array.
-
-    The format: two zero bytes, one for the type, one for the number of axes, the size of each axis as a big-endian
-    32-bit integer, then the numbers, big-endian.
-
-    Raises:
-        ValueError: the file is not IDX, is truncated or has bytes left over.
-    """
-    path = Path(path)
-    opener: Callable[[Path, str], Any] = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rb") as file:
-            magic = file.read(4)
-            if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _IDX_TYPES or magic[3] == 0:
-                raise ValueError(f"An IDX file must begin with 00 00, a type and the number of axes, got {path}")
-            sizes = file.read(4 * magic[3])
-            if len(sizes) < 4 * magic[3]:
-                raise ValueError(f"An IDX file must hold the sizes of its axes, got {path} is truncated")
-            shape = tuple(int(size) for size in np.frombuffer(sizes, ">u4"))
-            dtype = np.dtype(_IDX_TYPES[magic[2]])
-            expected = math.prod(shape) * dtype.itemsize
-            content = _read_up_to(file, expected + 1)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"A .gz file must be whole, got {path} is not ({error})") from error
-    except OSError as error:
-        raise ValueError(f"The data file must be readable, got {path} ({error.strerror})") from error
-    if len(content) != expected:
-        found = f"{len(content)} of them" if len(content) < expected else "more"
-        raise ValueError(f"The IDX file must hold {expected} bytes of numbers, {shape=}, got {path} has {found}")
-    return np.frombuffer(content, dtype).reshape(shape).astype(dtype.newbyteorder("="))
-
-
-def _read_up_to(file: BinaryIO, limit: int) -> bytearray:
-    content = bytearray()  # grows with what is there, not with what the header claims
-    while len(content) < limit and (chunk := file.read(min(_CHUNK, limit - len(content)))):
-        content += chunk
-    return content
-
-
 def _find_idx_files(name: str, data_dir: str | Path | None) -> list[Path]:
     folders = [] if data_dir is None else [Path(data_dir)]
     if name == "fashion-mnist":
@@ -299,37 +219,31 @@ def _find_idx_files(name: str, data_dir: str | Path | None) -> list[Path]:
             return paths
         if paths:  # a folder with some of them is a mistake, not a reason to look elsewhere
             missing = [f for f, path in zip(IDX_FILES, found, strict=True) if path is None]
-            raise ValueError(f"{name} needs four files, got {', '.join(missing)} [.gz] missing in {folder}")
+            raise ValueError(f"{name} needs four files; {', '.join(missing)} [.gz] missing in {folder}")
     package = "install Debian's package dataset-fashion-mnist, or " if name == "fashion-mnist" else ""
-    looked = ", ".join(map(str, folders)) or "no --data-dir given"
+    where = f" in {', '.join(map(str, folders))}" if folders else ""
     raise ValueError(
-        f"{name} must be on this machine, got not found ({looked}); {package}pass --data-dir with the files "
-        f"{', '.join(IDX_FILES)}, plain or .gz"
+        f"cannot find {name}{where}; {package}give --data-dir FOLDER with {', '.join(IDX_FILES)}, plain or .gz"
     )
 
 
-def _check_pair(images: Any, labels: Any, image_path: Path, label_path: Path) -> None:
-    for array, axes, path in ((images, 3, image_path), (labels, 1, label_path)):
-        if array.ndim != axes:
-            raise ValueError(f"The IDX file must have {axes} axes, got {path} has {array.ndim}")
-
-
-def _check_split(inputs: Any, targets: Any, classes: int, inputs_name: str, targets_name: str) -> tuple[Any, Any]:
+def _check_split(arrays: Sequence[Any], classes: int, names: Sequence[str]) -> tuple[Any, Any]:
     """Inputs as (n, features), and labels, once they are what they must be."""
-    x, y = np.asarray(inputs), np.asarray(targets)
+    x, y = map(np.asarray, arrays)
+    inputs_name, targets_name = names
     if x.size == 0 or y.size == 0:
-        raise ValueError(f"Data must not be empty, got {inputs_name if x.size == 0 else targets_name}")
+        raise ValueError(f"{inputs_name if x.size == 0 else targets_name} must not be empty")
     if y.ndim != 1 or len(x) != len(y):
         raise ValueError(
-            f"There must be one label for each sample, got {len(x)} samples in {inputs_name}, "
+            f"there must be one label for each sample, got {len(x)} samples in {inputs_name} and "
             f"labels of shape {y.shape} in {targets_name}"
         )
     if not np.isfinite(x).all():
-        raise ValueError(f"Data must be finite, got {inputs_name} has NaN or infinity")
+        raise ValueError(f"inputs must be finite, got NaN or infinity in {inputs_name}")
     if not np.issubdtype(y.dtype, np.integer) and not (np.isfinite(y).all() and (y == np.floor(y)).all()):
-        raise ValueError(f"Labels must be integers, got {targets_name} has others")
+        raise ValueError(f"labels must be integers, got others in {targets_name}")
     if y.min() < 0 or y.max() >= classes:
-        raise ValueError(f"Labels must lie in 0..{classes - 1}, got {targets_name} has {y.min()} to {y.max()}")
+        raise ValueError(f"labels must lie in 0..{classes - 1}, got {y.min()} to {y.max()} in {targets_name}")
     return x.reshape(len(x), -1), y
 
 

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from linnet.cli.errors import file_errors
+
 __all__ = ["SUFFIXES", "Table", "read_table"]
 
 SUFFIXES = (".npz", ".csv")
@@ -21,20 +23,13 @@ TEST_TARGETS = ("y_test",)
 
 
 class Table(NamedTuple):
-    """What a file holds.
+    """What a file holds."""
 
-    Attributes:
-        inputs: (n, ...), numbers.
-        targets: (n,), integers from 0 on.
-        test_inputs, test_targets: as these; None if the file has no test data of its own.
-        labels: what a class is called in the file, by its number.
-    """
-
-    inputs: Any
-    targets: Any
-    test_inputs: Any
+    inputs: Any  # (n, ...), numbers
+    targets: Any  # (n,), integers from 0 on
+    test_inputs: Any  # None if the file has no test data of its own
     test_targets: Any
-    labels: tuple[int | str, ...]
+    labels: tuple[int | str, ...]  # what a class is called in the file, by its number
 
 
 def read_table(path: Path, target: str | None = None) -> Table:
@@ -51,19 +46,16 @@ def read_table(path: Path, target: str | None = None) -> Table:
     Raises:
         ValueError: the file cannot be read, or its content is not what it must be.
     """
-    try:
-        found = _read_npz(path) if path.suffix.lower() == ".npz" else _read_csv(path, target)
-    except OSError as error:
-        raise ValueError(f"The data file must be readable, got {path} ({error.strerror or error})") from error
-    inputs, targets, *test = found
-    if len(inputs) < ROWS:
-        raise ValueError(f"There must be at least {ROWS} rows to train with, got {path} has {len(inputs)}")
-    everything = targets if test[1] is None else np.concatenate([targets, test[1]])
-    labels, numbers = np.unique(everything, return_inverse=True)
-    if len(labels) < 2:
-        raise ValueError(f"There must be at least two classes, got {path} has {labels[0]!s} alone")
-    if len(labels) == len(everything):
-        raise ValueError(f"Targets must be classes that come again, got all {len(labels)} of {path} differ")
+    with file_errors("read", path):
+        inputs, targets, *test = _read_npz(path) if path.suffix.lower() == ".npz" else _read_csv(path, target)
+        if len(inputs) < ROWS:
+            raise ValueError(f"there must be at least {ROWS} rows to train with, got {len(inputs)}")
+        everything = targets if test[1] is None else np.concatenate([targets, test[1]])
+        labels, numbers = np.unique(everything, return_inverse=True)
+        if len(labels) < 2:
+            raise ValueError(f"there must be at least two classes, got only {labels[0]!s}")
+        if len(labels) == len(everything):
+            raise ValueError(f"classes must repeat, got {len(labels)} different targets in as many rows")
     numbers = numbers.reshape(-1)  # numpy 2.0 had the shape of its argument
     return Table(
         inputs,
@@ -77,58 +69,56 @@ def read_table(path: Path, target: str | None = None) -> Table:
 def _read_npz(path: Path) -> tuple[Any, Any, Any, Any]:
     try:
         with zipfile.ZipFile(path) as archive:
-            inputs, targets = (_named(path, archive, names) for names in (INPUTS, TARGETS))
+            inputs, targets = (_named(archive, names) for names in (INPUTS, TARGETS))
+            test = [_named(archive, names) for names in (TEST_INPUTS, TEST_TARGETS)]
             if inputs is None or targets is None:
+                there = ", ".join(archive.namelist()) or "nothing"
                 raise ValueError(
-                    f"A .npz file must hold inputs ({', '.join(INPUTS)}) and targets ({', '.join(TARGETS)}), got "
-                    f"{path} holds {', '.join(archive.namelist()) or 'nothing'}"
+                    f"it must hold inputs ({', '.join(INPUTS)}) and targets ({', '.join(TARGETS)}), got {there}"
                 )
-            test = [_named(path, archive, names) for names in (TEST_INPUTS, TEST_TARGETS)]
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted or packed oddly
-        raise ValueError(f"A .npz file must be a whole archive, got {path} is not ({error})") from error
+        raise ValueError(f"the archive is damaged ({error})") from error
     if (test[0] is None) != (test[1] is None):
-        raise ValueError(f"Test inputs and targets must come together, got {path} has one of them")
+        raise ValueError("test inputs and test targets must come together, got only one of them")
     if test[0] is None:
-        return *_checked(path, inputs, targets), None, None
-    train, kept = _checked(path, inputs, targets), _checked(path, *test)
+        return *_checked(inputs, targets), None, None
+    train, kept = _checked(inputs, targets), _checked(*test)
     if (train[1].dtype.kind == "U") != (kept[1].dtype.kind == "U"):
-        raise ValueError(f"Targets and test targets must be of one kind, got strings and integers in {path}")
+        raise ValueError("targets and test targets must be of one kind, got strings and integers")
     return *train, *kept
 
 
-def _named(path: Path, archive: zipfile.ZipFile, names: tuple[str, ...]) -> Any:
+def _named(archive: zipfile.ZipFile, names: tuple[str, ...]) -> Any:
     """The array that has one of these names; None if there is none."""
     there = [name for name in names if f"{name}.npy" in archive.namelist()]
     if len(there) > 1:
-        raise ValueError(f"There must be one array of them, got {path} has {' and '.join(there)}")
+        raise ValueError(f"one array must hold them, got {' and '.join(there)}")
     if not there:
         return None
     try:
         with archive.open(f"{there[0]}.npy") as file:
             array = np.lib.format.read_array(file, allow_pickle=False)
     except ValueError as error:  # numpy's own message recommends to allow pickle
-        raise ValueError(f"Arrays must hold numbers or strings, got {there[0]} in {path} does not") from error
+        raise ValueError(f"{there[0]} must be an array of numbers or strings") from error
     if array.ndim == 0:
-        raise ValueError(f"An array must have rows, got {there[0]} in {path} has none")
+        raise ValueError(f"{there[0]} must have rows, got a single value")
     return array
 
 
-def _checked(path: Path, inputs: Any, targets: Any) -> tuple[Any, Any]:
-    if len(inputs) != len(targets):
-        raise ValueError(f"There must be one target for each row, got {len(targets)} for {len(inputs)} rows in {path}")
+def _checked(inputs: Any, targets: Any) -> tuple[Any, Any]:
     if inputs.size == 0:
-        raise ValueError(f"There must be features, got inputs of shape {inputs.shape} in {path}")
+        raise ValueError(f"there must be features, got inputs of shape {inputs.shape}")
+    if len(inputs) != len(targets) or targets.size != len(targets):
+        raise ValueError(f"there must be one target for each of the {len(inputs)} rows, got shape {targets.shape}")
     if inputs.dtype.kind not in "biuf":
-        raise ValueError(f"Features must be numbers, got {path} has inputs of type {inputs.dtype}")
+        raise ValueError(f"features must be numbers, got {inputs.dtype}")
     if not np.isfinite(inputs).all():
-        raise ValueError(f"Features must be finite, got {path} has NaN or infinity")
-    if targets.size != len(targets):
-        raise ValueError(f"There must be one target for each row, got targets of shape {targets.shape} in {path}")
+        raise ValueError("features must be finite, got NaN or infinity")
     targets = targets.reshape(-1)
     if targets.dtype.kind == "f" and np.isfinite(targets).all() and (targets == np.floor(targets)).all():
         targets = targets.astype(np.int64)
     if targets.dtype.kind not in "biuU":
-        raise ValueError(f"Targets must be integers or strings, got {path} has others ({targets.dtype})")
+        raise ValueError(f"targets must be integers or strings, got {targets.dtype}")
     if targets.dtype.kind != "U":
         targets = targets.astype(np.int64)
     return inputs.astype(np.uint8) if inputs.dtype.kind == "b" else inputs, targets
@@ -143,41 +133,38 @@ def _read_csv(path: Path, target: str | None) -> tuple[Any, Any, None, None]:
             reader = csv.reader(file, delimiter=separator, strict=True)
             lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row]
     except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"A .csv file must be a table in UTF-8, got {path} is not ({error})") from error
+        raise ValueError(f"it must be a table in UTF-8 ({error})") from error
     if not lines:
-        raise ValueError(f"There must be rows, got {path} is empty")
-    header = lines[0][1]
-    if target is None and all(cell == "" or _is_number(cell) for cell in header[:-1]):
-        names = [str(i + 1) for i in range(len(header))]  # there is no header
+        raise ValueError("it is empty")
+    names = lines[0][1]
+    if target is None and all(cell == "" or _is_number(cell) for cell in names[:-1]):
+        names = [str(i + 1) for i in range(len(names))]  # there is no header
     else:
-        names = header
         lines = lines[1:]
     if target is not None and names.count(target) != 1:
-        raise ValueError(
-            f"The target must be one column, got {target!r} is {names.count(target)} of {path}: {', '.join(names)}"
-        )
+        raise ValueError(f"one column must be the target {target!r}, got {names.count(target)} of {', '.join(names)}")
     if len(names) < 2:
-        raise ValueError(f"There must be features beside the target, got {path} has one column")
+        raise ValueError("there must be features beside the target, got one column")
     if "" in names:  # the row numbers that pandas writes would tell the class of a sorted table
-        raise ValueError(f"Every column must have a name, got column {names.index('') + 1} of {path} has none")
+        raise ValueError(f"every column must have a name, got none for column {names.index('') + 1}")
     place = len(names) - 1 if target is None else names.index(target)
     features = names[:place] + names[place + 1 :]
     rows, targets = [], []
     for number, cells in lines:
         if len(cells) != len(names):
-            raise ValueError(f"Rows must be of one length, got {len(cells)}, not {len(names)}, {path}:{number}")
+            raise ValueError(f"line {number} must have {len(names)} cells, got {len(cells)}")
         if not cells[place]:
-            raise ValueError(f"Every row must have a target, got it is missing in {path}:{number}")
+            raise ValueError(f"line {number} must have a target, got an empty cell")
         targets.append(cells.pop(place))
         for name, cell in zip(features, cells, strict=True):
             if not (_is_number(cell) and math.isfinite(float(cell))):
-                raise ValueError(f"Features must be finite numbers, got {cell!r} in column {name} of {path}:{number}")
+                raise ValueError(f"column {name} must hold finite numbers, got {cell!r} in line {number}")
         rows.append([float(cell) for cell in cells])
     classes: Any = np.array(targets)
     if targets and all(_is_number(text) for text in targets):
         classes = np.array([float(text) for text in targets])
         if not (np.isfinite(classes).all() and (classes == np.floor(classes)).all() and abs(classes).max() < 2**53):
-            raise ValueError(f"Targets must be integers or strings, got {path} has other numbers")
+            raise ValueError("targets must be integers or strings, got other numbers")
         classes = classes.astype(np.int64)
     return np.array(rows), classes, None, None
 

@@ -23,17 +23,11 @@ def word(*keys: int) -> int:
 
 @dataclass
 class Normalizer:
-    """Running mean and variance of what the population has seen, element by element.
+    """Running mean and variance of what the population has seen, element by element."""
 
-    Attributes:
-        count: how many observations.
-        mean: their mean.
-        square: the sum of the squared distances from it.
-    """
-
-    count: float
+    count: float  # of observations
     mean: np.ndarray
-    square: np.ndarray
+    square: np.ndarray  # the sum of the squared distances from the mean
 
     @classmethod
     def fresh(cls, size: int) -> "Normalizer":
@@ -43,6 +37,7 @@ class Normalizer:
         """Take in ``count`` observations by their sum and the sum of their squares, about 0 (Chan et al., 1979)."""
         if count == 0:
             return
+        # Σ(x − x̄)² = Σx² − n x̄², and the squares of two parts add up with δ² n₁ n₂ / (n₁ + n₂), δ between their means
         mean = total / count
         own = np.maximum(squares - count * mean**2, 0.0)
         both, delta = self.count + count, mean - self.mean
@@ -69,56 +64,31 @@ class Normalizer:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a block of beings has done.
+    """What a block of beings has done."""
 
-    Attributes:
-        returns: (beings, episodes), the sum of rewards of each.
-        steps: environment steps that counted.
-        seen: count, sum and sum of squares of the observations.
-    """
-
-    returns: np.ndarray
-    steps: int
-    seen: tuple[float, np.ndarray, np.ndarray]
+    returns: np.ndarray  # (beings, episodes), the sum of rewards of each
+    steps: int  # environment steps that counted
+    seen: tuple[float, np.ndarray, np.ndarray]  # count, sum and sum of squares of the observations
 
 
 @dataclass(frozen=True)
 class Arena:
-    """One kind of environment.
+    """One kind of environment."""
 
-    Attributes:
-        name: its Gymnasium id.
-        vectorized: whether it has a vectorized entry point; if not, its copies run one after another.
-        observations: size of what a policy sees.
-        outputs: size of what it gives.
-        target: the return at which it counts as solved, or None.
-        limit: steps of an episode at most.
-    """
-
-    name: str
-    vectorized: bool
-    observations: int
-    outputs: int
-    target: float | None
-    limit: int
-    _action: Any
+    name: str  # its Gymnasium id
+    vectorized: bool  # whether it has a vectorized entry point; if not, its copies run one after another
+    observations: int  # size of what a policy sees
+    outputs: int  # size of what it gives
+    target: float | None  # the return at which it counts as solved
+    limit: int  # steps of an episode at most
+    _action: Any  # outputs -> actions
 
     def play(
-        self,
-        policy: Policy,
-        beings: int,
-        episodes: int,
-        seed: int,
-        normalizer: Normalizer | None = None,
+        self, policy: Policy, beings: int, episodes: int, seed: int, normalizer: Normalizer | None = None
     ) -> Outcome:
-        """Let beings play: all episodes of all beings side by side, until the last has ended.
+        """Let beings play, with observations normalized if there is a ``normalizer``.
 
-        Args:
-            policy: what all of them do.
-            beings: how many.
-            episodes: how many each plays.
-            seed: of the environments.
-            normalizer: what observations are normalized by; None leaves them as they are.
+        All episodes of all beings are played side by side, until the last has ended.
         """
         copies = beings * episodes
         environment = self._make(copies)
@@ -165,19 +135,19 @@ def arena_of(name: str) -> Arena:
         spec = gymnasium.spec(name)
         environment = gymnasium.make(name)
     except (gymnasium.error.Error, ModuleNotFoundError) as error:
-        raise ValueError(f"The environment must be one that Gymnasium can make, got {name!r}: {error}") from error
+        raise ValueError(f"env must be one that Gymnasium can make, got {name!r}: {error}") from error
     try:
         observation, action = environment.observation_space, environment.action_space
     finally:
         environment.close()
     if not isinstance(observation, gymnasium.spaces.Box):
-        raise ValueError(f"Observations must be numbers (a Box space), got {name} has {observation}")
+        raise ValueError(f"env must have numbers as observations (a Box space), got {observation} of {name}")
     if isinstance(action, gymnasium.spaces.Discrete):
         outputs, convert = int(action.n), _choice(int(action.start))
     elif isinstance(action, gymnasium.spaces.Box) and len(action.shape) == 1:
         outputs, convert = action.shape[0], _push(action.low, action.high)
     else:
-        raise ValueError(f"Actions must be one of n or a vector of numbers, got {name} has {action}")
+        raise ValueError(f"env must have one of n or a vector of numbers as action, got {action} of {name}")
     size = int(np.prod(observation.shape))
     limit = spec.max_episode_steps or _NO_LIMIT
     return Arena(spec.id, spec.vector_entry_point is not None, size, outputs, spec.reward_threshold, limit, convert)

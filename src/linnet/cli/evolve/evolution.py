@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import io
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -17,17 +16,14 @@ from torch import Tensor, nn
 
 from linnet import checkpoint
 from linnet.cli.evolve.environments import Arena, Normalizer, Policy, arena_of, word
-from linnet.cli.run_folder import check_new, clear_left_overs
-from linnet.cli.train.settings import differences
-from linnet.core.checks import check_positive
+from linnet.cli.evolve.settings import EvolveSettings
 from linnet.evolve import FullRank, Gaussian, GeneticAlgorithm, LowRank, OpenAIES, Shards, Strategy, Truncation
 from linnet.modules.blocks import MLP
 from linnet.wide.population import genes_of
 from linnet.wide.widen import stack, widen
 
-__all__ = ["Evolution", "EvolveSettings", "Generation", "Watch", "found", "policy_of"]
+__all__ = ["EPISODES", "Evolution", "Generation", "Watch", "policy_of"]
 
-STRATEGIES = ("ga", "es", "lowrank")
 CANDIDATES = 8
 EPISODES = 100
 """Of each candidate in validation, and of the best being in the test."""
@@ -36,78 +32,16 @@ PLAY, VALIDATE, TEST, DRAW = range(4)
 
 
 @dataclass(frozen=True)
-class EvolveSettings:
-    """Everything that decides the numbers of a run, bit for bit. The defaults are those of the command line.
-
-    Raises:
-        ValueError: a setting is not what it must be.
-    """
-
-    env: str = "CartPole-v1"
-    beings: int = 1000
-    generations: int = 100
-    strategy: str = "ga"
-    episodes: int = 2
-    hidden: int = 16
-    depth: int = 2
-    sigma: float | None = None
-    lr: float = 0.05
-    share: float = 0.1
-    elites: int = 10
-    rank: int = 1
-    normalize: bool = False
-    target: float | None = None
-    block: int = 500
-    seed: int = 0
-    threads: int = 1
-
-    def __post_init__(self) -> None:
-        sizes = ("beings", "generations", "episodes", "hidden", "depth", "rank", "block", "threads")
-        check_positive(**{name: getattr(self, name) for name in sizes})
-        if self.strategy not in STRATEGIES:
-            raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, got {self.strategy!r}")
-        if self.sigma is not None and not 0 < self.sigma < math.inf:
-            raise ValueError(f"sigma must be positive and finite, got {self.sigma}")
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"lr must be positive and finite, got {self.lr}")
-        if self.target is not None and not math.isfinite(self.target):
-            raise ValueError(f"target must be finite, got {self.target}")
-        if not 0 <= self.seed < 2**31:
-            raise ValueError(f"seed must lie in 0..2**31 - 1, got {self.seed}")
-        if not 0 <= self.elites < self.beings:
-            raise ValueError(f"elites must be fewer than the beings, {self.beings}, got {self.elites}")
-        Truncation(self.share)
-        if self.strategy != "ga" and (self.beings % 2 or self.block % 2):
-            raise ValueError(
-                f"The beings of an evolution strategy come in pairs, beings and block must be even, got "
-                f"{self.beings} and {self.block}"
-            )
-
-    @property
-    def noise(self) -> float:
-        """σ, by default one that suits the strategy."""
-        return {"ga": 0.3, "es": 0.1, "lowrank": 0.1}[self.strategy] if self.sigma is None else self.sigma
-
-
-@dataclass(frozen=True)
 class Generation:
-    """What one generation has done.
+    """What one generation has done: a row of curve.csv."""
 
-    Attributes:
-        number: from 0.
-        best, mean, worst: fitness, the mean return of a being's episodes.
-        diversity: root mean square distance of the beings' parameters from their mean, for each number.
-        validation: mean return of the best candidate over fresh episodes, if it was measured.
-        steps: environment steps so far.
-    """
-
-    number: int
-    best: float
+    number: int  # from 0
+    best: float  # fitness, which is the mean return of a being's episodes
     mean: float
     worst: float
-    diversity: float
-    validation: float | None
-    steps: int
+    diversity: float  # root mean square distance of the beings' parameters from their mean
+    validation: float | None  # mean return of the best candidate over fresh episodes, if it was measured
+    steps: int  # environment steps so far
 
 
 Watch = Callable[[Generation, float], None]
@@ -122,50 +56,26 @@ def policy_of(settings: EvolveSettings, arena: Arena) -> nn.Sequential:
 
 @dataclass
 class Evolution:
-    """One run: what is to do, and how far it is.
-
-    Args:
-        settings: what to do.
-        out: folder of the run.
-        shards: where processes hold the population together.
-    """
+    """One run: what is to do, and how far it is."""
 
     settings: EvolveSettings
-    out: Path
-    shards: Shards | None = None
-    arena: Arena = field(init=False)
-    strategy: Strategy = field(init=False)
-    normalizer: Normalizer = field(init=False)
+    out: Path  # folder of the run
+    shards: Shards | None = None  # where the population is sharded across processes
     curve: list[Generation] = field(default_factory=list)
     champion: nn.Module | None = None
-    score: float = -math.inf
-    """Of the champion, in validation."""
+    score: float = -math.inf  # of the champion, in validation
     solved: bool = False
 
     def __post_init__(self) -> None:
-        self.arena = arena_of(self.settings.env)
+        settings, shards = self.settings, self.shards
+        self.arena = arena_of(settings.env)
+        # the return at which to stop
+        self.target = self.arena.target if settings.target is None else settings.target
+        # the beings of this process, and whether it writes and shows what all have found
+        self.start, self.stop = (0, settings.beings) if shards is None else (shards.start, shards.stop)
+        self.leads = shards is None or shards.rank == 0
         self.normalizer = Normalizer.fresh(self.arena.observations)
         self.strategy = self._strategy()
-
-    @property
-    def target(self) -> float | None:
-        """The return at which to stop."""
-        return self.arena.target if self.settings.target is None else self.settings.target
-
-    @property
-    def start(self) -> int:
-        """The first being of this process."""
-        return 0 if self.shards is None else self.shards.start
-
-    @property
-    def stop(self) -> int:
-        """The number behind that of the last."""
-        return self.settings.beings if self.shards is None else self.shards.stop
-
-    @property
-    def leads(self) -> bool:
-        """Whether this process writes and shows what all have found."""
-        return self.shards is None or self.shards.rank == 0
 
     def _strategy(self) -> Strategy:
         settings = self.settings
@@ -174,7 +84,7 @@ class Evolution:
             seeds = [word(settings.seed, DRAW, i) for i in range(self.start, self.stop)]
             return GeneticAlgorithm(
                 widen(build, len(seeds), seeds=seeds),
-                selection=Truncation(settings.share, elites=settings.elites),
+                selection=Truncation(settings.share, elites=settings.elite_count),
                 mutation=Gaussian(settings.noise),
                 seed=settings.seed,
                 shards=self.shards,
@@ -263,7 +173,7 @@ class Evolution:
         """Returns of the champion in episodes that nothing was chosen by, (episodes,): read once, at the end."""
         champion = self.champion
         if champion is None:
-            raise ValueError("There is no champion before a validation")
+            raise ValueError("there is no champion before a validation; run the evolution to its end")
         seed = word(self.settings.seed, TEST)
         return self.arena.play(stack([champion]), 1, EPISODES, seed).returns[0]
 
@@ -271,7 +181,6 @@ class Evolution:
 
     def run(self, watch: Watch | None = None) -> None:
         """Generations until the task is solved or there are none left; each is on the disk before the next begins."""
-        torch.set_num_threads(self.settings.threads)
         while not self.solved and self.strategy.generation < self.settings.generations:
             speed = self.step()
             self.save()
@@ -305,7 +214,7 @@ class Evolution:
             checkpoint.save(self.champion, self.out / "best.safetensors", rng=False, extra=about)
 
     def restore(self) -> None:
-        """Go on from what :meth:`save` has written."""
+        """Resume from what :meth:`save` has written."""
         extra = checkpoint.load(self.out / "state.safetensors", into=nn.Identity()).extra
         self.strategy.load_state_dict(extra["strategy"])
         kept = {name: value.numpy() for name, value in extra["normalizer"].items()}
@@ -315,59 +224,3 @@ class Evolution:
         if extra["champion"] is not None:
             self.champion = policy_of(self.settings, self.arena)
             self.champion.load_state_dict(extra["champion"])
-
-
-def found(
-    settings: EvolveSettings, out: str | os.PathLike[str], *, resume: bool = False, shards: Shards | None = None
-) -> Evolution:
-    """A new run in a new or empty folder, or the one in it, to go on with.
-
-    Args:
-        settings: what to do; more generations than before may be asked of a run that is resumed, nothing else. The
-            validation at the former end, and a champion that it found, stay.
-        out: folder of the run.
-        resume: go on with the run in ``out``.
-        shards: where processes hold the population together; the first of them writes.
-
-    Raises:
-        ValueError: the folder, the environment or the settings are not what they must be.
-    """
-    torch.set_num_threads(settings.threads)
-    folder = Path(out)
-    leads = shards is None or shards.rank == 0
-    if not resume:
-        if leads:
-            check_new(folder)
-        evolution = Evolution(settings, folder, shards)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"The output folder must be one that can be made, got {error}") from error
-        return evolution
-    different = differences(settings, resumed(out))
-    if any(not text.startswith("generations ") for text in different):
-        raise ValueError(f"A run is resumed with its own settings, got {'; '.join(different)} as in {out}")
-    if leads:
-        clear_left_overs(folder)
-    evolution = Evolution(settings, folder, shards)
-    evolution.restore()
-    if settings.generations < len(evolution.curve):
-        raise ValueError(
-            f"generations must be at least those that are done, {len(evolution.curve)}, got {settings.generations}"
-        )
-    return evolution
-
-
-def resumed(out: str | os.PathLike[str]) -> EvolveSettings:
-    """The settings of the run in a folder.
-
-    Raises:
-        ValueError: there is none, or its record is damaged.
-    """
-    path = Path(out) / "state.safetensors"
-    try:
-        return EvolveSettings(**checkpoint.info(path).extra["settings"])
-    except FileNotFoundError as error:
-        raise ValueError(f"A run to resume must have completed a generation, got there is no {path}") from error
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} must be the state of an evolution, got {error}") from error

@@ -2,24 +2,20 @@
 
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from linnet.cli.evolve.evolution import Evolution
-from linnet.cli.train.pictures import STYLE
+from linnet.cli.pictures import save_picture
 from linnet.core.palette import COLOURS
 
 __all__ = ["draw"]
 
 
-def draw(evolution: Evolution) -> Path:
+def draw(evolution: Evolution) -> list[Path]:
     """evolution.png in the run's folder."""
-    path = evolution.out / "evolution.png"
-    with matplotlib.rc_context(STYLE):
-        picture(evolution).savefig(path, dpi=130)
-    return path
+    return save_picture(evolution.out / "evolution.png", picture, evolution)
 
 
 def picture(evolution: Evolution) -> Figure:

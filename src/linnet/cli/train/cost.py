@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from linnet.cli.train.settings import LayerSpec
-from linnet.cli.train.training import Run, trainable, training_step
+from linnet.cli.train.layer_spec import LayerSpec
+from linnet.cli.train.run import Run
+from linnet.cli.train.training import training_step
 
 __all__ = ["PLAIN", "Cost", "measure", "peak_memory"]
 
@@ -26,19 +27,12 @@ _ROUNDS = (15, 200)
 
 @dataclass(frozen=True)
 class Cost:
-    """What one training step costs.
+    """What one training step costs."""
 
-    Attributes:
-        seconds: median time of a step.
-        ratio: that time, divided by the one of the same network made of nn.Linear, measured in turn with it.
-        rounds: how many steps were timed.
-        peak_bytes: see :func:`peak_memory`.
-    """
-
-    seconds: float
-    ratio: float
-    rounds: int
-    peak_bytes: int
+    seconds: float  # median time of a step
+    ratio: float  # that time, divided by the one of the same network made of nn.Linear, measured in turn with it
+    rounds: int  # how many steps were timed
+    peak_bytes: int  # see :func:`peak_memory`
 
 
 def measure(run: Run) -> list[Cost]:
@@ -50,7 +44,7 @@ def measure(run: Run) -> list[Cost]:
     settings = run.settings
     device = settings.torch_device()
     inputs, targets = (tensor[: settings.batch_size].to(device) for tensor in run.data.train)
-    trained = [trainable(run.build(spec, settings.seed), run, spec) for spec in [PLAIN, *run.specs]]
+    trained = [run.trainable(run.build(spec, settings.seed), spec) for spec in [PLAIN, *run.specs]]
     steps: list[Callable[[], object]] = [
         partial(training_step, model.train(), optimizer, inputs, targets, spec)
         for spec, (model, optimizer) in zip([PLAIN, *run.specs], trained, strict=True)
@@ -73,12 +67,8 @@ def peak_memory(model: nn.Module, optimizer: torch.optim.Optimizer, step: Callab
 
     Counted is what torch's allocator hands out: the parameters, buffers and optimizer state that are there before, and
     all that the step allocates: gradients, activations, temporaries. Not counted: the batch itself, and what libraries
-    take for themselves. The same step gives the same number.
-
-    Args:
-        model: what is trained.
-        optimizer: its optimizer; it should have made a step, so that its state is there.
-        step: does one training step.
+    take for themselves. The same step gives the same number. The optimizer should have made a step, so that its state
+    is there.
     """
     optimizer.zero_grad()  # gradients count as part of the step
     owned = [thing for module in model.modules() for thing in vars(module).values()]  # a synthesizer's, say

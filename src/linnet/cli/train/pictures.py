@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -12,16 +11,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 from torch import Tensor
 
-from linnet.cli.train.settings import LayerSpec
-from linnet.cli.train.training import Fit, Run
+from linnet.cli.pictures import save_picture
+from linnet.cli.train.layer_spec import LayerSpec
+from linnet.cli.train.run import Run
+from linnet.cli.train.training import Fit
 from linnet.core.linear_map import LinearMap
 from linnet.core.palette import line_style
 from linnet.decoupled.diagnostics import plot_diagnostics
 
-__all__ = ["STYLE", "draw"]
-
-STYLE: Any = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
-"""Of all pictures of a run."""
+__all__ = ["draw"]
 
 TICKS = (0, 20, 40, 60, 70, 80, 85, 90, 92, 94, 96, 97, 98, 99, 100)
 LARGEST_SPECTRUM = 1024
@@ -30,19 +28,8 @@ LARGEST_PICTURE = 4096
 
 def draw(run: Run, fits: list[list[Fit]]) -> list[Path]:
     """curves.png, spectra.png, connectivity.png and synthesizers.png, as there is, in the run's folder."""
-    paths = []
-    with matplotlib.rc_context(STYLE):
-        for name, picture in (
-            ("curves", curves),
-            ("spectra", spectra),
-            ("connectivity", connectivity),
-            ("synthesizers", synthesizers),
-        ):
-            figure = picture(run, fits)
-            if figure is not None:
-                paths.append(run.out / f"{name}.png")
-                figure.savefig(paths[-1], dpi=130)
-    return paths
+    pictures = (curves, spectra, connectivity, synthesizers)
+    return [path for each in pictures for path in save_picture(run.out / f"{each.__name__}.png", each, run, fits)]
 
 
 def curves(run: Run, fits: list[list[Fit]]) -> Figure:
@@ -92,18 +79,11 @@ def _unstretch(height: Any) -> Any:
 
 def spectra(run: Run, fits: list[list[Fit]]) -> Figure | None:
     """Eigenvalues of a hidden weight of each kind in the complex plane, and the singular values of all of them."""
-    shown = [(i, s, _hidden(m[0], s)) for i, (s, m) in enumerate(zip(run.specs, fits, strict=True))]
-    kinds = [
-        (i, s, layer) for i, s, layer in shown if layer is not None and max(layer.weight.shape[-2:]) <= LARGEST_SPECTRUM
-    ]
+    kinds = _hidden_layers(run, fits, LARGEST_SPECTRUM)
     if not kinds:
         return None
     columns = min(3, len(kinds) + 1)
-    rows = -(-(len(kinds) + 1) // columns)
-    lines_of_legend = -(-len(kinds) // columns)
-    figure = Figure(figsize=(3.6 * columns, 3.4 * rows + 0.25 * lines_of_legend), layout="constrained")
-    all_axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    summary, panels = all_axes[len(kinds)], all_axes[: len(kinds)]
+    figure, (*panels, summary) = _grid(len(kinds) + 1, 3.6, 3.4, legend=0.25 * -(-len(kinds) // columns))
     with torch.no_grad():
         for (index, spec, layer), axes in zip(kinds, panels, strict=True):
             axes.set_title(spec.text, fontsize=10)
@@ -120,8 +100,6 @@ def spectra(run: Run, fits: list[list[Fit]]) -> Figure | None:
     summary.grid(alpha=0.3)
     if summary.lines:
         figure.legend(loc="outside lower center", ncols=columns, frameon=False)
-    for axes in all_axes[len(kinds) + 1 :]:
-        axes.set_axis_off()
     figure.suptitle(f"{run.data.name}: a hidden weight of each kind after training, seed {run.settings.seed}")
     return figure
 
@@ -145,17 +123,13 @@ def _say(axes: Axes, text: str) -> None:
 
 def connectivity(run: Run, fits: list[list[Fit]]) -> Figure | None:
     """|W| of a hidden layer of each kind, seed 0, being 0; white is exactly zero."""
-    shown = [(s, _hidden(m[0], s)) for s, m in zip(run.specs, fits, strict=True)]
-    kinds = [(s, layer) for s, layer in shown if layer is not None and max(layer.weight.shape[-2:]) <= LARGEST_PICTURE]
+    kinds = _hidden_layers(run, fits, LARGEST_PICTURE)
     if not kinds:
         return None
-    columns = min(3, len(kinds))
-    rows = -(-len(kinds) // columns)
-    figure = Figure(figsize=(3.8 * columns, 3.6 * rows), layout="constrained")
-    all_axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    figure, panels = _grid(len(kinds), 3.8, 3.6)
     # From a blue that still stands out from the white of an absent connection.
     colours = LinearSegmentedColormap.from_list("blues", ["#cfe1f2", "#4292c6", "#08306b"]).with_extremes(bad="white")
-    for (spec, layer), axes in zip(kinds, all_axes[: len(kinds)], strict=True):
+    for (_, spec, layer), axes in zip(kinds, panels, strict=True):
         matrix = _dense(layer.weight).reshape(-1, layer.out_features, layer.in_features)[0].abs().cpu().numpy()
         axes.set_title(spec.text + (", being 0" if spec.beings else ""), fontsize=10)
         if not np.isfinite(matrix).all():
@@ -166,8 +140,6 @@ def connectivity(run: Run, fits: list[list[Fit]]) -> Figure | None:
         axes.set(xlabel="input", ylabel="output")
         for spine in axes.spines.values():
             spine.set_visible(True)
-    for axes in all_axes[len(kinds) :]:
-        axes.set_axis_off()
     figure.suptitle(
         f"{run.data.name}: |W| of a hidden layer after training, seed {run.settings.seed} (white: exactly 0)"
     )
@@ -188,6 +160,23 @@ def synthesizers(run: Run, fits: list[list[Fit]]) -> Figure | None:
             panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.suptitle(f"{run.data.name}: predicted gradients beside those that came, seed {run.settings.seed}")
     return figure
+
+
+def _grid(count: int, width: float, height: float, legend: float = 0.0) -> tuple[Figure, list[Axes]]:
+    """Panels of this size in rows of three at most, with room for a legend below."""
+    columns = min(3, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(width * columns, height * rows + legend), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for unused in panels[count:]:
+        unused.set_axis_off()
+    return figure, list(panels[:count])
+
+
+def _hidden_layers(run: Run, fits: list[list[Fit]], largest: int) -> list[tuple[int, LayerSpec, LinearMap]]:
+    """A hidden layer of each kind after training with the first seed, unless it is too large, and the kind's number."""
+    layers = [(i, spec, _hidden(fits[i][0], spec)) for i, spec in enumerate(run.specs)]
+    return [(i, spec, layer) for i, spec, layer in layers if layer and max(layer.weight.shape[-2:]) <= largest]
 
 
 def _hidden(member: Fit, spec: LayerSpec) -> LinearMap | None:

@@ -1,39 +1,62 @@
-"""What a run of ``linnet train`` found: the table, results.json and report.html."""
+"""What a run of ``linnet train`` found: the table, results.json, the pictures and report.html."""
 
-import json
-import math
 import platform
 import statistics
-from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
-from rich import box
-from rich.markup import escape
-from rich.table import Table
+from rich.console import Console
 
-from linnet.checkpoint import replacing
 from linnet.cli import report as html
+from linnet.cli.progress import say, table
+from linnet.cli.run_folder import seeds_of
+from linnet.cli.train import pictures
 from linnet.cli.train.cost import Cost
-from linnet.cli.train.settings import DECOUPLED, seeds_of
-from linnet.cli.train.training import Fit, Run
+from linnet.cli.train.run import Run
+from linnet.cli.train.settings import TRAINING
+from linnet.cli.train.training import Fit
 from linnet.core.measures import tolerance, violation
 
-__all__ = ["legend", "results_of", "table_of", "write_report", "write_results"]
+__all__ = ["report", "results_of"]
 
 COLUMNS = ("layer", "in net", "parameters", "test %", "time", "memory", "violation")
 
 
-def results_of(run: Run, fits: list[list[Fit]], costs: list[Cost]) -> dict[str, Any]:
-    """Everything that a run found, ready for JSON: settings, versions, and for each layer the numbers of every seed.
+def report(run: Run, fits: list[list[Fit]], costs: list[Cost]) -> None:
+    """Write results.json, the pictures and report.html, and print what was found."""
+    results = results_of(run, fits, costs)
+    numbers = html.write_results(run.out / "results.json", results)
+    drawn = pictures.draw(run, fits)
+    data, layers = results["data"], results["layers"]
+    about = f"{data['train']} samples to train, {data['val']} to validate, {data['test']} to test; "
+    about += f"{data['features']} features, {data['classes']} classes"
+    seeds = [
+        (layer["layer"], seed["seed"], seed["best_epoch"], f"{100 * best:.1f}", f"{100 * seed['test_accuracy']:.1f}")
+        for layer in layers
+        for seed in layer["seeds"]
+        for best in [seed["val_accuracy"][seed["best_epoch"] - 1]]
+    ]
+    meanings, notes = _legend(results)
+    parts = [
+        html.paragraph(about),
+        html.table(COLUMNS, _rows(results)),
+        html.table(("column", "what it says"), list(meanings.items())),
+        *map(html.paragraph, notes),
+        *map(html.picture, drawn),
+        html.heading("Every seed"),
+        html.table(("layer", "seed", "best epoch", "validation %", "test %"), seeds),
+    ]
+    command = html.command_of("train", run.settings, run.out)
+    page = html.write_report(run.out, f"linnet train: {data['name']}", command, parts, numbers, run.settings)
+    Console().print(table(COLUMNS, _rows(results), texts=1))
+    legend = [f"{name:<10}  {meaning}" for name, meaning in meanings.items()] + notes
+    files = ", ".join(path.name for path in (numbers, *drawn, page))
+    say("\n".join(["", *legend, "", f"{run.out}: {files}"]))
 
-    Args:
-        run: the run.
-        fits: for each layer, one for each seed.
-        costs: for each layer.
-    """
+
+def results_of(run: Run, fits: list[list[Fit]], costs: list[Cost]) -> dict[str, Any]:
+    """Everything that a run found, ready for JSON: settings, versions, and for each layer the numbers of every seed."""
     layers = []
     for spec, members, cost in zip(run.specs, fits, costs, strict=True):
         net = members[0].net
@@ -43,7 +66,7 @@ def results_of(run: Run, fits: list[list[Fit]], costs: list[Cost]) -> dict[str, 
         layers.append(
             {
                 "layer": spec.text,
-                "class": f"{spec.kind.__module__}.{spec.kind.__qualname__}",
+                "class": spec.class_name,
                 "options": spec.options,
                 "promise": promise,
                 "hard": getattr(spec.kind, "hard", True),
@@ -91,25 +114,6 @@ def results_of(run: Run, fits: list[list[Fit]], costs: list[Cost]) -> dict[str, 
     }
 
 
-def write_results(results: dict[str, Any], out: Path) -> Path:
-    """results.json, strict JSON: a number that is not finite becomes null."""
-    path = out / "results.json"
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(_finite(results), indent=1, allow_nan=False) + "\n")
-    return path
-
-
-def table_of(results: dict[str, Any]) -> Table:
-    """One line for each layer, at most 80 columns wide."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    table.add_column(COLUMNS[0], overflow="fold")
-    for title in COLUMNS[1:]:
-        table.add_column(title, justify="right", no_wrap=True)
-    for row in _rows(results):
-        table.add_row(*map(escape, row))
-    return table
-
-
 def _rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
     return [
         (
@@ -125,59 +129,24 @@ def _rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
     ]
 
 
-def write_report(run: Run, results: dict[str, Any], numbers: Path, pictures: Sequence[Path]) -> Path:
-    """report.html: all of it on one page.
-
-    Args:
-        run: the run.
-        results: what it found.
-        numbers: the file that they are in.
-        pictures: of the run.
-    """
-    data = results["data"]
-    about = f"{data['train']} samples to train, {data['val']} to validate, {data['test']} to test; "
-    about += f"{data['features']} features, {data['classes']} classes"
-    seeds = [
-        (layer["layer"], seed["seed"], seed["best_epoch"], f"{100 * best:.1f}", f"{100 * seed['test_accuracy']:.1f}")
-        for layer in results["layers"]
-        for seed in layer["seeds"]
-        for best in [seed["val_accuracy"][seed["best_epoch"] - 1]]
-    ]
-    notes = [line.partition("  ")[::2] for line in legend(results).splitlines()]
-    parts = [
-        html.paragraph(about),
-        html.table(COLUMNS, _rows(results)),
-        html.table(("column", "what it says"), [(name, meaning.strip()) for name, meaning in notes if meaning]),
-        *(html.paragraph(text) for text, meaning in notes if not meaning),
-        *map(html.picture, pictures),
-        html.heading("Every seed"),
-        html.table(("layer", "seed", "best epoch", "validation %", "test %"), seeds),
-        html.heading("How to do it again"),
-        html.settings_of(run.settings),
-        html.folded(f"Every number: {numbers.name}", numbers.read_text()),
-    ]
-    command = html.command_of("train", run.settings, run.out)
-    return html.write_page(run.out, f"linnet train: {run.data.name}", command, parts)
-
-
-def legend(results: dict[str, Any]) -> str:
-    """What the columns of the table mean."""
+def _legend(results: dict[str, Any]) -> tuple[dict[str, str], list[str]]:
+    """What the columns of the table mean, and what else there is to say."""
     settings = results["settings"]
-    seeds = settings["seeds"]
+    seeds, decouple = settings["seeds"], settings["decouple"]
     spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed (--seeds k for a spread)"
-    lines = [
-        "in net      how many of the network's layers are of this kind; the others are linear",
-        f"test %      accuracy, {spread}; weights chosen on the validation split",
-        "time        of a training step, nn.Linear in the same network = 1, measured in turn",
-        "memory      highest point of a training step, without the batch",
-    ]
+    meanings = {
+        "in net": "how many of the network's layers are of this kind; the others are linear",
+        "test %": f"accuracy, {spread}; weights chosen on the validation split",
+        "time": "of a training step, nn.Linear in the same network = 1, measured in turn",
+        "memory": "peak of a training step, without the batch",
+    }
     if any(layer["promise"] != "none" for layer in results["layers"]):
-        lines.append("violation   distance from the promise after training; ok: within rounding")
+        meanings["violation"] = "distance from the promise after training; ok: within rounding"
     if any(layer["beings"] for layer in results["layers"]):
-        lines.append("beings=n    n networks trained at once; accuracy is the mean over them, the rest is for all n")
-    if settings["decouple"] != "none":
-        lines.append(f"All networks, that of nn.Linear too, were trained with {DECOUPLED[settings['decouple']]}.")
-    return "\n".join(lines)
+        meanings["beings=n"] = "n networks trained at once; accuracy is the mean over them, the rest is for all n"
+    if decouple == "none":
+        return meanings, []
+    return meanings, [f"All networks, including the nn.Linear one, were trained with {TRAINING[decouple]}."]
 
 
 def _verdict(layer: dict[str, Any]) -> str:
@@ -202,14 +171,6 @@ def _bytes(count: int) -> str:
         if count >= size:
             return f"{count / size:.3g} {unit}"
     return f"{count / 1e3:.0f} kB"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _device_name(run: Run) -> str:

@@ -1,4 +1,4 @@
-"""Act: a thousand policies play CartPole and evolve, beside a loop over a thousand modules."""
+"""Demo: a thousand policies play CartPole and evolve, beside a loop over a thousand modules."""
 
 import time
 from collections.abc import Callable
@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from linnet.cli.data.data_sets import Data
 from linnet.cli.evolve.evolution import EPISODES, Evolution, EvolveSettings
-from linnet.cli.tour.demos.demo import BLUE, GREY, ORANGE, Act
+from linnet.cli.tour.demos.demo import Demo, Progress
+from linnet.core.palette import BLUE, GREY, ORANGE
 from linnet.wide.population import unstack
 
-__all__ = ["perform"]
+__all__ = ["run"]
 
 BEINGS, GENERATIONS, SEEDS, STEPS = 1000, 20, (0, 1, 2), 20
 
@@ -45,7 +46,7 @@ def speeds(evolution: Evolution) -> tuple[float, float, float]:
     return BEINGS / best[0], BEINGS / best[1], difference
 
 
-def perform(data: Data, progress: Callable[[float], None]) -> Act:
+def run(data: Data, progress: Progress) -> Demo:
     """Holds if for every seed the champion's mean over fresh episodes is the environment's target, 475, or more.
 
     And if the population gives what the loop gives, at ten times its speed or more.
@@ -75,7 +76,7 @@ def perform(data: Data, progress: Callable[[float], None]) -> Act:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(fontsize=8, loc="center right")
 
-    return Act(
+    return Demo(
         claim="A thousand policies play CartPole at once, and evolve",
         plain=f"a loop over nn.Sequential: {loop:,.0f} policies a second",
         linnet=f"{population:,.0f} policies a second; solved in at most {max(map(len, curves))} generations",

@@ -1,8 +1,7 @@
-"""Act: one net of every family of layers, trained without waiting for the loss, beside backpropagation."""
+"""Demo: one net of every family of layers, trained without waiting for the loss, beside backpropagation."""
 
 import functools
 import statistics
-from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,10 +10,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from linnet.cli.data.data_sets import Data, Split
-from linnet.cli.tour.demos.demo import BLUE, GREY, ORANGE, Act
+from linnet.cli.tour.demos.demo import Demo, Progress
 from linnet.core.being import Spread
 from linnet.core.linear import Linear
 from linnet.core.measures import tolerance, violation
+from linnet.core.palette import BLUE, GREY, ORANGE
 from linnet.decoupled.dni import DNI
 from linnet.decoupled.sources.synthetic import Synthetic
 from linnet.decoupled.synthesizers.linear import LinearSynthesizer
@@ -22,15 +22,15 @@ from linnet.maps import OrthogonalLinear, SymmetricLinear
 from linnet.sparse import KWinners, RigL, SparseLinear
 from linnet.wide.losses import per_being
 
-__all__ = ["perform"]
+__all__ = ["run"]
 
 BEINGS, EPOCHS, BATCH, RATE, SEEDS = 3, 20, 64, 2e-3, (0, 1, 2)
 EVERY = 20
-"""Steps between two moves of the sparse layer's connections."""
+"""Steps between two rewirings of the sparse layer."""
 
 
 def chimera(features: int, classes: int) -> nn.Sequential:
-    """An orthogonal layer, a sparse one whose connections move with winners behind it, and a population on top."""
+    """An orthogonal layer, a sparse one with rewiring and K winners behind it, and a population on top."""
     return nn.Sequential(
         OrthogonalLinear(features, features), nn.BatchNorm1d(features), nn.ReLU(),
         SparseLinear(features, 128, sparsity=0.8, dynamic=RigL(every=EVERY)), nn.BatchNorm1d(128), KWinners(128, 0.5),
@@ -41,7 +41,7 @@ def chimera(features: int, classes: int) -> nn.Sequential:
 
 
 def sources(classes: int) -> dict[int | str, Synthetic]:
-    """A source for each cut of it, told the labels; inside the population every being has a synthesizer of its own."""
+    """A source for each cut, conditioned on the labels; inside the population every being has its own synthesizer."""
     own = functools.partial(LinearSynthesizer, beings=BEINGS)
     one, many = Synthetic(context=classes), Synthetic(own, context=classes)
     return {2: one, 6: one, 9: many, 12: many}
@@ -86,8 +86,8 @@ def train(data: Data, seed: int, decouple: bool) -> dict[str, Any]:
     }
 
 
-def perform(data: Data, progress: Callable[[float], None]) -> Act:
-    """Holds if the accuracies differ by 2 points or less, every promise holds, and the connections moved as often."""
+def run(data: Data, progress: Progress) -> Demo:
+    """Holds if the accuracies differ by 2 points or less, every promise holds, and there are as many rewirings."""
     runs: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
     for done, seed in enumerate(SEEDS):
         for decouple in runs:
@@ -107,15 +107,17 @@ def perform(data: Data, progress: Callable[[float], None]) -> Act:
         axes.set(title="All families in one net", xlabel="epoch", ylabel="validation accuracy (%)")
         axes.legend(fontsize=8, loc="lower right")
 
-    return Act(
-        claim="Orthogonal, sparse and moving, symmetric, a population: one net, trained with synthetic gradients",
-        plain=f"the same net with backpropagation: {plain:.1f} %",
+    return Demo(
+        claim=(
+            "One net of an orthogonal, a dynamic sparse and a symmetric layer and a population, trained with synthetic "
+            "gradients"
+        ),
+        plain=f"the same net with backpropagation: {plain:.1f} % accuracy",
         linnet=f"{ours:.1f} %, no layer waits for the loss; {runs[True][0]['cuts']} cuts",
         holds=abs(plain - ours) <= 2 and worst <= tolerance(torch.float32) and len(moves) == 1,
         note=(
             f"test accuracy over {BEINGS} beings, {shown[True]} for seeds {SEEDS[0]} to {SEEDS[-1]}, with "
-            f"backpropagation {shown[False]}; connections moved "
-            f"{max(moves)} times; largest violation {worst:.0e}"
+            f"backpropagation {shown[False]}; {max(moves)} rewirings; largest violation {worst:.0e}"
         ),
         draw=draw,
         numbers={"backprop": runs[False], "dni": runs[True]},

@@ -1,40 +1,50 @@
-"""What an act gives: one line of the closing table and one panel of the picture."""
+"""What a demo gives, one line of the closing table and one panel of the picture, and what several demos share."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from linnet.core.palette import BLUE, GREY, ORANGE
+__all__ = ["Demo", "Progress", "accuracy", "count_steps", "mean_and_range", "percent"]
 
-__all__ = ["BLUE", "GREY", "ORANGE", "Act", "accuracy"]
+Progress = Callable[[float], None]
+"""Called with the share of a demo that is done."""
 
 
 @dataclass(frozen=True)
-class Act:
-    """One act.
+class Demo:
+    """What a demo found."""
 
-    Attributes:
-        claim: what linnet is said to do here and nn.Linear not.
-        plain: what nn.Linear did.
-        linnet: what linnet did.
-        holds: whether the claim came out, by a rule that the act states before it runs.
-        note: what else an honest reader should know.
-        draw: draws the panel, given a matplotlib Axes.
-        numbers: everything measured, for ``tour.json``.
-    """
-
-    claim: str
-    plain: str
-    linnet: str
-    holds: bool
-    note: str
-    draw: Callable[[Any], None]
-    numbers: dict[str, Any] = field(default_factory=dict)
+    claim: str  # what linnet is said to do here and nn.Linear not
+    plain: str  # what nn.Linear did
+    linnet: str  # what linnet did
+    holds: bool  # whether the claim came out, by a rule that the demo states before it runs
+    note: str  # what else a reader should know
+    draw: Callable[[Any], None]  # draws the panel, given a matplotlib Axes
+    numbers: dict[str, Any]  # everything measured, for tour.json
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
     """Share of right answers: outputs (batch, [beings,] classes), targets (batch,) -> ([beings])."""
     right = outputs.argmax(-1) == (targets[:, None] if outputs.dim() == 3 else targets)
     return right.double().mean(0)
+
+
+def count_steps(progress: Progress, total: int) -> Callable[[], None]:
+    """A function to call after each of ``total`` equal steps."""
+    steps = itertools.count(1)
+    return lambda: progress(next(steps) / total)
+
+
+def percent(shares: Tensor, digits: int = 0) -> str:
+    """Mean and standard deviation over the seeds."""
+    return f"{100 * shares.mean():.{digits}f} ± {100 * shares.std():.{digits}f} %"
+
+
+def mean_and_range(axes: Any, x: Iterable[int], shares: Tensor, **style: Any) -> None:
+    """Draw shares (steps, seeds) in percent: their mean as a line, and their range over the seeds."""
+    values = 100 * shares
+    axes.plot(x, values.mean(1), **style)
+    axes.fill_between(x, values.amin(1), values.amax(1), color=style["color"], alpha=0.2, linewidth=0)

@@ -1,4 +1,4 @@
-"""Act: connections that drift to the pixels that matter."""
+"""Demo: connections that drift to the pixels that matter."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linnet.cli.data.data_sets import Data
-from linnet.cli.tour.demos.demo import BLUE, GREY, ORANGE, Act, accuracy
+from linnet.cli.tour.demos.demo import Demo, Progress, accuracy, count_steps, mean_and_range, percent
 from linnet.core.being import Spread
 from linnet.core.linear import Linear
 from linnet.core.linear_map import LinearMap
+from linnet.core.palette import BLUE, GREY, ORANGE
 from linnet.sparse.dynamic.rewiring import Rewiring
 from linnet.sparse.dynamic.rules import RigL
 from linnet.sparse.dynamic.update import Move
@@ -20,7 +21,7 @@ from linnet.sparse.linear import SparseLinear
 from linnet.sparse.plots import Snapshots
 from linnet.wide.losses import per_being
 
-__all__ = ["perform"]
+__all__ = ["run"]
 
 SIDE, HIDDEN, SPARSITY, SEEDS, EPOCHS, BATCH = 24, 128, 0.97, 5, 20, 64
 RATES = (1e-3, 3e-3)
@@ -58,41 +59,43 @@ def build(kind: str, classes: int, steps: int) -> nn.Sequential:
 
 
 @dataclass
-class Course:
-    """A kind of layer trained at one learning rate: the nets, and the share of connections on the digit as it went."""
+class Trained:
+    """Nets of one kind of layer and one learning rate, and the share of their connections on the digit over time."""
 
     net: nn.Sequential
     where: Tensor
     snapshots: Snapshots = field(default_factory=Snapshots)
     shares: list[list[float]] = field(default_factory=list)
 
-    def look(self, layer: Any, step: int) -> None:
+    def record(self, layer: Any, step: int) -> None:
         self.snapshots.take(layer, step)
         self.shares.append(self.where[layer.col.long()].double().mean(1).tolist())
 
-    def moved(self, move: Move) -> None:
-        self.look(move.layer, move.step)
+    def after_move(self, move: Move) -> None:
+        self.record(move.layer, move.step)
 
 
-def train(kind: str, rate: float, pictures: Tensor, where: Tensor, data: Data, tick: Callable[[], None]) -> Course:
+def train(
+    kind: str, rate: float, pictures: Tensor, where: Tensor, data: Data, step_done: Callable[[], None]
+) -> Trained:
     net = build(kind, data.classes, EPOCHS * -(-len(pictures) // BATCH))
-    course = Course(net, where)
+    trained = Trained(net, where)
     optimizer = torch.optim.Adam(net.parameters(), lr=rate)
     if kind == "RigL":
-        course.look(net[1], 0)
-        Rewiring(net, optimizer, on_move=course.moved)
+        trained.record(net[1], 0)
+        Rewiring(net, optimizer, on_move=trained.after_move)
     loss = per_being(F.cross_entropy)
     for _ in range(EPOCHS):
         for batch in torch.randperm(len(pictures)).split(BATCH):
             optimizer.zero_grad()
             loss(net(pictures[batch]), data.train.targets[batch]).sum().backward()
             optimizer.step()
-        tick()
-    return course
+        step_done()
+    return trained
 
 
-def perform(data: Data, progress: Callable[[float], None]) -> Act:
-    """Holds if in every net the share of connections on the digit grows, and RigL beats connections that stay.
+def run(data: Data, progress: Progress) -> Demo:
+    """Holds if in every net the share of connections on the digit grows, and RigL beats fixed connections.
 
     Better by more than the larger of the two standard deviations over the seeds, on the test split. The learning rate
     of each kind is chosen on the validation split from the same grid, and so was how much noise there is: in a field of
@@ -100,37 +103,31 @@ def perform(data: Data, progress: Callable[[float], None]) -> Act:
     """
     pictures, where = hidden_in_noise(data)
     kinds = ("nn.Linear", "static", "RigL")
-    total, done = len(kinds) * len(RATES) * EPOCHS, 0
+    step_done = count_steps(progress, len(kinds) * len(RATES) * EPOCHS)
 
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        progress(done / total)
-
-    def measured(course: Course, split: str) -> Tensor:
+    def score(trained: Trained, split: str) -> Tensor:
         with torch.no_grad():
-            return accuracy(course.net(pictures[split]), getattr(data, split).targets)
+            return accuracy(trained.net(pictures[split]), getattr(data, split).targets)
 
     tests: dict[str, Tensor] = {}
     numbers: dict[str, Any] = {}
     for kind in kinds:
-        runs = {rate: train(kind, rate, pictures["train"], where, data, tick) for rate in RATES}
-        scores = {rate: measured(run, "val") for rate, run in runs.items()}
+        runs = {rate: train(kind, rate, pictures["train"], where, data, step_done) for rate in RATES}
+        scores = {rate: score(run, "val") for rate, run in runs.items()}
         rate = max(RATES, key=lambda r: scores[r].mean())
-        course = runs[rate]  # at the end that of RigL
-        tests[kind] = measured(course, "test")
+        trained = runs[rate]  # at the end that of RigL
+        tests[kind] = score(trained, "test")
         numbers[kind] = {
             "learning_rate": rate,
             "validation_accuracy": {str(r): scores[r].tolist() for r in RATES},
             "test_accuracy": tests[kind].tolist(),
         }
-    shares = torch.tensor(course.shares)  # (snapshots, seeds)
-    numbers["RigL"]["share_on_the_digit"] = course.shares
+    shares = torch.tensor(trained.shares)  # (snapshots, seeds)
+    numbers["RigL"]["share_on_the_digit"] = trained.shares
 
     def draw(axes: Any) -> None:
-        steps, images = course.snapshots.steps, course.snapshots.images
-        axes.plot(steps, 100 * shares.mean(1), color=BLUE, label="RigL")
-        axes.fill_between(steps, 100 * shares.amin(1), 100 * shares.amax(1), color=BLUE, alpha=0.2, linewidth=0)
+        steps, images = trained.snapshots.steps, trained.snapshots.images
+        mean_and_range(axes, steps, shares, color=BLUE, label="RigL")
         axes.axhline(100 * float(where.double().mean()), color=ORANGE, linestyle="--", label="static")
         axes.set(title="Connections drift to a digit in noise", xlabel="step", ylabel="connections on the digit, %")
         axes.set_ylim(0, 100)
@@ -141,19 +138,17 @@ def perform(data: Data, progress: Callable[[float], None]) -> Act:
             inset.set_title(f"step {steps[i]}", fontsize=7, pad=2, color=GREY)
             inset.set(xticks=[], yticks=[])
 
-    def said(kind: str) -> str:
-        return f"{100 * tests[kind].mean():.1f} ± {100 * tests[kind].std():.1f} %"
-
     pixels = 100 * float(where.double().mean())
+    on_the_digit = f"{100 * shares[-1].mean():.0f} % of the connections end on the digit"
     better = tests["RigL"].mean() - tests["static"].mean() > max(tests["RigL"].std(), tests["static"].std())
-    return Act(
+    return Demo(
         claim=f"With {1 - SPARSITY:.0%} of the connections, nets find digits hidden in noise",
-        plain=f"{said('nn.Linear')} right, with all connections",
-        linnet=f"{said('RigL')} right, {100 * shares[-1].mean():.0f} % of the connections end on the digit",
+        plain=f"{percent(tests['nn.Linear'], 1)} accuracy, with all connections",
+        linnet=f"{percent(tests['RigL'], 1)} accuracy, {on_the_digit}",
         holds=bool((shares[-1] > shares[0]).all() and better),
         note=(
             f"{pixels:.0f} % of the pixels show the digit, and {100 * shares[0].mean():.0f} % of the connections begin "
-            f"there; connections that stay reach {said('static')}"
+            f"there; fixed connections reach {percent(tests['static'], 1)}"
         ),
         draw=draw,
         numbers=numbers,

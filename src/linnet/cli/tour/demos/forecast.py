@@ -1,6 +1,5 @@
-"""Act: sunspots forecast for sixty years, and for ten thousand, by nets trained on six years at a time."""
+"""Demo: sunspots forecast for sixty years, and for ten thousand, by nets trained on six years at a time."""
 
-from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
@@ -8,12 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from linnet.cli.data.data_sets import Data, load_sunspots
-from linnet.cli.tour.demos.demo import BLUE, GREY, ORANGE, Act
+from linnet.cli.tour.demos.demo import Demo, Progress
 from linnet.core.linear import Linear
 from linnet.core.linear_map import LinearMap
+from linnet.core.palette import BLUE, GREY, ORANGE
 from linnet.maps.svd import SVDLinear
 
-__all__ = ["perform"]
+__all__ = ["run"]
 
 LAGS, HIDDEN, LATENT, SEEDS, STEPS = 22, 32, 32, 5, 300  # 22 years: two cycles of the sun
 TRAINED, FAR, FOREVER = 6, 60, 10_000  # years ahead: in training, in validation and test, and for the bound
@@ -80,12 +80,12 @@ def scaled(net: Forecaster) -> Forecaster:
     return net
 
 
-def perform(_: Data, progress: Callable[[float], None]) -> Act:
-    """Holds if, of the nets of every learning rate and seed, some of nn.Linear and none of the stable map run away
+def run(_: Data, progress: Progress) -> Demo:
+    """Holds if, of the nets of every learning rate and seed, some of nn.Linear and none of the stable map diverge
     within FOREVER years, and the stable map, at the rate chosen on the validation years, is closer on the test years
     than the mean of the training years.
 
-    To run away is to forecast more than RUNAWAY times the largest number of sunspots ever seen. Rates are chosen by
+    To diverge is to forecast more than RUNAWAY times the largest number of sunspots ever seen. Rates are chosen by
     the error over FAR years in the validation years, the mean over the seeds. Two nn.Linear that a careful user would
     try, with weight decay and scaled after training, are measured too, and are no part of the rule.
     """
@@ -143,7 +143,7 @@ def perform(_: Data, progress: Callable[[float], None]) -> Act:
             ("black", "sunspots"),
             (BLUE, "SVDLinear, ‖A‖₂ ≤ 1"),
             (GREY, "nn.Linear"),
-            (ORANGE, "nn.Linear that runs away"),
+            (ORANGE, "nn.Linear that diverges"),
             ("0.85", "as far as it was trained"),
         ):
             axes.plot([], [], color=color, linewidth=2, label=label)
@@ -163,20 +163,20 @@ def perform(_: Data, progress: Callable[[float], None]) -> Act:
     def at_chosen(kind: str) -> int:
         return sum(measured[kind]["runs_away"][chosen[kind]])
 
-    return Act(
-        claim=f"Trained {TRAINED} years ahead, nets forecast sunspots {FOREVER:,} years and none runs away",
-        plain=f"{runs_away['nn.Linear']} of {count} run away; off by up to {off['nn.Linear'].max():.0f} in {FAR} years",
-        linnet=f"{runs_away['stable']} of {count} run away; off by up to {off['stable'].max():.0f} in {FAR} years",
+    return Demo(
+        claim=f"Nets trained {TRAINED} years ahead forecast sunspots for {FOREVER:,} years without diverging",
+        plain=f"{runs_away['nn.Linear']} of {count} diverge; error up to {off['nn.Linear'].max():.0f} in {FAR} years",
+        linnet=f"{runs_away['stable']} of {count} diverge; error up to {off['stable'].max():.0f} in {FAR} years",
         holds=bool(
             runs_away["stable"] == 0 < runs_away["nn.Linear"] and off["stable"][chosen["stable"]].mean() < mean_off
         ),
         note=(
             f"the {count} are {len(RATES)} learning rates x {SEEDS} seeds; at the rate that is best on {VAL_FROM} to "
-            f"{TEST_FROM - 1}, forecasts for {FAR} years are off by {at_best('stable')} sunspots, those of nn.Linear "
-            f"by {at_best('nn.Linear')} ({at_chosen('nn.Linear')} of {SEEDS} run away there), with weight decay by "
-            f"{at_best('weight decay')} ({runs_away['weight decay']} of {count} run away), scaled after training to "
-            f"ρ(A) <= 1 by {at_best('scaled')} ({runs_away['scaled']} of {count} run away), the mean of the training "
-            f"years by {mean_off:.0f}; every stable forecast fades to a constant"
+            f"{TEST_FROM - 1}, the error over {FAR} years is {at_best('stable')} sunspots, that of nn.Linear "
+            f"{at_best('nn.Linear')} ({at_chosen('nn.Linear')} of {SEEDS} diverge there), with weight decay "
+            f"{at_best('weight decay')} ({runs_away['weight decay']} of {count} diverge), scaled after training to "
+            f"ρ(A) <= 1 {at_best('scaled')} ({runs_away['scaled']} of {count} diverge), that of the mean of "
+            f"the training years {mean_off:.0f}; every stable forecast fades to a constant"
         ),
         draw=draw,
         numbers={"test_rms_error_of_the_mean": mean_off, "runs_away": runs_away, "kinds": measured},

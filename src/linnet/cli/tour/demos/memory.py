@@ -1,4 +1,4 @@
-"""Act: a recurrent net that must remember a picture over 100 blank steps."""
+"""Demo: a recurrent net that must remember a picture over 100 blank steps."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,14 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linnet.cli.data.data_sets import Data
-from linnet.cli.tour.demos.demo import BLUE, GREY, ORANGE, Act, accuracy
+from linnet.cli.tour.demos.demo import Demo, Progress, accuracy, count_steps, mean_and_range, percent
 from linnet.core.linear import Linear
 from linnet.core.linear_map import LinearMap
 from linnet.core.measures import violation
+from linnet.core.palette import BLUE, GREY, ORANGE
 from linnet.maps.orthogonal import OrthogonalLinear
 from linnet.wide.losses import per_being
 
-__all__ = ["perform"]
+__all__ = ["run"]
 
 WAIT, HIDDEN, SEEDS, EPOCHS, BATCH = 100, 64, 3, 8, 64
 RATES = (3e-4, 1e-3)
@@ -51,7 +52,7 @@ def build(kind: str, row: int, classes: int) -> Recurrent:
     return Recurrent(hidden, row, classes)
 
 
-def train(kind: str, rate: float, data: Data, tick: Callable[[], None]) -> tuple[Recurrent, list[list[float]]]:
+def train(kind: str, rate: float, data: Data, step_done: Callable[[], None]) -> tuple[Recurrent, list[list[float]]]:
     """A population of SEEDS nets trained at once, and its validation accuracy after every epoch."""
     rows = data.train.inputs.unflatten(1, (8, 8))
     net = build(kind, 8, data.classes)
@@ -65,29 +66,23 @@ def train(kind: str, rate: float, data: Data, tick: Callable[[], None]) -> tuple
             optimizer.step()
         with torch.no_grad():
             curve.append(accuracy(net(data.val.inputs.unflatten(1, (8, 8))), data.val.targets).tolist())
-        tick()
+        step_done()
     return net, curve
 
 
-def perform(data: Data, progress: Callable[[float], None]) -> Act:
+def run(data: Data, progress: Progress) -> Demo:
     """Holds if, on the test split, nn.Linear stays below 20 % and the orthogonal map above 60 % (means over the seeds).
 
     The learning rate of each kind is chosen on the validation split from the same grid. The third kind is an nn.Linear
     that merely starts orthogonal.
     """
     kinds = ("nn.Linear", "started orthogonal", "orthogonal")
-    total, done = len(kinds) * len(RATES) * EPOCHS, 0
-
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        progress(done / total)
-
+    step_done = count_steps(progress, len(kinds) * len(RATES) * EPOCHS)
     curves: dict[str, list[list[float]]] = {}
     tests: dict[str, Tensor] = {}
     numbers: dict[str, dict[str, Any]] = {}
     for kind in kinds:
-        runs = {rate: train(kind, rate, data, tick) for rate in RATES}
+        runs = {rate: train(kind, rate, data, step_done) for rate in RATES}
         rate = max(RATES, key=lambda r: torch.tensor(runs[r][1][-1]).mean())
         net, curves[kind] = runs[rate]
         with torch.no_grad():
@@ -102,31 +97,24 @@ def perform(data: Data, progress: Callable[[float], None]) -> Act:
         }
 
     def draw(axes: Any) -> None:
-        for kind, color in zip(kinds, (GREY, ORANGE, BLUE), strict=True):
-            curve = 100 * torch.tensor(curves[kind])  # (epochs, seeds)
-            steps = range(1, len(curve) + 1)
-            label = {"started orthogonal": "nn.Linear, started orthogonal", "orthogonal": "OrthogonalLinear"}.get(
-                kind, kind
-            )
-            axes.plot(steps, curve.mean(1), color=color, label=label)
-            axes.fill_between(steps, curve.amin(1), curve.amax(1), color=color, alpha=0.2, linewidth=0)
+        labels = ("nn.Linear", "nn.Linear, started orthogonal", "OrthogonalLinear")
+        for kind, color, label in zip(kinds, (GREY, ORANGE, BLUE), labels, strict=True):
+            mean_and_range(axes, range(1, EPOCHS + 1), torch.tensor(curves[kind]), color=color, label=label)
         axes.axhline(100 / data.classes, color="black", linewidth=0.8, linestyle=":", label="chance")
         axes.set(title=f"Remember a digit for {WAIT} blank steps", xlabel="epoch", ylabel="validation accuracy, %")
         axes.set_ylim(0, 100)
         axes.legend(fontsize=8, loc="upper left")
 
-    def said(kind: str) -> str:
-        return f"{100 * tests[kind].mean():.0f} ± {100 * tests[kind].std():.0f} %"
-
+    started = percent(tests["started orthogonal"])
     drifted = numbers["started orthogonal"]["distance_from_orthogonal"]
-    return Act(
-        claim=f"A recurrent net answers {WAIT} blank steps after it saw a digit",
-        plain=said("nn.Linear"),
-        linnet=said("orthogonal"),
+    return Demo(
+        claim=f"A recurrent net classifies a digit {WAIT} blank steps after it saw the digit",
+        plain=f"{percent(tests['nn.Linear'])} accuracy",
+        linnet=f"{percent(tests['orthogonal'])} accuracy",
         holds=bool(tests["nn.Linear"].mean() < 0.2 and tests["orthogonal"].mean() > 0.6),
         note=(
-            f"nn.Linear that only starts orthogonal reaches {said('started orthogonal')} here; after training it is "
-            f"{drifted:.1g} away from orthogonal, the orthogonal layer {numbers['orthogonal']['violation']:.0e}"
+            f"nn.Linear that only starts orthogonal reaches {started}; after training it is {drifted:.1g} away from "
+            f"orthogonal, the orthogonal layer {numbers['orthogonal']['violation']:.0e}"
         ),
         draw=draw,
         numbers=numbers,

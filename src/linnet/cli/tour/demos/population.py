@@ -1,7 +1,6 @@
-"""Act: hundreds of networks trained at once, each as it would be alone."""
+"""Demo: hundreds of networks trained at once, each as it would be alone."""
 
 import time
-from collections.abc import Callable
 from statistics import median
 from typing import Any
 
@@ -10,12 +9,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from linnet.cli.data.data_sets import Data
-from linnet.cli.tour.demos.demo import BLUE, GREY, Act, accuracy
+from linnet.cli.tour.demos.demo import Demo, Progress, accuracy
 from linnet.core.being import Spread
 from linnet.core.linear import Linear
+from linnet.core.palette import BLUE, GREY
 from linnet.wide.losses import per_being
 
-__all__ = ["perform"]
+__all__ = ["run"]
 
 NETS, HIDDEN, BATCH, EPOCHS, ROUNDS, RATE = 500, 32, 32, 15, 8, 0.05
 
@@ -31,7 +31,7 @@ def build(features: int, classes: int) -> tuple[list[nn.Sequential], tuple[Linea
     return nets, (Linear.from_linears(firsts), Linear.from_linears(lasts))
 
 
-def perform(data: Data, progress: Callable[[float], None]) -> Act:
+def run(data: Data, progress: Progress) -> Demo:
     """Holds if a step of the population is at least 5 times as fast as a loop over the nets, and the nets are the same.
 
     Both take the same steps in turn, so that neither is favoured by what else the machine does; the same means that
@@ -94,7 +94,7 @@ def perform(data: Data, progress: Callable[[float], None]) -> Act:
         inset.tick_params(labelsize=7)
         inset.set_yticks([])
 
-    return Act(
+    return Demo(
         claim=f"{NETS} nets train at once, each as it would alone",
         plain=f"{1e3 * loop:.0f} ms a step, one by one",
         linnet=f"{1e3 * at_once:.1f} ms a step, {loop / at_once:.0f} x as fast",

@@ -1,6 +1,5 @@
-"""Act: a layer of 100 000 x 100 000 that learns in the memory of a small one."""
+"""Demo: a layer of 100 000 x 100 000 that learns in the memory of a small one."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -9,11 +8,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from linnet.cli.data.data_sets import Data
-from linnet.cli.tour.demos.demo import BLUE, GREY, ORANGE, Act, accuracy
+from linnet.cli.tour.demos.demo import Demo, Progress, accuracy
 from linnet.cli.train.cost import peak_memory
+from linnet.core.palette import BLUE, GREY, ORANGE
 from linnet.sparse.linear import SparseLinear
 
-__all__ = ["perform"]
+__all__ = ["run"]
 
 WIDTH, CONNECTIONS, BATCH, RATE = 100_000, 1_000_000, 32, 1e-3
 
@@ -37,7 +37,7 @@ def dense_net(features: int, classes: int, parameters: int) -> nn.Sequential:
     )
 
 
-def perform(data: Data, progress: Callable[[float], None]) -> Act:
+def run(data: Data, progress: Progress) -> Demo:
     """Holds if the wide net learns (test accuracy above 85 %) with a peak below a tenth of the dense weights alone.
 
     nn.Linear of this width cannot be built; an nn.Linear net with as many parameters is trained beside it, with the
@@ -78,7 +78,11 @@ def perform(data: Data, progress: Callable[[float], None]) -> Act:
         ]
         sizes = [dense_bytes / 1e9, peaks["wide"] / 1e9, peaks["dense"] / 1e9]
         bars = axes.bar(labels, sizes, color=[GREY, BLUE, ORANGE])
-        accuracies = ("cannot be built", f"{100 * tests['wide']:.0f} % right", f"{100 * tests['dense']:.0f} % right")
+        accuracies = (
+            "cannot be built",
+            f"{100 * tests['wide']:.0f} % accuracy",
+            f"{100 * tests['dense']:.0f} % accuracy",
+        )
         for bar, size, right in zip(bars, sizes, accuracies, strict=True):
             axes.text(
                 bar.get_x() + bar.get_width() / 2, size * 1.15, f"{size:.2g} GB\n{right}", ha="center", fontsize=8
@@ -88,14 +92,14 @@ def perform(data: Data, progress: Callable[[float], None]) -> Act:
         axes.tick_params(axis="x", labelsize=8)
         axes.set(title=f"A layer {WIDTH:,} wide: memory", ylabel="gigabytes")
 
-    return Act(
+    return Demo(
         claim=f"A {WIDTH:,} x {WIDTH:,} layer is trained on digits",
         plain=f"{dense_bytes / 1e9:.0f} GB for the weights alone",
-        linnet=f"{peaks['wide'] / 1e9:.2f} GB at the peak of a step, {100 * tests['wide']:.0f} % right",
+        linnet=f"{peaks['wide'] / 1e9:.2f} GB peak memory of a step, {100 * tests['wide']:.0f} % accuracy",
         holds=tests["wide"] > 0.85 and peaks["wide"] < dense_bytes / 10,
         note=(
             f"nn.Linear with as many parameters ({parameters:,}) and the same steps: "
-            f"{100 * tests['dense']:.0f} % right, {peaks['dense'] / 1e9:.2f} GB"
+            f"{100 * tests['dense']:.0f} % accuracy, {peaks['dense'] / 1e9:.2f} GB"
         ),
         draw=draw,
         numbers={
