@@ -38,8 +38,6 @@ from linnet.wide.wide_deep import EachBeing, WideDeep
 from linnet.wide.wide_linear import WideLinear
 from linnet.wide.widen import Wide
 
-__all__ = ["built", "described"]
-
 ACTIVATIONS = (
     *(nn.Identity, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
     *(nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softsign, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish, nn.Tanhshrink),

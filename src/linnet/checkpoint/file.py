@@ -34,8 +34,6 @@ from linnet.checkpoint.matching import (
 )
 from linnet.checkpoint.tree import Box, check_generators, generator_states, set_generators, unpack
 
-__all__ = ["CheckpointInfo", "as_info", "bad_file", "blaming", "info", "load", "named", "opened_checkpoint", "save"]
-
 FORMAT_VERSION = 1
 _START = b'{"__metadata__":{"linnet":"{\\"sha256\\":\\"'  # how the header of every checkpoint begins
 _ZEROS = b"0" * 64

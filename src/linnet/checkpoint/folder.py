@@ -13,8 +13,6 @@ from linnet.checkpoint.atomic import sync
 from linnet.checkpoint.file import CheckpointInfo, as_info, bad_file, blaming, opened_checkpoint, save
 from linnet.checkpoint.tree import unpack
 
-__all__ = ["NAMING", "load_naming", "new_name", "save_naming"]
-
 NAMING = "checkpoint.safetensors"
 """The file of a checkpoint of several processes that names the folder of the others."""
 

@@ -8,16 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = [
-    "check_model",
-    "check_optimizer",
-    "class_name",
-    "optimizer_shapes",
-    "place_like",
-    "public_name",
-    "undone_on_error",
-]
-
 
 def class_name(thing: object) -> str:
     """The public name of a thing's class: ``linnet.WideAdam``, ``torch.optim.adamw.AdamW``."""

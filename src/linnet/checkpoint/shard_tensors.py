@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from linnet.evolve.shards import Shards
 
-__all__ = ["Blanks", "Entry", "Store", "local_shapes", "whole_shapes"]
-
 
 @dataclass(frozen=True)
 class Entry:
@@ -129,6 +127,7 @@ class Blanks:
 
 
 def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
+    """Whether a tensor is a DTensor."""
     from torch.distributed.tensor import DTensor
 
     return isinstance(tensor, DTensor)

@@ -31,7 +31,6 @@ from linnet.wide.population import rows_of
 if TYPE_CHECKING:
     from linnet.evolve.shards import Shards
 
-__all__ = ["load_sharded", "save_sharded"]
 
 KIND = "shards"
 _MEMBERS: dict[str, Any] = {  # of the description, and their types

@@ -10,16 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = [
-    "Box",
-    "check_generators",
-    "check_storable",
-    "generator_states",
-    "pack",
-    "set_generators",
-    "unpack",
-]
-
 
 def pack(value: Any, name: str, store: Callable[[Tensor, str], str]) -> Any:
     """A tree as JSON that refers to its tensors by the names that ``store(tensor, name)`` gives them.

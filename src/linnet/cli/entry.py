@@ -10,8 +10,6 @@ from collections.abc import Sequence
 
 from linnet.cli.errors import Stopped, UserError
 
-__all__ = ["main"]
-
 EXTRA = ("typer", "rich", "matplotlib", "sklearn", "gymnasium")
 
 

@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["Stopped", "UserError", "file_errors", "interruptible", "user_input"]
-
 
 class UserError(Exception):
     """A mistake of the user."""

@@ -7,8 +7,6 @@ from typing import Any, get_args
 
 from linnet.core.checks import is_number
 
-__all__ = ["check_settings", "option", "option_names"]
-
 
 def option(
     default: Any,

@@ -7,8 +7,6 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-__all__ = ["save_picture"]
-
 STYLE: Any = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
 
 

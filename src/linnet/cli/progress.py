@@ -7,8 +7,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-__all__ = ["Progress", "note", "say", "table"]
-
 
 class Progress:
     """A bar on stderr for each part of a run, from 0 to its total; where stderr is not a terminal, lines."""

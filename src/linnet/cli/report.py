@@ -19,8 +19,6 @@ from linnet._version import __version__
 from linnet.checkpoint import replacing
 from linnet.cli.options import option_names
 
-__all__ = ["command_of", "heading", "paragraph", "picture", "table", "versions", "write_report", "write_results"]
-
 _NUMBER = re.compile(r"–|[-+×−]?\d.{0,24}")
 _STYLE = """
 :root { color-scheme: light dark; --text: #1c1e21; --page: #ffffff; --soft: #5b6068; --line: #d9dce1; --box: #f4f5f7; }

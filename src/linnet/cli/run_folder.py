@@ -11,8 +11,6 @@ from typing import Any, TypeVar
 from linnet import checkpoint
 from linnet.cli.errors import file_errors
 
-__all__ = ["check_writable", "clear_left_overs", "open_folder", "resume_settings", "seeds_of", "write_record"]
-
 RECORD = "run.json"
 STATE = "state.safetensors"
 """Of an evolution, which keeps its settings there."""

@@ -18,8 +18,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from linnet.sparse import share_wiring
 
-__all__ = ["ALONE", "Workers", "exit_quietly", "join", "start"]
-
 RESTARTS = 20
 """How often torchrun starts again what died."""
 

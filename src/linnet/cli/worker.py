@@ -9,6 +9,7 @@ from linnet.cli.torchrun import exit_quietly, join
 
 
 def main(module: str, out: str) -> None:
+    """Join the process group and do this worker's part of the run in ``out``."""
     workers = join()
     importlib.import_module(module).work(out, workers)
     dist.barrier()

@@ -11,8 +11,6 @@ from linnet.modules.blocks import MLP
 from linnet.modules.pointwise import Pointwise
 from linnet.sparse.linear import SparseLinear
 
-__all__ = ["bake"]
-
 
 def bake(model: nn.Module) -> nn.Module:
     """A copy of ``model`` in plain torch modules with equal outputs: each map is x Wᵀ + b with a fixed W.

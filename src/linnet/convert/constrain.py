@@ -9,8 +9,6 @@ from torch.nn.utils import parametrize
 from linnet.core.checks import check_positive
 from linnet.core.linear_map import LinearMap
 
-__all__ = ["Constrained", "constrain", "remove_constraints"]
-
 
 class Constrained(nn.Module):
     """tensor = the reshaped weight of a map: the parametrization that :func:`constrain` registers.

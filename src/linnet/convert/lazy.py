@@ -9,8 +9,6 @@ from torch.nn.parameter import UninitializedParameter, is_lazy
 
 from linnet.core.linear_map import LinearMap
 
-__all__ = ["LazyMap"]
-
 
 class LazyMap(LazyModuleMixin, nn.Module):
     """The replacement of an nn.LazyLinear by :func:`linnet.replace`: it becomes the map at its first input.

@@ -15,8 +15,6 @@ from linnet.core.linear import Linear
 from linnet.core.linear_map import LinearMap
 from linnet.decoupled.base import Decoupled
 
-__all__ = ["with_maps_replaced"]
-
 
 def with_maps_replaced(model: nn.Module, convert: Callable[[str, nn.Module], nn.Module]) -> nn.Module:
     """A copy of ``model`` in which ``convert(name, map)`` replaces each map, and each view of one being.

@@ -13,8 +13,6 @@ from linnet.core.linear_map import LinearMap
 from linnet.sparse.gather_scatter import GatherScatter
 from linnet.sparse.linear import SparseLinear
 
-__all__ = ["to_onnx"]
-
 LARGEST_DENSE_FILE = 2**24
 """Number of entries up to which a sparse matrix is dense in an ONNX file."""
 

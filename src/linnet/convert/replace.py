@@ -21,8 +21,6 @@ from linnet.modules.pointwise import Pointwise, as_linear, is_pointwise
 from linnet.sparse.linear import SparseLinear
 from linnet.wide.widen import Wide
 
-__all__ = ["Replacement", "Replacements", "check_not_widened", "children", "linear_layers", "replace", "swap", "ties"]
-
 Where = str | Callable[[str, nn.Module], bool]
 
 

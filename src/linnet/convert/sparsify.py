@@ -12,8 +12,6 @@ from linnet.sparse.dynamic.rules import Rule
 from linnet.sparse.linear import SparseLinear
 from linnet.sparse.wiring.wiring import Wiring, count
 
-__all__ = ["sparsify"]
-
 DISTRIBUTIONS: dict[str, Callable[[Mapping[str, tuple[int, int]], float], dict[str, int]]] = {
     "erk": erk,
     "uniform": uniform,

@@ -8,8 +8,6 @@ from torch import Tensor
 
 from linnet.core.autograd import eager, through_reference
 
-__all__ = ["affine", "product", "product_reference", "product_rows"]
-
 COLUMNS_FROM, CACHED, LARGE = 16, 2**22, 2**13
 """The number of samples from which columns are faster than rows, the number of weights that stay in a cache, and the
 number from which a hand-written backward is worth its call: measured in float32 on a CPU."""

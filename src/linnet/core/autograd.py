@@ -13,8 +13,6 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["at_least_float32", "autocast_off", "eager", "through_reference"]
-
 
 def eager() -> bool:
     """Whether a function may run fused: no tracing, no transform, no forward-mode differentiation is at work."""

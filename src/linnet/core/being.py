@@ -12,8 +12,6 @@ from linnet.core.checks import check_input
 from linnet.core.dense import dense, plain_linear
 from linnet.core.protocols import Map
 
-__all__ = ["Being", "Spread", "copy_beings", "extract", "indices"]
-
 M = TypeVar("M", bound=Map)
 
 

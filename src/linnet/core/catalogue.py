@@ -9,8 +9,6 @@ from types import MappingProxyType
 from linnet.core.linear_map import LinearMap
 from linnet.core.registry import REGISTRY
 
-__all__ = ["catalogue", "find_layer"]
-
 
 def catalogue() -> Mapping[str, type[LinearMap]]:
     """Every layer class by its short name (``OrthogonalLinear`` is ``"orthogonal"``), in order of definition.

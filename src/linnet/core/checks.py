@@ -7,8 +7,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["check_input", "check_matrix", "check_number", "check_positive", "hooked", "is_number"]
-
 
 def check_input(input: Tensor, in_features: int, beings: int | None) -> None:
     """Raise a ValueError for every shape that the contract does not name; nothing is guessed."""

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from linnet.core.dense import dense, plain_linear
 from linnet.core.protocols import Map
 
-__all__ = ["from_linear", "from_linears", "to_linear", "to_linears"]
-
 M = TypeVar("M", bound=Map)
 
 

@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-__all__ = ["LARGEST_DENSE", "dense", "plain_linear"]
-
 LARGEST_DENSE = 10**8
 """Entries up to which a sparse matrix is made dense: 400 MB in float32."""
 

@@ -27,8 +27,6 @@ from linnet.core.autograd import eager
 from linnet.core.checks import check_input
 from linnet.core.protocols import Map
 
-__all__ = ["Materialized", "cached", "frozen", "held", "sequence_matrix"]
-
 _FROZEN: ContextVar[tuple[dict[int, "Materialized"], ...]] = ContextVar("frozen", default=())
 _STEPS = [0]  # optimizer steps of this process, counted from the first Materialized on
 _HOOKS: list[Any] = []

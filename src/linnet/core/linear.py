@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from linnet.core.linear_map import LinearMap
 
-__all__ = ["Linear"]
-
 
 class Linear(LinearMap):
     """y = x Wᵀ + b with W unconstrained: :class:`torch.nn.Linear`, and with ``beings=n`` a population of n of them.

@@ -25,8 +25,6 @@ from linnet.core.options import own_options, summary
 from linnet.core.parameters import allocate, draw
 from linnet.core.registry import register
 
-__all__ = ["LinearMap"]
-
 FAST_FROM = 256 * 256
 """Entries of W up to which the dense product, once W is computed, is faster than the forward of a fast layer."""
 

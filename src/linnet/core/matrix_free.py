@@ -10,8 +10,6 @@ from linnet.core.checks import check_input
 from linnet.core.frozen import held
 from linnet.core.protocols import Map
 
-__all__ = ["matrix_free"]
-
 
 def matrix_free(layer: Map, input: Tensor, product: Callable[..., Tensor]) -> Tensor:
     """x Wᵀ + b by ``product(x, **raw)``, which gives x Wᵀ for x of shape ([beings or 1,] batch, in).

@@ -7,8 +7,6 @@ from torch import Tensor, nn
 
 from linnet.core.linear_map import LinearMap
 
-__all__ = ["judges", "penalty", "tolerance", "violation"]
-
 
 def tolerance(dtype: torch.dtype) -> float:
     """100 eps: the largest :meth:`LinearMap.violation` that rounding alone explains, relative to the natural scale.

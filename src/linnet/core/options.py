@@ -5,8 +5,6 @@ from typing import Any
 
 from linnet.core.protocols import Map
 
-__all__ = ["own_options", "summary"]
-
 SHARED = {"self", "in_features", "out_features", "bias", "beings", "device", "dtype"}
 
 

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-__all__ = ["BLUE", "COLOURS", "GREY", "ORANGE", "line_style"]
-
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 """Without yellow, which is too pale for a line."""
 BLUE, ORANGE, GREY = COLOURS[0], COLOURS[5], "#7F7F7F"

@@ -10,8 +10,6 @@ from torch import nn
 
 from linnet.core.protocols import Map
 
-__all__ = ["allocate", "draw", "draw_one"]
-
 
 def allocate(
     layer: Map, shapes: Mapping[str, tuple[int, ...]], bias: bool, device: Any, dtype: torch.dtype | None

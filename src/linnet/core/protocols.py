@@ -11,8 +11,6 @@ from typing import Any, ClassVar, Protocol, Self
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Map"]
-
 
 class Map(Protocol):
     """y = x Wᵀ + b with W a function of raw tensors: see :class:`linnet.LinearMap` for each member."""

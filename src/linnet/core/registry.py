@@ -2,8 +2,6 @@
 
 import re
 
-__all__ = ["REGISTRY", "layer_name", "register"]
-
 REGISTRY: dict[str, type] = {}
 
 

@@ -12,8 +12,6 @@ from torch.optim import Optimizer
 
 from linnet.decoupled.sources.source import Source
 
-__all__ = ["Decoupled"]
-
 
 class Decoupled(nn.Module, ABC):
     """Base class: a network whose training forward computes the gradients of its stages.

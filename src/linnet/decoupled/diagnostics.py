@@ -8,8 +8,6 @@ from torch import Tensor
 
 from linnet.core.palette import line_style
 
-__all__ = ["activation_memory", "plot_diagnostics"]
-
 PANELS = {
     "cosine": "cosine of prediction and target",
     "norm_ratio": "length, prediction / target",

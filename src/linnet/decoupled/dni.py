@@ -19,8 +19,6 @@ from linnet.decoupled.engine.trace import cuts_by_trace
 from linnet.decoupled.sources.source import Source
 from linnet.decoupled.sources.synthetic import Synthetic
 
-__all__ = ["DNI"]
-
 
 class DNI(Decoupled):
     """A network cut into stages; each stage below a cut gets its gradient without the loss, by default a synthetic one.

@@ -20,8 +20,6 @@ from linnet.decoupled.sources.synthetic import Synthetic, root_mean_square, upda
 from linnet.decoupled.synthesizers.mlp import MLPSynthesizer
 from linnet.decoupled.synthesizers.synthesizer import Synthesizer
 
-__all__ = ["SyntheticInput", "Unlocked"]
-
 ADAM = functools.partial(torch.optim.Adam, lr=1e-3)
 
 
@@ -280,6 +278,7 @@ class Unlocked(Decoupled):
 
 
 def run(stage: list[nn.Module], x: Tensor) -> Tensor:
+    """Call the modules of a stage one after the other."""
     for module in stage:
         x = module(x)
     return x

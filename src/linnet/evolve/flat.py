@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from linnet.wide.population import beings_of, genes_of
 
-__all__ = ["FlatVector"]
-
 
 class FlatVector:
     """The learned parameters of a population as a matrix (beings, size) and back, and as a problem for EvoTorch.

@@ -9,22 +9,6 @@ from torch import Tensor
 from linnet.core.checks import check_number
 from linnet.wide.random import normal, uniform
 
-__all__ = [
-    "Blend",
-    "ByLayer",
-    "Crossover",
-    "Gaussian",
-    "Mutation",
-    "Selection",
-    "SparseGaussian",
-    "Tournament",
-    "Truncation",
-    "UniformCrossover",
-    "UniformMutation",
-    "ranking",
-]
-
-
 # ---------------------------------------------------------------------- selection
 
 

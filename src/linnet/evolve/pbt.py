@@ -10,8 +10,6 @@ from linnet.evolve.reproduce import reproduce
 from linnet.evolve.strategies import generator_of
 from linnet.wide.optim import WideOptimizer
 
-__all__ = ["PopulationBasedTraining"]
-
 
 class PopulationBasedTraining:
     """Exploit: the worst beings copy weights and optimizer state of the best. Explore: they perturb hyper-parameters.

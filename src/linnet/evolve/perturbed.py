@@ -25,8 +25,6 @@ from linnet.wide.kernels.leaves import KERNELS, Kernel, is_known, may_draw, shar
 from linnet.wide.random import Noise, at_once, normal, streams
 from linnet.wide.widen import widen
 
-__all__ = ["FullRank", "LowRank", "Perturbed"]
-
 LINEAR = (nn.Linear, Linear)
 
 

@@ -14,8 +14,6 @@ from linnet.wide.random import at_once, streams
 if TYPE_CHECKING:
     from linnet.evolve.shards import Shards
 
-__all__ = ["mutate", "reproduce"]
-
 
 def reproduce(
     population: nn.Module,

@@ -15,8 +15,6 @@ from linnet.core.checks import check_positive
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-__all__ = ["Shards", "check_shards"]
-
 
 def check_shards(beings: int, block: int, world: int) -> None:
     """Raise a ValueError unless each of ``world`` processes gets the same number of whole blocks of beings."""

@@ -25,8 +25,6 @@ from linnet.evolve.shards import Shards
 from linnet.wide.population import beings_of, single
 from linnet.wide.random import bits, streams
 
-__all__ = ["GeneticAlgorithm", "OpenAIES", "Strategy", "centered_ranks", "generator_of", "standardized"]
-
 
 def centered_ranks(fitness: Tensor) -> Tensor:
     """Fitness -> rank, from −1/2 (worst) to 1/2 (best), (n,) -> (n,); ties share their mean rank, NaN is worst.

@@ -10,8 +10,6 @@ from linnet.core.linear_map import LinearMap
 from linnet.modules.blocks import FixedRandom, Parallel, Repeat
 from linnet.sparse import KWinners, SparseLinear
 
-__all__ = ["Part", "class_label", "describe", "part_labels", "parts"]
-
 
 @dataclass(frozen=True)
 class Part:

@@ -15,7 +15,6 @@ from linnet.wide.widen import Wide
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["diagram"]
 
 _WIDTH, _HEIGHT, _GAP, _HEAD = 3.4, 0.52, 0.12, 0.34
 

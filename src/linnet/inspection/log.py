@@ -12,8 +12,6 @@ from linnet.decoupled import DNI
 from linnet.sparse import KWinners, SparseLinear
 from linnet.sparse.csr import among
 
-__all__ = ["LARGEST_SPECTRUM", "Writer", "log"]
-
 LARGEST_SPECTRUM = 512
 """The largest size of a map whose singular values are logged."""
 

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from linnet.maps.abstract.invertible import Invertible
 from linnet.maps.math.blocks import blocks_near_root, check_blocks, split_evenly
 
-__all__ = ["BlockDiagonalLinear"]
-
 
 class BlockDiagonalLinear(Invertible):
     """y = x A + b with A zero outside of blocks along the diagonal: separate small maps, evaluated as one.

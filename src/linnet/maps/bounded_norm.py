@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from linnet.core.linear_map import LinearMap
 from linnet.maps.math.intervals import angle_of, check_interval, outside, sine_to_interval
 
-__all__ = ["BoundedNormLinear"]
-
 
 class BoundedNormLinear(LinearMap):
     """y = x A + b with sigma_min <= ‖A‖_p <= sigma_max, the induced norm of A for p = 1, 2, inf, or Frobenius' ("fro").

@@ -21,8 +21,6 @@ from torch import Tensor, nn
 from linnet.core.linear_map import LinearMap
 from linnet.maps.math.two_stages import two_stages
 
-__all__ = ["ButterflyLinear"]
-
 
 def multiply_out(factors: Sequence[Tensor]) -> Tensor:
     """Factors T_k, (..., blocks, 2^k, 2, 2), of growing stride -> their product, (..., blocks, 2^m, 2^m).

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from linnet.core.autograd import eager, through_reference
 from linnet.maps.abstract.invertible import Invertible
 
-__all__ = ["CirculantLinear"]
-
 
 def wrapped(n: int, device: torch.device) -> Tensor:
     """(n, n): the number (j − i) mod n at row j, column i."""

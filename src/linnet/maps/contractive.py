@@ -12,8 +12,6 @@ from linnet.core.measures import tolerance
 from linnet.maps.math.intervals import angle_of, draw_angles, outside, sine_to_interval
 from linnet.maps.math.svd import draw_svd, svd_factors, svd_matrix, svd_product
 
-__all__ = ["ContractiveLinear"]
-
 
 class ContractiveLinear(LinearMap):
     """y = x A + b with ‖A‖₂ <= bound: no two outputs are farther apart than ``bound`` times their inputs.

@@ -10,8 +10,6 @@ from linnet.core.linear_map import LinearMap
 from linnet.maps.math.intervals import check_interval, sigmoid_raw, sigmoid_to_interval
 from linnet.maps.math.triangles import antimirror, skew_part, strict_upper
 
-__all__ = ["DampedSkewSymmetricLinear"]
-
 
 class DampedSkewSymmetricLinear(LinearMap):
     """y = x A + b with A = S − γI, S = −Sᵀ and γ in [sigma_min, sigma_max], so that Re λ = −γ for every eigenvalue.

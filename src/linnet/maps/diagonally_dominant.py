@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from linnet.core.linear_map import LinearMap
 from linnet.maps.math.softplus import positive, positive_raw
 
-__all__ = ["DiagonallyDominantLinear", "nearest_dominated"]
-
 
 def dominate(entries: Tensor, signs: Tensor, gap: float) -> Tensor:
     """The matrix, (..., n, n), whose off-diagonal is that of ``entries`` and whose diagonal dominates each column.

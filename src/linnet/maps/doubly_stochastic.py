@@ -11,8 +11,6 @@ from linnet.core.checks import check_positive
 from linnet.core.linear_map import LinearMap
 from linnet.maps.math.simplex import logit_spread, simplex_violation
 
-__all__ = ["DoublyStochasticLinear", "nearest_doubly", "round_doubly", "sinkhorn"]
-
 # Iterations after which a matrix within the tolerance is left as it is.
 LEAST_ITERATIONS = 10
 

@@ -12,8 +12,6 @@ from linnet.maps.math.intervals import check_interval
 from linnet.maps.math.simplex import project_l1
 from linnet.maps.math.triangles import mirror
 
-__all__ = ["GershgorinLinear"]
-
 
 def shrunk(rows: Tensor, largest: float, symmetric: bool) -> Tensor:
     """Rows with Σ|r| <= largest as they are, larger ones scaled down to it; an entry and its mirror image alike."""

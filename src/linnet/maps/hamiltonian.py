@@ -7,8 +7,6 @@ from linnet.core.linear_map import LinearMap
 from linnet.maps.math.symplectic import blocks, check_even, joined, symplectic_form
 from linnet.maps.math.triangles import mirror, symmetric_part, upper_triangle
 
-__all__ = ["HamiltonianLinear"]
-
 
 class HamiltonianLinear(LinearMap):
     """y = x A + b with (JA)ᵀ = JA, exactly: the generators of symplectic maps, ẋ = x A is a linear Hamiltonian system.

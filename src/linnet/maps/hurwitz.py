@@ -20,8 +20,6 @@ from linnet.maps.math.bases import (
 from linnet.maps.math.intervals import compressed, compressed_raw
 from linnet.maps.math.triangles import antimirror, skew_part, strict_upper
 
-__all__ = ["HurwitzLinear"]
-
 # Steps of the fixed-point iteration for the shift in `_admit`.
 FIXED_POINT_STEPS = 60
 # The size from which on F grows with the logarithm of its parameter; the rates of decay, F Fᵀ, grow with its square.

@@ -6,8 +6,6 @@ from torch import Tensor
 
 from linnet.core.linear_map import LinearMap
 
-__all__ = ["IdentityLinear"]
-
 
 class IdentityLinear(LinearMap):
     """y = x A + b with A = I always: a placeholder for a layer.

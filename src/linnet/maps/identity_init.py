@@ -7,8 +7,6 @@ from torch import Tensor, nn
 
 from linnet.core.linear_map import LinearMap
 
-__all__ = ["IdentityInitLinear"]
-
 
 class IdentityInitLinear(LinearMap):
     """y = x A + b with A = I at the start and free from then on.

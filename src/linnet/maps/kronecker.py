@@ -11,8 +11,6 @@ from linnet.core.checks import check_positive
 from linnet.maps.abstract.invertible import Invertible
 from linnet.maps.math.rank_one import rank_one, rank_one_error
 
-__all__ = ["KroneckerLinear"]
-
 
 def kronecker(first: Tensor, second: Tensor) -> Tensor:
     """(..., a, b), (..., c, d) -> their Kronecker product, (..., ac, bd)."""

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from linnet.core.checks import check_number
 from linnet.core.linear_map import LinearMap
 
-__all__ = ["L0Linear", "hard_concrete", "open_probability"]
-
 LOWEST, HIGHEST = -0.1, 1.1
 """The gates are stretched to this interval, γ to ζ in the paper, and then cut to [0, 1]: both ends are reached."""
 GROUPS, NOISES = ("input", "output", "weight"), ("batch", "sample", "held")

@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from linnet.core.checks import check_number
 from linnet.core.linear_map import LinearMap
 
-__all__ = ["LassoLinear", "LassoLinearRELU"]
-
 
 class LassoLinear(LinearMap):
     """y = x A + b with the penalty γ Σ|a_ij|, and a proximal step that makes entries exactly zero.

@@ -8,8 +8,6 @@ from torch import Tensor, nn
 from linnet.core.linear_map import LinearMap
 from linnet.maps.math.simplex import logit_spread, project_simplex, simplex_violation, softmax
 
-__all__ = ["LeftStochasticLinear"]
-
 
 class LeftStochasticLinear(LinearMap):
     """y = x A + b with A >= 0 and every column of A summing to 1: each output is a weighted mean of the inputs.

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from linnet.core.checks import check_positive
 from linnet.core.linear_map import LinearMap
 
-__all__ = ["LowRankLinear"]
-
 
 class LowRankLinear(LinearMap):
     """y = x A + b with rank(A) <= rank: two skinny products, x ``down``ᵀ ``up``ᵀ.

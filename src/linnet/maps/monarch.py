@@ -13,8 +13,6 @@ from linnet.maps.math.blocks import blocks_near_root, check_blocks
 from linnet.maps.math.rank_one import rank_one, rank_one_error
 from linnet.maps.math.two_stages import monarch, two_stages
 
-__all__ = ["MonarchLinear"]
-
 
 class MonarchLinear(LinearMap):
     """y = x A + b with W = Aᵀ = P L Pᵀ R, L and R block-diagonal, P the permutation that turns rows into columns.

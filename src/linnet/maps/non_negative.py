@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from linnet.core.linear_map import LinearMap
 from linnet.maps.math.softplus import draw_positive, positive, positive_raw
 
-__all__ = ["NonNegativeLinear"]
-
 
 class NonNegativeLinear(LinearMap):
     """y = x A + b with A >= 0.

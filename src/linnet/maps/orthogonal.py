@@ -17,8 +17,6 @@ from linnet.maps.math.householder import (
     reflections,
 )
 
-__all__ = ["OrthogonalLinear"]
-
 
 class OrthogonalLinear(Invertible):
     """y = x A + b with AᵀA = I, whatever the optimizer does.

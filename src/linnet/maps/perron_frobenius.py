@@ -10,8 +10,6 @@ from linnet.core.linear_map import LinearMap
 from linnet.maps.math.intervals import check_interval
 from linnet.maps.math.simplex import logit_spread, project_band, softmax
 
-__all__ = ["PerronFrobeniusLinear"]
-
 
 class PerronFrobeniusLinear(LinearMap):
     """y = x A + b with A >= 0 and every row sum of A in [sigma_min, sigma_max].

@@ -11,8 +11,6 @@ from linnet.maps.abstract.stable import StableInDisc
 from linnet.maps.math.bases import rounding_margin
 from linnet.maps.math.spectral_radius import radius_estimate
 
-__all__ = ["PowerBoundLinear"]
-
 
 class PowerBoundLinear(StableInDisc):
     """y = x A + b with the spectral radius ρ(A) <= max_p, always.

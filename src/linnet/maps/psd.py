@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from linnet.core.linear_map import LinearMap
 from linnet.maps.math.triangles import symmetric_part
 
-__all__ = ["PSDLinear", "clip_ratio"]
-
 # Halvings of an interval of float64 numbers: all its digits.
 BISECTIONS = 100
 

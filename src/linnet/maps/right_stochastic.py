@@ -8,8 +8,6 @@ from torch import Tensor, nn
 from linnet.core.linear_map import LinearMap
 from linnet.maps.math.simplex import logit_spread, project_simplex, simplex_violation, softmax
 
-__all__ = ["RightStochasticLinear"]
-
 
 class RightStochasticLinear(LinearMap):
     """y = x A + b with A >= 0 and every row of A summing to 1, so that ``layer(p).sum(-1) == p.sum(-1)``.

@@ -39,8 +39,6 @@ from linnet.maps.math.schur import (
 )
 from linnet.maps.math.spectral_radius import radius
 
-__all__ = ["SchurDecompositionLinear"]
-
 
 class SchurDecompositionLinear(LinearMap):
     """y = x A + b with A = P T Pᵀ in real Schur form: eigenvalues γe^{±iθ}, their moduli γ at most ``bound``, always.

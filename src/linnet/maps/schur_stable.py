@@ -8,8 +8,6 @@ from torch import Tensor
 from linnet.maps.abstract.stable import StableInDisc
 from linnet.maps.math.bases import rounding_margin
 
-__all__ = ["SchurStableLinear"]
-
 
 class SchurStableLinear(StableInDisc):
     """y = x A + b with every eigenvalue of A in the disc |λ| <= bound < 1: the system x ← x A forgets its start.

@@ -6,8 +6,6 @@ from torch import Tensor, nn
 from linnet.core.linear_map import LinearMap
 from linnet.maps.math.triangles import antimirror, skew_part, strict_upper
 
-__all__ = ["SkewSymmetricLinear"]
-
 
 class SkewSymmetricLinear(LinearMap):
     """y = x A + b with A = −Aᵀ, exactly, so that x A is orthogonal to x and every eigenvalue is imaginary.

@@ -10,8 +10,6 @@ from linnet.core.checks import check_positive
 from linnet.core.linear_map import LinearMap
 from linnet.maps.math.spectral_radius import radius, radius_estimate
 
-__all__ = ["SoftPowerBoundLinear"]
-
 
 class SoftPowerBoundLinear(LinearMap):
     """y = x A + b with any A, and a penalty that brings the spectral radius ρ(A) under max_p: nothing is guaranteed.

@@ -8,8 +8,6 @@ from torch import Tensor, nn
 from linnet.maps.abstract.diagonal_core import DiagonalCore
 from linnet.maps.math.svd import check_reflectors, svd_matrix
 
-__all__ = ["SpectralLinear"]
-
 
 class SpectralLinear(DiagonalCore):
     """y = x A + b with the singular values of A in [sigma_min, sigma_max], and as many reflections as asked for.

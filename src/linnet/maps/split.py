@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from linnet.core.linear_map import LinearMap
 from linnet.maps.math.softplus import draw_positive, positive, positive_raw
 
-__all__ = ["SplitLinear"]
-
 
 class SplitLinear(LinearMap):
     """y = x A + b with A = B − C and B, C >= 0, which are ``layer.B`` and ``layer.C``.

@@ -11,8 +11,6 @@ from linnet.core.linear_map import LinearMap
 from linnet.maps.math.intervals import check_interval, sigmoid_raw, sigmoid_to_interval
 from linnet.maps.math.simplex import project_l1
 
-__all__ = ["StableSplitLinear"]
-
 
 class StableSplitLinear(LinearMap):
     """y = x A + b with A = B − C, B >= 0, C >= 0, and row sums of B + C in [sigma_min, sigma_max].

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from linnet.core.linear_map import LinearMap
 from linnet.maps.math.householder import draw_reflections, frame, householder_product, orthogonality_error, reflections
 
-__all__ = ["StiefelLinear"]
-
 
 class StiefelLinear(LinearMap):
     """y = x A + b with orthonormal columns, AᵀA = I, or, if A is wide, orthonormal rows, A Aᵀ = I.

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from linnet.maps.abstract.diagonal_core import DiagonalCore
 from linnet.maps.math.svd import svd_matrix
 
-__all__ = ["SVDLinear"]
-
 
 class SVDLinear(DiagonalCore):
     """y = x A + b with all min(in, out) singular values of A in [sigma_min, sigma_max], whatever the optimizer does.

@@ -10,8 +10,6 @@ from linnet.maps.abstract.diagonal_core import DiagonalCore
 from linnet.maps.math.intervals import angle_of, draw_angles, sine_to_interval
 from linnet.maps.math.svd import draw_svd, svd_factors, svd_matrix
 
-__all__ = ["SVDLinearLearnBounds"]
-
 
 class SVDLinearLearnBounds(DiagonalCore):
     """y = x A + b with lo <= singular values of A <= hi, both bounds learned, sigma_min <= lo <= hi <= sigma_max.

@@ -6,8 +6,6 @@ from torch import Tensor, nn
 from linnet.core.linear_map import LinearMap
 from linnet.maps.math.triangles import mirror, symmetric_part, upper_triangle
 
-__all__ = ["SymmetricLinear"]
-
 
 class SymmetricLinear(LinearMap):
     """y = x A + b with A = Aᵀ, exactly.

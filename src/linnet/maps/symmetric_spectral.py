@@ -12,8 +12,6 @@ from linnet.maps.math.householder import draw_reflections
 from linnet.maps.math.intervals import angle_of, draw_angles, outside, sine_to_interval
 from linnet.maps.math.svd import asymmetry, check_reflectors, eigen_factors, symmetric_matrix
 
-__all__ = ["SymmetricSpectralLinear"]
-
 
 class SymmetricSpectralLinear(DiagonalCore):
     """y = x A + b with A = Aᵀ and all eigenvalues of A in [sigma_min, sigma_max].

@@ -22,8 +22,6 @@ from linnet.maps.math.symplectic import (
     unshear,
 )
 
-__all__ = ["SymplecticLinear"]
-
 
 class SymplecticLinear(LinearMap):
     """y = x A + b with AᵀJA = J: volume and every area Σ dp∧dq in phase space are preserved, and A has an inverse.

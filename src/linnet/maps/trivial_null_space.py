@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from linnet.core.checks import check_positive
 from linnet.core.linear_map import LinearMap
 
-__all__ = ["TrivialNullSpaceLinear"]
-
 
 class TrivialNullSpaceLinear(LinearMap):
     """y = x A + b with x A = 0 only for x = 0: every singular value of A is at least epsilon, so no input is lost.

@@ -14,8 +14,6 @@ from linnet.core.checks import check_positive
 from linnet.core.linear import Linear
 from linnet.wide.wide_deep import EachBeing
 
-__all__ = ["MLP", "FixedRandom", "Parallel", "Repeat", "Residual"]
-
 
 class MLP(nn.Sequential):
     """``depth`` linear layers with an activation between them: input → hidden → ⋯ → hidden → output.

@@ -8,8 +8,6 @@ from torch import Tensor, nn
 from linnet.core.dense import plain_linear
 from linnet.core.linear_map import LinearMap
 
-__all__ = ["Pointwise", "as_linear", "is_pointwise"]
-
 CONVOLUTIONS: dict[int, type[Any]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 

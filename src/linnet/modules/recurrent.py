@@ -13,8 +13,6 @@ from linnet.core.frozen import sequence_matrix
 from linnet.core.linear import Linear
 from linnet.core.linear_map import LinearMap
 
-__all__ = ["RNN", "RNNCell"]
-
 Kind = str | Callable[..., nn.Module]
 Nonlinearity = str | Callable[[Tensor], Tensor]
 NONLINEARITIES: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu}

@@ -9,8 +9,6 @@ from linnet.core.checks import check_number
 from linnet.core.linear_map import LinearMap
 from linnet.wide.widen import Wide
 
-__all__ = ["matrix_decay", "param_groups"]
-
 
 def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """The parameters of ``model`` in two groups for an optimizer: those that may decay, and the rest, which must not.

@@ -13,8 +13,6 @@ from linnet.core.autograd import eager
 from linnet.core.being import copy_beings, indices
 from linnet.core.checks import check_positive, is_number
 
-__all__ = ["ActivationSparsity", "KWinners", "largest_k", "largest_k_reference"]
-
 
 def largest_k_reference(score: Tensor, k: int) -> Tensor:
     """Which are the k largest along the last axis, (*, n) -> (*, n) bool; of equal ones those of lower index."""

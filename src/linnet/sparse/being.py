@@ -8,8 +8,6 @@ from torch import Tensor, nn
 from linnet.core.being import Being
 from linnet.core.linear_map import LinearMap
 
-__all__ = ["SparseBeing"]
-
 
 class SparseBeing(Being):
     """A :class:`Being` whose product is the sparse one.

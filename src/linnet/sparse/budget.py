@@ -5,8 +5,6 @@ from collections.abc import Mapping
 
 from linnet.sparse.wiring.wiring import count
 
-__all__ = ["erk", "uniform"]
-
 
 def uniform(shapes: Mapping[str, tuple[int, int]], sparsity: float) -> dict[str, int]:
     """The same density everywhere: nnz_l ∝ in_l · out_l, together round((1 − sparsity) Σ in · out).

@@ -17,8 +17,6 @@ from linnet.sparse.wiring.given import compressed
 from linnet.sparse.wiring.uniform import Uniform
 from linnet.sparse.wiring.wiring import Wiring, count
 
-__all__ = ["STRUCTURE", "SparseMap", "StateError"]
-
 STRUCTURE = ("crow", "col", "ccol", "row", "perm")
 """The buffers that every sparse map has: W in CSR form, which is saved, and its transpose, which follows from it."""
 COUNTERS = ("step", "seed")

@@ -13,22 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = [
-    "among",
-    "check_structure",
-    "compress",
-    "counts",
-    "csr_tensor",
-    "entries_at",
-    "index_dtype",
-    "largest",
-    "nonzeros",
-    "rows_of",
-    "set_data",
-    "top",
-    "transpose",
-]
-
 
 def compress(indices: Tensor, out_features: int, in_features: int) -> tuple[Tensor, Tensor]:
     """Indices in any order, (2, nnz) -> CSR structure: crow (out + 1), col (nnz), both int32 if the sizes allow.

@@ -8,8 +8,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from linnet.sparse.linear import SparseLinear
 
-__all__ = ["share_wiring"]
-
 
 def share_wiring(model: nn.Module, process_group: Any = None) -> None:
     """Give all processes the connections of the first one, once, instead of before every forward.

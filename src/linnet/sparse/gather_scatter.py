@@ -5,8 +5,6 @@ from torch import Tensor, nn
 
 from linnet.sparse.linear import SparseLinear
 
-__all__ = ["GatherScatter"]
-
 
 class GatherScatter(nn.Module):
     """The function of a sparse layer with constant connections and weights: y_i = b_i + Σ_k [row_k = i] v_k x_{col_k}.

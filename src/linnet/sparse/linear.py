@@ -20,8 +20,6 @@ from linnet.sparse.kernels.ops import affine, product
 from linnet.sparse.wiring.small_world import SmallWorld
 from linnet.sparse.wiring.uniform import Uniform
 
-__all__ = ["SparseLinear"]
-
 SCHEDULE: dict[str, Any] = {"deltaT": 6000, "Tend": 150_000, "alpha": 0.1}
 
 

@@ -10,8 +10,6 @@ from torch import Tensor
 from linnet.core.checks import check_positive
 from linnet.sparse.csr import among
 
-__all__ = ["SmallWorldness", "degrees", "small_world"]
-
 
 @dataclass(frozen=True)
 class SmallWorldness:

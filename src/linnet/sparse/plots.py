@@ -10,8 +10,6 @@ from linnet.core.palette import BLUE, ORANGE
 from linnet.sparse.dynamic.update import Move
 from linnet.sparse.metrics import degrees
 
-__all__ = ["Snapshots", "plot_connectivity", "plot_degrees", "plot_growth"]
-
 PIXELS = 512
 """Larger matrices are drawn as densities, this many cells along the longer side."""
 

@@ -14,8 +14,6 @@ from linnet.core.dense import dense
 from linnet.core.linear_map import LinearMap
 from linnet.core.measures import tolerance
 
-__all__ = ["Case", "Check", "ContractError", "cases", "check", "close", "expect", "refused", "same"]
-
 BATCH = 4  # differs from the 3 beings of the default cases: a batch axis must never pass for the beings axis
 
 
@@ -244,6 +242,7 @@ def gradient(name: str, tensor: Tensor) -> Tensor:
 
 
 def first_dtype(layer: nn.Module) -> torch.dtype:
+    """The dtype of the first floating tensor of a layer; torch's default without any."""
     tensors = (*layer.parameters(), *layer.buffers())
     return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.get_default_dtype())
 

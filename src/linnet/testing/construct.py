@@ -13,8 +13,6 @@ from linnet.core.measures import tolerance
 from linnet.testing.case import Case, array, check, close, expect, refused, same
 from linnet.testing.values import oracle
 
-__all__ = ["check_constructor", "check_factory", "check_meta", "check_seeds", "check_sizes"]
-
 
 @check
 def check_constructor(case: Case) -> None:

@@ -10,8 +10,6 @@ from linnet.core.linear_map import LinearMap
 from linnet.core.measures import tolerance
 from linnet.testing.case import Case, array, check, close, expect, refused, same, train, trainable
 
-__all__ = ["check_linear_doors", "check_spectra"]
-
 
 @check
 def check_linear_doors(case: Case) -> None:

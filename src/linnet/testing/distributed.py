@@ -13,8 +13,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from linnet.testing.case import BATCH, Case, ContractError, close, gradient
 
-__all__ = ["check_ddp"]
-
 PROCESSES = 2
 
 

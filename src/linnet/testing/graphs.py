@@ -7,8 +7,6 @@ import torch
 
 from linnet.testing.case import BATCH, Case, check, close, expect, gradient, train
 
-__all__ = ["check_compile", "check_export", "check_onnx"]
-
 
 @check
 def check_compile(case: Case) -> None:

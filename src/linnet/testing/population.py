@@ -7,8 +7,6 @@ import torch
 from linnet.testing.case import Case, array, check, close, expect, gradient, refused, same, train
 from linnet.testing.values import oracle
 
-__all__ = ["check_clone_being", "check_get_single", "check_population"]
-
 
 @check
 def check_population(case: Case) -> None:

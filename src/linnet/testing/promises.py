@@ -24,8 +24,6 @@ from linnet.testing.case import (
     trainable,
 )
 
-__all__ = ["check_assign", "check_guarantee", "check_penalty", "check_violation", "promises", "stressed"]
-
 Parameters = Iterable[nn.Parameter]
 OPTIMIZERS: dict[str, Callable[[Parameters], torch.optim.Optimizer]] = {
     "SGD(lr=1e3, weight_decay=1e-2)": lambda p: torch.optim.SGD(p, lr=1e3, weight_decay=1e-2),

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from linnet.core.linear_map import LinearMap
 from linnet.testing.case import Case, check, close, expect, gradient, refused, same, train
 
-__all__ = ["check_copy", "check_functional_call", "check_safetensors", "check_state_dict", "check_vmap"]
-
 
 def used(case: Case, seed: int = 0) -> LinearMap:
     """A layer that has been trained, assigned to, and has gradients."""

@@ -21,16 +21,6 @@ from linnet.testing.case import (
     trainable,
 )
 
-__all__ = [
-    "check_backward",
-    "check_forward",
-    "check_gradcheck",
-    "check_input_shapes",
-    "check_precision",
-    "check_weight",
-    "oracle",
-]
-
 
 def oracle(x: Tensor, weight: Tensor, bias: Tensor | None) -> np.ndarray:
     """x Wᵀ + b in float64: W (out, in) or (beings, out, in), x of any shape that the contract admits."""

@@ -8,19 +8,6 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-__all__ = [
-    "Dims",
-    "beings_at",
-    "beings_first",
-    "checked_dims",
-    "checked_range",
-    "checked_results",
-    "join_results",
-    "split_tensors",
-    "squeezed",
-    "unsqueezed",
-]
-
 Dims = int | None | tuple[Any, ...]
 """The axis of beings of all tensors, None if all beings share the input, or an entry for each positional argument."""
 

@@ -23,8 +23,6 @@ from linnet.wide.kernels.leaves import KERNELS, LEAVING, STOCHASTIC, Kernel, cus
 from linnet.wide.kernels.measured import loop_is_cheaper
 from linnet.wide.random import Noise
 
-__all__ = ["STREAMS", "Pass", "checked_strategy", "evaluate", "tensors_of"]
-
 STREAMS = "dropout_streams"
 STRATEGIES = ("auto", "vmap", "loop")
 

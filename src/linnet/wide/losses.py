@@ -5,8 +5,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["per_being"]
-
 
 def per_being(loss: Callable[[Tensor, Tensor], Tensor], *, shared_target: bool = True) -> Callable[..., Tensor]:
     """loss(output, target) of one net -> losses(outputs, target) of a population, one number for each being.

@@ -16,8 +16,6 @@ from torch import Tensor, nn
 from linnet.core.being import indices
 from linnet.core.checks import check_positive
 
-__all__ = ["WideAdam", "WideAdamW", "WideOptimizer", "WideSGD", "clip_beings_"]
-
 Hyper = float | Tensor
 
 

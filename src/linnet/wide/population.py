@@ -12,8 +12,6 @@ from torch import Tensor, nn
 
 from linnet.core.being import Spread, indices
 
-__all__ = ["beings_of", "genes_of", "parts_of", "rows_of", "single", "unstack"]
-
 
 class Part(Protocol):
     """The interface of a module with an axis of beings."""

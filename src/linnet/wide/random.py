@@ -8,8 +8,6 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["Noise", "advance", "at_once", "bits", "normal", "streams", "uniform"]
-
 # SplitMix64 (see bits): ⌊2⁶⁴/φ⌋ made odd, and the multipliers of its mixing function. torch has no full uint64, so that
 # the constants are signed numbers of the same bits; int64 products and sums wrap around modulo 2⁶⁴.
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64

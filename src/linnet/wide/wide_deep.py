@@ -15,8 +15,6 @@ from linnet.wide.kernels.leaves import ELEMENTWISE
 from linnet.wide.wide_linear import WideLinear
 from linnet.wide.widen import Wide, widen
 
-__all__ = ["EachBeing", "WideDeep"]
-
 Activation = Callable[[Tensor], Tensor]
 # Functions that act on each number alone cannot mix beings and need no vmap.
 _ELEMENTWISE_FUNCTIONS = (torch.relu, torch.tanh, torch.sigmoid, F.relu, F.tanh, F.sigmoid, F.gelu, F.silu, F.elu)

@@ -7,8 +7,6 @@ from torch import nn
 
 from linnet.core.linear import Linear
 
-__all__ = ["WideLinear"]
-
 
 class WideLinear(Linear):
     """A population of ``beings`` linear maps: ``Linear(..., beings=n)`` with the argument order of widelinears.

@@ -18,8 +18,6 @@ from linnet.wide.forward import STREAMS, Pass, checked_strategy, evaluate, tenso
 from linnet.wide.kernels.leaves import KERNELS, Kernel, may_draw
 from linnet.wide.random import Noise
 
-__all__ = ["Wide", "WideBeing", "stack", "widen"]
-
 
 class Wide(nn.Module):
     """A population of copies of one module; made by :func:`widen` and :func:`stack`.

@@ -30,6 +30,7 @@ def linnet(
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
+    """The command without a subcommand: the help, or the version."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 

@@ -4,8 +4,6 @@ from linnet.cli.commands.settings_command import Given, settings_command
 from linnet.cli.errors import interruptible
 from linnet.cli.evolve.settings import EvolveSettings
 
-__all__ = ["evolve"]
-
 
 @settings_command(
     EvolveSettings,

@@ -13,8 +13,6 @@ from linnet.cli.train.layer_spec import layer_options
 from linnet.core.catalogue import catalogue
 from linnet.core.linear_map import LinearMap
 
-__all__ = ["layers"]
-
 SHARED = ("bias", "beings")
 """Options of every layer."""
 LARGEST = 2**24

@@ -14,8 +14,6 @@ from linnet.cli.errors import user_input
 from linnet.cli.options import option_names
 from linnet.cli.run_folder import resume_settings
 
-__all__ = ["Given", "settings_command"]
-
 
 @dataclass(frozen=True)
 class Given:

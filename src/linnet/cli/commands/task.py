@@ -4,8 +4,6 @@ from linnet.cli.commands.settings_command import Given, settings_command
 from linnet.cli.errors import interruptible
 from linnet.cli.task.settings import TaskSettings
 
-__all__ = ["task"]
-
 
 @settings_command(TaskSettings, out="runs/TASK-TIME")
 def task(given: Given) -> None:

@@ -7,8 +7,6 @@ import typer
 
 from linnet.cli.errors import user_input
 
-__all__ = ["tour"]
-
 
 def tour(
     out: Annotated[Path, typer.Option(help="Folder of the picture and the numbers.", metavar="FOLDER")] = Path("tour"),

@@ -6,8 +6,6 @@ from linnet.cli.commands.settings_command import Given, settings_command
 from linnet.cli.errors import interruptible
 from linnet.cli.train.settings import Settings
 
-__all__ = ["train"]
-
 
 @settings_command(
     Settings,

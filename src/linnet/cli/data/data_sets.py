@@ -13,8 +13,6 @@ from torch import Tensor
 from linnet.cli.data.idx import read_idx
 from linnet.cli.data.tables import SUFFIXES, read_table
 
-__all__ = ["DATA_SETS", "Data", "Split", "check_data", "load_data", "load_sunspots", "make_data"]
-
 DATA_SETS = ("digits", "fashion-mnist", "mnist")
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")

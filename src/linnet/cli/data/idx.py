@@ -11,8 +11,6 @@ import numpy as np
 
 from linnet.cli.errors import file_errors
 
-__all__ = ["read_idx"]
-
 TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 CHUNK = 1 << 20
 

@@ -11,8 +11,6 @@ import numpy as np
 
 from linnet.cli.errors import file_errors
 
-__all__ = ["SUFFIXES", "Table", "read_table"]
-
 SUFFIXES = (".npz", ".csv")
 ROWS = 10
 """The fewest to train with."""

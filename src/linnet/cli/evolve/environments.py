@@ -8,8 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Arena", "Normalizer", "Outcome", "arena_of", "word"]
-
 Policy = Callable[[Tensor], Tensor]
 """(episodes, beings, observation) -> (episodes, beings, outputs)."""
 

@@ -22,8 +22,6 @@ from linnet.modules.blocks import MLP
 from linnet.wide.population import genes_of
 from linnet.wide.widen import stack, widen
 
-__all__ = ["EPISODES", "Evolution", "Generation", "Watch", "policy_of"]
-
 CANDIDATES = 8
 EPISODES = 100
 """Of each candidate in validation, and of the best being in the test."""

@@ -10,8 +10,6 @@ from linnet.cli.evolve.evolution import Evolution
 from linnet.cli.pictures import save_picture
 from linnet.core.palette import COLOURS
 
-__all__ = ["draw"]
-
 
 def draw(evolution: Evolution) -> list[Path]:
     """evolution.png in the run's folder."""

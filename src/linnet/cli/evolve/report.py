@@ -7,8 +7,6 @@ from linnet.cli.evolve.evolution import EPISODES, Evolution, Generation
 from linnet.cli.evolve.pictures import draw
 from linnet.cli.progress import say
 
-__all__ = ["report"]
-
 
 def report(evolution: Evolution) -> None:
     """Test the champion, write evolution.png and report.html, and print what was found."""

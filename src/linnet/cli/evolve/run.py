@@ -13,8 +13,6 @@ from linnet.cli.run_folder import open_folder, resume_settings
 from linnet.cli.torchrun import Workers
 from linnet.evolve import Shards
 
-__all__ = ["open_run", "run_generations", "shards_of_torchrun", "work"]
-
 
 def open_run(
     settings: EvolveSettings, out: str | os.PathLike[str], *, resume: bool = False, shards: Shards | None = None

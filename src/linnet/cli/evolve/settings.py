@@ -5,8 +5,6 @@ from dataclasses import dataclass
 
 from linnet.cli.options import check_settings, option
 
-__all__ = ["EvolveSettings"]
-
 
 @dataclass(frozen=True)
 class EvolveSettings:

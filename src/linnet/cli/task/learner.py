@@ -14,8 +14,6 @@ from linnet.cli.task.sequences import Batch, SequenceTask
 from linnet.cli.task.settings import CELLS, TaskSettings
 from linnet.decoupled import LinearSynthesizer, MLPSynthesizer, Synthetic, TruncatedBPTT
 
-__all__ = ["Learner", "Point", "Watch"]
-
 EVERY = 50
 """Steps between two points of the curves."""
 SAVED_AFTER = 5.0

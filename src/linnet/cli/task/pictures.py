@@ -12,8 +12,6 @@ from linnet.cli.task.learner import Learner, Point
 from linnet.cli.task.run import Run
 from linnet.core.palette import COLOURS
 
-__all__ = ["draw", "picture"]
-
 
 def draw(run: Run, learners: list[Learner]) -> list[Path]:
     """curves.png in the run's folder."""

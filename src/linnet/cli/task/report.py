@@ -15,8 +15,6 @@ from linnet.cli.task.pictures import draw
 from linnet.cli.task.run import Run
 from linnet.cli.task.sequences import TESTS
 
-__all__ = ["report"]
-
 
 def report(run: Run, learners: list[Learner]) -> None:
     """Write results.json, curves.png and report.html, and print what was found."""

@@ -12,8 +12,6 @@ from linnet.cli.task.learner import Learner
 from linnet.cli.task.sequences import SequenceTask
 from linnet.cli.task.settings import TaskSettings
 
-__all__ = ["Run", "learn", "open_run"]
-
 
 @dataclass(frozen=True)
 class Run:

@@ -15,8 +15,6 @@ from torch import Generator, Tensor
 from linnet.cli.errors import file_errors
 from linnet.core.checks import check_positive
 
-__all__ = ["Adding", "ArgMax", "Batch", "Copy", "Recall", "RepeatCopy", "SequenceTask", "Text"]
-
 AHEAD = 3
 """How many of the next answers a context holds."""
 TESTS = 1000

@@ -9,8 +9,6 @@ from torch import nn
 from linnet.cli.options import check_settings, option
 from linnet.cli.task.sequences import Adding, ArgMax, Copy, Recall, RepeatCopy, SequenceTask, Text
 
-__all__ = ["CELLS", "TASKS", "TaskSettings"]
-
 TASKS: dict[str, Callable[[], SequenceTask]] = {
     "copy": Copy,
     "repeat-copy": RepeatCopy,

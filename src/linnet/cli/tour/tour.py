@@ -17,8 +17,6 @@ from linnet.cli.progress import Progress, say
 from linnet.cli.run_folder import check_writable
 from linnet.cli.tour.demos import DEMOS, Demo
 
-__all__ = ["check_tour", "run_tour"]
-
 TITLE = "What nn.Linear cannot do (digits: 1 797 real images; sunspots: 309 real years)"
 COLUMNS = ("claim", "nn.Linear", "linnet", "holds")
 

@@ -17,8 +17,6 @@ from linnet.cli.train.layer_spec import LayerSpec
 from linnet.cli.train.run import Run
 from linnet.cli.train.training import training_step
 
-__all__ = ["PLAIN", "Cost", "measure", "peak_memory"]
-
 PLAIN = LayerSpec("nn.Linear", nn.Linear, {})
 _WARM_UP = 3
 _SECONDS = 4.0

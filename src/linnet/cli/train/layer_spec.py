@@ -16,8 +16,6 @@ from linnet.core.checks import check_positive
 from linnet.modules.blocks import MLP
 from linnet.wide.losses import per_being
 
-__all__ = ["LayerSpec", "layer_options", "parse_layer"]
-
 WIDE_BEINGS = 8
 _NOT_OPTIONS = ("self", "in_features", "out_features", "device", "dtype")
 

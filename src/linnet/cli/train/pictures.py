@@ -19,8 +19,6 @@ from linnet.core.linear_map import LinearMap
 from linnet.core.palette import line_style
 from linnet.decoupled.diagnostics import plot_diagnostics
 
-__all__ = ["draw"]
-
 TICKS = (0, 20, 40, 60, 70, 80, 85, 90, 92, 94, 96, 97, 98, 99, 100)
 LARGEST_SPECTRUM = 1024
 LARGEST_PICTURE = 4096

@@ -18,8 +18,6 @@ from linnet.cli.train.settings import TRAINING
 from linnet.cli.train.training import Fit
 from linnet.core.measures import tolerance, violation
 
-__all__ = ["report", "results_of"]
-
 COLUMNS = ("layer", "in net", "parameters", "test %", "time", "memory", "violation")
 
 

@@ -22,8 +22,6 @@ from linnet.decoupled.sources.source import Source
 from linnet.decoupled.sources.synthetic import Synthetic
 from linnet.modules.blocks import MLP
 
-__all__ = ["Run", "open_run"]
-
 
 @dataclass(frozen=True)
 class Run:

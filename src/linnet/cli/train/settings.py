@@ -8,8 +8,6 @@ from linnet.cli.data.data_sets import check_data
 from linnet.cli.options import check_settings, option
 from linnet.cli.train.layer_spec import LayerSpec, parse_layer
 
-__all__ = ["TRAINING", "Settings"]
-
 TRAINING = {
     "none": "backpropagation",
     "dni": "synthetic gradients (--decouple dni)",

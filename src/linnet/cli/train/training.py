@@ -22,8 +22,6 @@ from linnet.core.measures import penalty
 from linnet.decoupled.dni import DNI
 from linnet.modules.blocks import MLP
 
-__all__ = ["Fit", "accuracy", "fit", "fit_all", "training_step", "work"]
-
 _EVALUATION_BATCH = 2048
 
 Watch = Callable[[LayerSpec, int, int, float], None]

@@ -9,19 +9,6 @@ from linnet.core.checks import check_positive
 from linnet.decoupled.synthesizers.recurrent import RECURRENT
 from linnet.decoupled.synthesizers.synthesizer import zeroed
 
-__all__ = [
-    "RNNDNI",
-    "RNN_DNI",
-    "Conv2dDNI",
-    "DNINetwork",
-    "DNI_Network",
-    "LinearBatchNormDNI",
-    "LinearDNI",
-    "LinearSigmoidDNI",
-    "Linear_DNI",
-    "Linear_Sigmoid_DNI",
-]
-
 
 class DNI_Network(linnet.decoupled.Synthesizer):
     """activations h -> predicted gradient ∂L/∂h: the base class of pytorch-dni's gradient networks.

@@ -17,8 +17,6 @@ from linnet.decoupled.engine.forward_pass import replaced, tensors
 from linnet.decoupled.engine.owned_optimizer import temporary_grads
 from linnet.decoupled.sources.synthetic import Prediction, Synthetic
 
-__all__ = ["DNI", "detach_all", "get_padding"]
-
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "adam": functools.partial(torch.optim.Adam, eps=1e-9, betas=(0.9, 0.98)),
     "adamax": functools.partial(torch.optim.Adamax, eps=1e-9, betas=(0.9, 0.98)),

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from linnet.core.checks import check_positive
 from linnet.core.linear_map import LinearMap
 
-__all__ = ["LinearBase", "Mapped", "SquareLinear"]
-
 OPTIONS = frozenset(
     "complex droprate_init epsilon gamma increasing_stride l2 lamda max_p n_U_reflectors n_V_reflectors n_reflectors "
     "ortho_init p provide_weights pwr_iters rank real sigma_max sigma_min temperature tied_weight weight_decay".split()

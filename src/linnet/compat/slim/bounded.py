@@ -7,20 +7,6 @@ from torch import Tensor
 from linnet import maps as structured
 from linnet.compat.slim.base import Mapped, SquareLinear
 
-__all__ = [
-    "GershgorinLinear",
-    "PerronFrobeniusLinear",
-    "PowerBoundLinear",
-    "SVDLinear",
-    "SVDLinearLearnBounds",
-    "SchurDecompositionLinear",
-    "SpectralLinear",
-    "StableSplitLinear",
-    "SymmetricSVDLinear",
-    "SymmetricSpectralLinear",
-    "TrivialNullSpaceLinear",
-]
-
 
 class PerronFrobeniusLinear(Mapped, of=structured.PerronFrobeniusLinear):
     """A >= 0 with row sums, and therefore the dominant eigenvalue, in [sigma_min, sigma_max]."""

@@ -16,8 +16,6 @@ from linnet.decoupled.engine.hooks import on_device_of
 from linnet.decoupled.sources.synthetic import Synthetic
 from linnet.modules.recurrent import RNN, RNNCell
 
-__all__ = ["TruncatedBPTT"]
-
 Context = Tensor | Callable[[int], Tensor]
 
 

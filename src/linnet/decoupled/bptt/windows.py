@@ -19,8 +19,6 @@ from linnet.decoupled.engine.owned_optimizer import with_frozen
 from linnet.decoupled.sources.synthetic import Prediction, Synthetic, root_mean_square
 from linnet.decoupled.synthesizers.linear import LinearSynthesizer
 
-__all__ = ["Auxiliary", "Boundaries", "flat"]
-
 
 class Auxiliary(Synthetic):
     """The auxiliary task, loss mean of (synthesizer(h / rms(h)) − δ)²: predict the next synthetic gradient from h."""

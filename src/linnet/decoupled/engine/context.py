@@ -4,8 +4,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["attach", "check_context"]
-
 
 def check_context(source: str, context: Tensor | None) -> Tensor:
     """Return the context of a source, or raise a ValueError if it is missing."""

@@ -11,8 +11,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from linnet.decoupled.sources.source import Source
 
-__all__ = ["averaged", "is_shared", "share_sources"]
-
 GROUPS: WeakKeyDictionary[Source, Any] = WeakKeyDictionary()
 """The process group of each shared source; outside the sources, since process groups cannot be copied."""
 

@@ -29,8 +29,6 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from linnet.decoupled.engine.immediate import Immediate
 from linnet.decoupled.sources.source import Source, without_autocast
 
-__all__ = ["ForwardPass", "replaced", "tensors"]
-
 
 @dataclass(eq=False, repr=False)
 class PassState:

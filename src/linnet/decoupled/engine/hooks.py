@@ -12,8 +12,6 @@ from linnet.decoupled.engine.forward_pass import replaced, tensors
 from linnet.decoupled.engine.places import cuts_by_call
 from linnet.decoupled.sources.source import Source
 
-__all__ = ["build_source", "hook_cuts", "on_device_of", "seeded_for", "without_side_effects"]
-
 Visit = Callable[[str, list[Tensor]], list[Tensor]]
 """Called as (name of the cut, floating-point outputs of the module) -> the tensors that replace them."""
 

@@ -10,8 +10,6 @@ from torch.optim import Optimizer
 
 from linnet.decoupled.engine.owned_optimizer import OptimizerFactory, OwnedOptimizer, temporary_grads
 
-__all__ = ["Immediate"]
-
 
 class Immediate(nn.Module):
     """Steps the parameters of one stage at a time, by the user's optimizer or by an optimizer of the stage.

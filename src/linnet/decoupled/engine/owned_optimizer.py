@@ -11,8 +11,6 @@ from torch.optim import Optimizer
 
 from linnet.core.autograd import at_least_float32
 
-__all__ = ["OptimizerFactory", "OwnedOptimizer", "Owner", "temporary_grads", "with_frozen"]
-
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 """A class or factory of optimizers, called with a list of parameters."""
 

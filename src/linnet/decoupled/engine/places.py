@@ -7,8 +7,6 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-__all__ = ["cuts_by_call", "cuts_by_default", "cuts_by_name", "image_axes", "is_layer", "is_sequential"]
-
 FOLLOWERS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.PReLU)
 """Modules with parameters that belong to the layer before them."""
 
@@ -82,6 +80,7 @@ def cuts_by_name(network: nn.Module, at: str | Iterable[int | str]) -> list[str]
 
 
 def child_name(network: nn.Module, index: int) -> str:
+    """The name of a module of an nn.Sequential by its index, which may be negative."""
     if not is_sequential(network):
         raise ValueError(
             f"An index in at needs an nn.Sequential, got {type(network).__name__}; name the modules instead"

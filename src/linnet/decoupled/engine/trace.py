@@ -13,8 +13,6 @@ from torch.autograd.graph import Node, get_gradient_edge
 from linnet.decoupled.engine.forward_pass import tensors
 from linnet.decoupled.engine.places import is_layer
 
-__all__ = ["cuts_by_trace"]
-
 
 @dataclass
 class Event:

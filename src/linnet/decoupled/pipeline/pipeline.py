@@ -23,8 +23,6 @@ from linnet.decoupled.sources.source import Source
 from linnet.decoupled.sources.synthetic import Synthetic
 from linnet.distributed.processes import agreeing, gathered
 
-__all__ = ["Pipeline"]
-
 KIND = "stages"
 Batches = Iterable[tuple[Tensor, Tensor]]
 

@@ -4,8 +4,6 @@ from torch import Tensor
 
 from linnet.decoupled.sources.source import Source
 
-__all__ = ["Backprop"]
-
 
 class Backprop(Source):
     """g = ∂L/∂h: the stage below gets the true gradient, as in backpropagation; a control for experiments.

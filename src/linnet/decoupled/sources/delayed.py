@@ -9,8 +9,6 @@ from torch import Tensor
 from linnet.core.checks import check_positive
 from linnet.decoupled.sources.source import Source
 
-__all__ = ["Delayed"]
-
 
 class Delayed(Source):
     """g(t) = ∂L(t − steps)/∂θ: the parameters below get the true gradient of the batch ``steps`` backwards ago.

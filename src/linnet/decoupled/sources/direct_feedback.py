@@ -8,8 +8,6 @@ from torch import Tensor
 
 from linnet.decoupled.sources.source import Source
 
-__all__ = ["DirectFeedback"]
-
 
 class DirectFeedback(Source):
     """g = e B with e = ∂L/∂output: a fixed random matrix B replaces the backward of all stages above the cut.

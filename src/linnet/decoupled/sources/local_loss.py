@@ -12,8 +12,6 @@ from linnet.decoupled.engine.data_parallel import averaged
 from linnet.decoupled.engine.owned_optimizer import OptimizerFactory, OwnedOptimizer, Owner, with_frozen
 from linnet.decoupled.sources.source import Source, without_autocast
 
-__all__ = ["LocalLoss"]
-
 ADAM = functools.partial(torch.optim.Adam, lr=1e-3)
 
 

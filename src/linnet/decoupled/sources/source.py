@@ -8,8 +8,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Source", "batch_size", "without_autocast"]
-
 
 def batch_size(h: Tensor) -> int:
     """The number of samples: the length of the first axis; a vector is one sample."""

@@ -17,8 +17,6 @@ from linnet.decoupled.sources.source import Source, batch_size, without_autocast
 from linnet.decoupled.synthesizers.linear import LinearSynthesizer
 from linnet.decoupled.synthesizers.synthesizer import FittedSynthesizer, Synthesizer
 
-__all__ = ["Prediction", "Synthetic", "root_mean_square", "update_running_rms"]
-
 
 def adam(parameters: Iterable[torch.nn.Parameter], lr: float = 0.1) -> Optimizer:
     """Adam with a large step, the optimizer of a linear synthesizer, which must follow a network that changes.

@@ -4,8 +4,6 @@ from torch import Tensor, nn
 
 from linnet.decoupled.synthesizers.synthesizer import Synthesizer, zeroed
 
-__all__ = ["BatchNormSynthesizer"]
-
 
 class BatchNormSynthesizer(Synthesizer):
     """g = A_1 ReLU(batch norm(A_0 h)) + b_1, with A_1 = b_1 = 0 at the start.

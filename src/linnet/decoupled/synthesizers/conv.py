@@ -7,8 +7,6 @@ from torch import Tensor, nn
 from linnet.core.checks import check_positive
 from linnet.decoupled.synthesizers.synthesizer import Synthesizer, zeroed
 
-__all__ = ["ConvSynthesizer"]
-
 
 class ConvSynthesizer(Synthesizer):
     """g = K_n * ReLU(batch norm(K * ⋯)): 2-d convolutions with one kernel size; the last layer is 0 at the start.

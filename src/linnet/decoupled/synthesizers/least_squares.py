@@ -9,8 +9,6 @@ from torch import Tensor
 from linnet.core.checks import check_positive
 from linnet.decoupled.synthesizers.synthesizer import FittedSynthesizer
 
-__all__ = ["LeastSquaresSynthesizer"]
-
 
 class LeastSquaresSynthesizer(FittedSynthesizer):
     """g = h A + b with (A, b) = argmin mean_t ‖h_t A + b − δ_t‖² + ridge ‖A, b‖², weighted by decay^t, t batches ago.

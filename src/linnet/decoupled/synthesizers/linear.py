@@ -8,8 +8,6 @@ from linnet.core.affine import affine
 from linnet.core.checks import check_input, check_positive
 from linnet.decoupled.synthesizers.synthesizer import Synthesizer
 
-__all__ = ["LinearSynthesizer"]
-
 
 class LinearSynthesizer(Synthesizer):
     """g = h A + b, with A = b = 0 at the start: exact if the loss is quadratic in the activations.

@@ -4,8 +4,6 @@ from torch import Tensor, nn
 
 from linnet.decoupled.synthesizers.synthesizer import Synthesizer, zeroed
 
-__all__ = ["LowRankSynthesizer"]
-
 
 class LowRankSynthesizer(Synthesizer):
     """g = (h A) B + b of rank r, with B = b = 0 at the start: (inputs + outputs) · r products, not inputs · outputs.

@@ -5,8 +5,6 @@ from torch import Tensor, nn
 from linnet.core.checks import check_positive
 from linnet.decoupled.synthesizers.synthesizer import Synthesizer, zeroed
 
-__all__ = ["MLPSynthesizer"]
-
 
 class MLPSynthesizer(Synthesizer):
     """g = A_n ReLU(⋯ ReLU(A_0 h + b_0)) + b_n, with A_n = b_n = 0 at the start.

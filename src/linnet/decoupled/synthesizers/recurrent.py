@@ -8,8 +8,6 @@ from torch import Tensor, nn
 from linnet.core.checks import check_positive
 from linnet.decoupled.synthesizers.synthesizer import Synthesizer, zeroed
 
-__all__ = ["RECURRENT", "RecurrentSynthesizer"]
-
 RECURRENT: dict[str, Callable[..., nn.Module]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 
 

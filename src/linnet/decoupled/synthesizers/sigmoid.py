@@ -7,8 +7,6 @@ from torch import Tensor, nn
 
 from linnet.decoupled.synthesizers.synthesizer import Synthesizer
 
-__all__ = ["SigmoidSynthesizer"]
-
 
 class SigmoidSynthesizer(Synthesizer):
     """g = s σ(h A + b) + c, element by element, with s = c = 0 at the start: for losses of sigmoids and softmaxes.

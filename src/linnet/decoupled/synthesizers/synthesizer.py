@@ -8,8 +8,6 @@ from torch import Tensor, nn
 
 from linnet.core.checks import check_positive
 
-__all__ = ["FittedSynthesizer", "Synthesizer", "zeroed"]
-
 
 class Synthesizer(nn.Module, ABC):
     """activations h -> predicted gradient ∂L/∂h: the base class of synthesizers.

@@ -10,8 +10,6 @@ from linnet.maps.abstract.invertible import Invertible
 from linnet.maps.math.intervals import angle_of, check_interval, draw_angles, outside, sine_to_interval
 from linnet.maps.math.svd import draw_svd, svd_factors, svd_matrix, svd_product
 
-__all__ = ["DiagonalCore"]
-
 
 class DiagonalCore(Invertible, catalogue=False):
     """A = U diag(s) Vᵀ with U and V products of reflections, and s in an interval.

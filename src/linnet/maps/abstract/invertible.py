@@ -10,8 +10,6 @@ from linnet.core.autograd import autocast_off
 from linnet.core.checks import check_input
 from linnet.core.linear_map import LinearMap
 
-__all__ = ["Invertible"]
-
 
 class Invertible(LinearMap, catalogue=False):
     """A map whose inverse, where it is square, is made like W: from raw tensors, at little cost."""

@@ -25,8 +25,6 @@ from linnet.maps.math.householder import reflections
 from linnet.maps.math.intervals import EDGE, sigmoid_raw
 from linnet.maps.math.spectral_radius import radius
 
-__all__ = ["Stable"]
-
 
 class Stable(LinearMap, catalogue=False):
     """W = Q D⁻¹ K D Qᵀ, Q orthogonal, D diagonal with ratios of at most max_cond; a subclass says what K is.

@@ -18,21 +18,6 @@ from torch import Tensor
 from linnet.maps.math.householder import householder_product, newton_schulz_step
 from linnet.maps.math.intervals import EDGE
 
-__all__ = [
-    "D_SCALE",
-    "SHARES",
-    "bounded_ratios",
-    "clip_singular_values",
-    "contraction",
-    "contraction_raw",
-    "eigenvector_metric",
-    "in_basis",
-    "lyapunov_series",
-    "orthogonal",
-    "out_of_basis",
-    "rounding_margin",
-]
-
 EPS = torch.finfo(torch.float32).eps
 # Doublings of a Lyapunov series: 2⁴⁰ terms.
 DOUBLINGS = 40

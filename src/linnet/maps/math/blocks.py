@@ -7,8 +7,6 @@ from torch import Tensor
 
 from linnet.core.checks import check_positive
 
-__all__ = ["blocks_near_root", "check_blocks", "split_evenly"]
-
 
 def blocks_near_root(n: int, sizes: tuple[int, int]) -> int:
     """A number of blocks about √n: the nearest that divides both sizes, if it is at most twice off, else √n rounded."""

@@ -18,18 +18,6 @@ from torch import Tensor
 
 from linnet.core.autograd import autocast_off, eager, through_reference
 
-__all__ = [
-    "draw_reflections",
-    "frame",
-    "greedy_reflections",
-    "householder_product",
-    "householder_product_reference",
-    "newton_schulz_step",
-    "orthogonality_error",
-    "reflections",
-    "unit",
-]
-
 
 def unit(v: Tensor) -> Tensor:
     """v / ‖v‖ along the last axis, at any scale; 0 stays 0, and what is too small to have a direction becomes 0."""

@@ -9,20 +9,6 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = [
-    "EDGE",
-    "LINEAR_TO",
-    "angle_of",
-    "check_interval",
-    "compressed",
-    "compressed_raw",
-    "draw_angles",
-    "outside",
-    "sigmoid_raw",
-    "sigmoid_to_interval",
-    "sine_to_interval",
-]
-
 # The part of an interval by which `assign` stays away from its ends, where the gradient of a sigmoid would vanish.
 EDGE = 1e-6
 # The size up to which `compressed` is about the identity; from there on it grows like a logarithm.

@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor
 
-__all__ = ["rank_one", "rank_one_error"]
-
 
 def rank_one(blocks: Tensor) -> tuple[Tensor, Tensor]:
     """u, (..., s), and v, (..., p), of equal norm with u vᵀ the nearest matrix of rank one to each, (..., s, p)."""

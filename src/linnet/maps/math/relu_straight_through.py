@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor
 
-__all__ = ["relu_straight_through"]
-
 
 def relu_straight_through(x: Tensor) -> Tensor:
     """max(x, 0), with the gradient of the identity: negative entries have a gradient too.

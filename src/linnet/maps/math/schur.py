@@ -10,21 +10,6 @@ from torch import Tensor
 
 from linnet.maps.math.intervals import EDGE
 
-__all__ = [
-    "ALL_ORDERS",
-    "SLACK",
-    "entries_above",
-    "equalize_diagonals",
-    "inside_ball",
-    "inside_ball_raw",
-    "invariant_pairs",
-    "matrix_above",
-    "norm_reducing_scales",
-    "repeat_for_rows",
-    "rotation_parts",
-    "rotations",
-]
-
 # Pairs of eigenvalues up to which `assign` tries every order of them.
 ALL_ORDERS = 4
 # Steps of the search for D from each start.

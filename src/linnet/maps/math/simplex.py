@@ -5,8 +5,6 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["logit_spread", "project_band", "project_l1", "project_simplex", "simplex_violation", "softmax"]
-
 
 def softmax(logits: Tensor, dim: int) -> Tensor:
     """softmax whose sums are 1 up to rounding for any number of entries."""

@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["draw_positive", "positive", "positive_raw"]
-
 
 def positive(raw: Tensor, scale: float) -> Tensor:
     """scale · softplus(raw / scale), > 0 and increasing; about raw where raw >> scale."""

@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor
 
-__all__ = ["radius", "radius_estimate"]
-
 
 def radius(weight: Tensor) -> Tensor:
     """The largest modulus of an eigenvalue, (..., n, n) -> (...)."""

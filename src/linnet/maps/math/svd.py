@@ -11,17 +11,6 @@ from torch import Tensor
 from linnet.core.checks import check_positive
 from linnet.maps.math.householder import draw_reflections, frame, householder_product, reflections
 
-__all__ = [
-    "asymmetry",
-    "check_reflectors",
-    "draw_svd",
-    "eigen_factors",
-    "svd_factors",
-    "svd_matrix",
-    "svd_product",
-    "symmetric_matrix",
-]
-
 
 def svd_matrix(u: Tensor, s: Tensor, v: Tensor) -> Tensor:
     """W = V diag(s) Uᵀ, (..., out, in), for reflection vectors u, (..., k, in), v, (..., l, out), and s, (..., r)."""

@@ -12,22 +12,6 @@ from linnet.core.autograd import eager, through_reference
 from linnet.maps.math.intervals import LINEAR_TO, compressed_raw
 from linnet.maps.math.triangles import symmetric_part
 
-__all__ = [
-    "FACTORS",
-    "PIVOTS",
-    "blocks",
-    "check_even",
-    "compose",
-    "compressed_symmetric",
-    "compressed_symmetric_raw",
-    "factorize",
-    "joined",
-    "symplectic_form",
-    "transform",
-    "transform_reference",
-    "unshear",
-]
-
 FACTORS = 5
 # The S₁ = pivot·I that `assign` tries: A − pivot·C must be well conditioned, and no single pivot suits every matrix.
 PIVOTS = (0.0, 1.0, -1.0, 0.4, -0.4, 2.5, -2.5, 0.15, -0.15, 6.0, -6.0)

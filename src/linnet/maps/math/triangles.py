@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor
 
-__all__ = ["antimirror", "mirror", "skew_part", "strict_upper", "symmetric_part", "upper_triangle"]
-
 
 def mirror(upper: Tensor, n: int) -> Tensor:
     """Upper triangle, row by row, (..., n(n+1)/2) -> symmetric matrix, (..., n, n)."""

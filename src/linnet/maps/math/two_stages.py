@@ -11,8 +11,6 @@ from torch import Tensor
 
 from linnet.core.autograd import eager, through_reference
 
-__all__ = ["monarch", "two_stages"]
-
 
 def monarch(first: Tensor, second: Tensor) -> Tensor:
     """R, (..., k, q, p), and L, (..., q, s, k) -> the matrix P L Pᵀ R, (..., s q, k p).

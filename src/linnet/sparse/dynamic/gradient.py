@@ -9,8 +9,6 @@ from torch import Tensor
 from linnet.sparse.csr import compress, top, transpose
 from linnet.sparse.kernels.ops import sparse_sampled_mm
 
-__all__ = ["Gradient"]
-
 PIECE = 2**22
 """Entries of dL/dW computed at a time, where the layer has not more connections."""
 

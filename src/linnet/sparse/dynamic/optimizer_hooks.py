@@ -22,8 +22,6 @@ from linnet.sparse.dynamic.rules import Rule
 from linnet.sparse.dynamic.update import Move, check_same, rewire, wanted_cells
 from linnet.sparse.kernels.ops import OBSERVERS
 
-__all__ = ["register", "unregister"]
-
 _HOOKS: list[Any] = []
 
 

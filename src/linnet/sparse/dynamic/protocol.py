@@ -6,8 +6,6 @@ from torch import Tensor, nn
 
 from linnet.sparse.dynamic.rules import Rule
 
-__all__ = ["Rewirable", "is_rewirable"]
-
 
 class Rewirable(Protocol):
     """A layer whose matrix is zero outside its connections, which a rule may drop and grow.

@@ -15,8 +15,6 @@ from linnet.sparse.dynamic.protocol import Rewirable, is_rewirable
 from linnet.sparse.dynamic.rules import Rule
 from linnet.sparse.dynamic.update import Move
 
-__all__ = ["Rewiring", "Update"]
-
 
 @dataclass(frozen=True)
 class Update:

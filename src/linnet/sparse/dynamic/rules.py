@@ -17,8 +17,6 @@ from linnet.core.checks import check_positive
 from linnet.sparse.csr import top
 from linnet.sparse.wiring.wiring import draw_cells
 
-__all__ = ["GSE", "SET", "Connections", "GradualMagnitude", "RigL", "Rule", "cells_elsewhere"]
-
 
 @dataclass(frozen=True)
 class Connections:
@@ -97,6 +95,7 @@ def cells_elsewhere(total: int, size: int, taken: Tensor, generator: torch.Gener
 
 
 def check_share(**shares: float) -> None:
+    """Refuse a share that is no number in [0, 1]."""
     for name, share in shares.items():
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
             raise ValueError(f"{name} must lie in [0, 1], got {share!r}")

@@ -13,8 +13,6 @@ from linnet.sparse.dynamic.gradient import Gradient
 from linnet.sparse.dynamic.protocol import Rewirable
 from linnet.sparse.dynamic.rules import Connections, Rule
 
-__all__ = ["Move", "check_same", "rewire", "wanted_cells"]
-
 
 @dataclass(frozen=True, eq=False)
 class Move:

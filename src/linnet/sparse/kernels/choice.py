@@ -10,8 +10,6 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["CAPABILITY", "Choice", "Kernel", "Operation", "choose_kernel", "maps_at_a_time", "samples_at_a_time"]
-
 CAPABILITY = torch.backends.cpu.get_cpu_capability()
 """The vector instructions that torch uses: ``"AVX2"``, ``"AVX512"``, ``"DEFAULT"``, on ARM ``"SVE256"``."""
 TILE = 2**16

@@ -12,8 +12,6 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["LEFT", "RESULT", "RIGHT", "Columns", "widths", "workspace"]
-
 LEFT, RESULT, RIGHT = range(3)
 """The memory of a workspace: what a product reads, what it gives, and the second thing that a sampled one reads."""
 KEPT = 2**20

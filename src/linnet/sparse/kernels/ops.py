@@ -25,8 +25,6 @@ from torch import Tensor
 from linnet.sparse.kernels.layout import Columns
 from linnet.sparse.kernels.products import Matrix, add_sampled, multiply, multiply_and_add_sampled, multiply_one, sample
 
-__all__ = ["OBSERVERS", "affine", "product", "sparse_mm", "sparse_mm_t", "sparse_sampled_mm"]
-
 OBSERVERS: dict[int, Callable[[Tensor, Tensor], None]] = {}
 """Who is shown g and x wherever a backward pass computes the gradient of `values`, by the address of `col`.
 

@@ -15,8 +15,6 @@ from linnet.sparse.csr import csr_tensor
 from linnet.sparse.kernels.choice import Choice, Kernel, Operation, choose_kernel, maps_at_a_time
 from linnet.sparse.kernels.layout import LEFT, RESULT, RIGHT, Columns, widths, workspace
 
-__all__ = ["Matrix", "add_sampled", "multiply", "multiply_and_add_sampled", "multiply_one", "sample"]
-
 
 class Matrix(NamedTuple):
     """A matrix in CSR form, without axes of maps."""

@@ -8,8 +8,6 @@ from torch import Tensor
 from linnet.core.checks import check_positive
 from linnet.sparse.wiring.uniform import Uniform
 
-__all__ = ["Blocks"]
-
 
 @dataclass(frozen=True)
 class Blocks:

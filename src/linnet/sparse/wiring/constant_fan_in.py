@@ -8,8 +8,6 @@ from torch import Tensor
 from linnet.core.checks import check_positive
 from linnet.sparse.wiring.wiring import draw_in_groups, revive
 
-__all__ = ["ConstantFanIn"]
-
 
 @dataclass(frozen=True)
 class ConstantFanIn:

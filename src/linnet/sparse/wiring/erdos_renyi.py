@@ -9,8 +9,6 @@ from torch import Tensor
 from linnet.core.checks import is_number
 from linnet.sparse.wiring.uniform import Uniform
 
-__all__ = ["ErdosRenyi"]
-
 
 @dataclass(frozen=True)
 class ErdosRenyi:

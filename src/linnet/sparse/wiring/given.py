@@ -7,8 +7,6 @@ from torch import Tensor
 
 from linnet.sparse.csr import compress
 
-__all__ = ["compressed", "given"]
-
 
 def compressed(
     connectivity: Any, out_features: int, in_features: int, beings: int | None = None

@@ -9,8 +9,6 @@ from linnet.core.checks import check_positive
 from linnet.sparse.csr import counts
 from linnet.sparse.wiring.wiring import draw_in_groups, revive
 
-__all__ = ["NM"]
-
 
 @dataclass(frozen=True)
 class NM:

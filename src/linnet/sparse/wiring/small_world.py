@@ -9,8 +9,6 @@ from torch import Tensor
 
 from linnet.sparse.wiring.wiring import draw_in_groups
 
-__all__ = ["SmallWorld"]
-
 
 @dataclass(frozen=True)
 class SmallWorld:

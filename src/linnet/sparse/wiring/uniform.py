@@ -7,8 +7,6 @@ from torch import Tensor
 
 from linnet.sparse.wiring.wiring import draw_cells, revive
 
-__all__ = ["Uniform"]
-
 
 @dataclass(frozen=True)
 class Uniform:

@@ -13,8 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Wiring", "count", "draw_cells", "draw_in_groups", "revive"]
-
 
 class Wiring(Protocol):
     """A rule that places ``nnz`` connections, all different, between inputs and outputs."""

@@ -20,18 +20,6 @@ from linnet.core.linear import Linear
 from linnet.wide.kernels.recurrent import CELLS, RECURRENT
 from linnet.wide.random import Noise
 
-__all__ = [
-    "ELEMENTWISE",
-    "KERNELS",
-    "LEAVING",
-    "STOCHASTIC",
-    "Kernel",
-    "customized",
-    "is_known",
-    "may_draw",
-    "shared",
-]
-
 Kernel = Callable[..., Any]
 Tensors = Mapping[str, Tensor]
 

@@ -4,8 +4,6 @@ Version 1, 2026-11: AMD EPYC (Zen 5), torch 2.13, float32, one thread. ``strateg
 these rules.
 """
 
-__all__ = ["VERSION", "loop_is_cheaper", "lstm_one_by_one"]
-
 VERSION = 1
 
 

@@ -13,8 +13,6 @@ from linnet.core.affine import product_rows
 from linnet.wide.kernels.measured import lstm_one_by_one
 from linnet.wide.random import Noise
 
-__all__ = ["CELLS", "RECURRENT"]
-
 Tensors = Mapping[str, Tensor]
 State = tuple[Tensor, ...]
 """h, or h and c, each (beings, batch, hidden)."""

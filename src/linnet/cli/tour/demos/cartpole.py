@@ -15,8 +15,6 @@ from linnet.cli.tour.demos.demo import Demo, Progress
 from linnet.core.palette import BLUE, GREY, ORANGE
 from linnet.wide.population import unstack
 
-__all__ = ["run"]
-
 BEINGS, GENERATIONS, SEEDS, STEPS = 1000, 20, (0, 1, 2), 20
 
 

@@ -7,8 +7,6 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["Demo", "Progress", "accuracy", "count_steps", "mean_and_range", "percent"]
-
 Progress = Callable[[float], None]
 """Called with the share of a demo that is done."""
 

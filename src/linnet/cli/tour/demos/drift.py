@@ -21,8 +21,6 @@ from linnet.sparse.linear import SparseLinear
 from linnet.sparse.plots import Snapshots
 from linnet.wide.losses import per_being
 
-__all__ = ["run"]
-
 SIDE, HIDDEN, SPARSITY, SEEDS, EPOCHS, BATCH = 24, 128, 0.97, 5, 20, 64
 RATES = (1e-3, 3e-3)
 ALPHA, EVERY = 0.3, 10
@@ -78,6 +76,7 @@ class Trained:
 def train(
     kind: str, rate: float, pictures: Tensor, where: Tensor, data: Data, step_done: Callable[[], None]
 ) -> Trained:
+    """Train one net a being on digits hidden in noise and record where the connections are."""
     net = build(kind, data.classes, EPOCHS * -(-len(pictures) // BATCH))
     trained = Trained(net, where)
     optimizer = torch.optim.Adam(net.parameters(), lr=rate)

@@ -13,8 +13,6 @@ from linnet.core.linear_map import LinearMap
 from linnet.core.palette import BLUE, GREY, ORANGE
 from linnet.maps.svd import SVDLinear
 
-__all__ = ["run"]
-
 LAGS, HIDDEN, LATENT, SEEDS, STEPS = 22, 32, 32, 5, 300  # 22 years: two cycles of the sun
 TRAINED, FAR, FOREVER = 6, 60, 10_000  # years ahead: in training, in validation and test, and for the bound
 TEST_FROM, VAL_FROM = 1930, 1850
@@ -61,6 +59,7 @@ def errors(net: Forecaster, past: Tensor, future: Tensor) -> Tensor:
 
 
 def train(kind: str, rate: float, past: Tensor, future: Tensor) -> Forecaster:
+    """Train a forecaster for each seed at one learning rate."""
     torch.manual_seed(0)  # encoder and readout, drawn first, start the same for every kind
     net = Forecaster(kind)
     decay = DECAY if kind == "weight decay" else 0.0

@@ -16,8 +16,6 @@ from linnet.core.palette import BLUE, GREY, ORANGE
 from linnet.maps.orthogonal import OrthogonalLinear
 from linnet.wide.losses import per_being
 
-__all__ = ["run"]
-
 WAIT, HIDDEN, SEEDS, EPOCHS, BATCH = 100, 64, 3, 8, 64
 RATES = (3e-4, 1e-3)
 
@@ -43,6 +41,7 @@ class Recurrent(nn.Module):
 
 
 def build(kind: str, row: int, classes: int) -> Recurrent:
+    """A recurrent net of one kind for each seed."""
     torch.manual_seed(0)
     hidden: LinearMap = (OrthogonalLinear if kind == "orthogonal" else Linear)(HIDDEN, HIDDEN, beings=SEEDS)
     if kind == "started orthogonal":

@@ -15,8 +15,6 @@ from linnet.core.linear import Linear
 from linnet.core.palette import BLUE, GREY
 from linnet.wide.losses import per_being
 
-__all__ = ["run"]
-
 NETS, HIDDEN, BATCH, EPOCHS, ROUNDS, RATE = 500, 32, 32, 15, 8, 0.05
 
 

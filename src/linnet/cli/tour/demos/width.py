@@ -13,12 +13,11 @@ from linnet.cli.train.cost import peak_memory
 from linnet.core.palette import BLUE, GREY, ORANGE
 from linnet.sparse.linear import SparseLinear
 
-__all__ = ["run"]
-
 WIDTH, CONNECTIONS, BATCH, RATE = 100_000, 1_000_000, 32, 1e-3
 
 
 def wide_net(features: int, classes: int) -> nn.Sequential:
+    """The net with a 100 000 x 100 000 layer in the middle."""
     return nn.Sequential(
         SparseLinear(features, WIDTH, sparsity=0.95),
         nn.ReLU(),
