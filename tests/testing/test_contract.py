@@ -21,7 +21,11 @@ DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 
 def params(*, checks=(None,), devices=("cpu",)) -> list:
-    """Every case with every check; the dear ones are slow, but for one of them in turn on the first class of a file."""
+    """Every case with every check.
+
+    The dear checks are slow, but for one of them in turn on the first class of a file; so is a population of a class
+    with other options than its first example, whose single map is checked by default.
+    """
     found, families = [], {}
     for name, cls in LAYERS.items():
         for device in devices:
@@ -33,7 +37,8 @@ def params(*, checks=(None,), devices=("cpu",)) -> list:
                     dear = check is not None and check.__name__ in DEAR
                     if dear and first:
                         dear = check.__name__ != DEAR[list(families).index(cls.__module__) % len(DEAR)]
-                    marks = [pytest.mark.slow] * dear + [pytest.mark.gpu] * (device != "cpu")
+                    again = case.beings is not None and case.options != cls.examples()[0]
+                    marks = [pytest.mark.slow] * (dear or again) + [pytest.mark.gpu] * (device != "cpu")
                     arguments = (case,) if check is None else (case, check)
                     suffix = ("" if check is None else f"-{check.__name__}") + ("" if device == "cpu" else f"-{device}")
                     found.append(pytest.param(*arguments, marks=marks, id=label + suffix))
