@@ -26,7 +26,7 @@ class Entry:
 
     dtype: torch.dtype
     shape: tuple[int, ...]
-    parted: bool
+    by_being: bool
 
 
 class Store:
@@ -116,7 +116,7 @@ class Blanks:
 
     def _parting(self, entry: Entry) -> "Shards | None":
         """Who holds which rows of it; None: this process holds all."""
-        return self._shards if entry.parted else None
+        return self._shards if entry.by_being else None
 
     def _like(self, name: str) -> Tensor | None:
         """The tensor of this process that tells the layout: the one to fill, or the parameter of a moment."""

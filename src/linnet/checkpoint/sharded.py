@@ -246,13 +246,13 @@ def _entries(description: dict[str, Any], reader: Any, path: Path) -> dict[str, 
         there = reader.read_metadata()
         size = sum(one.stat().st_size for one in Path(reader.path).iterdir())
         entries = {}
-        for name, (dtype, shape, parted) in description["tensors"].items():
+        for name, (dtype, shape, by_being) in description["tensors"].items():
             kind, whole = getattr(torch, dtype), tuple(shape)
             held = there.state_dict_metadata[name]
             parts = sum(math.prod(chunk.sizes) for chunk in held.chunks)
             if tuple(held.size) != whole or held.properties.dtype != kind or parts != math.prod(whole):
                 raise ValueError(f"the shards do not hold {name} as described")
-            entries[name] = Entry(kind, whole, bool(parted))
+            entries[name] = Entry(kind, whole, bool(by_being))
             size -= parts * kind.itemsize
         if size < 0:
             raise ValueError("the description names more numbers than the shards hold")
