@@ -1,4 +1,4 @@
-"""Dynamic sparse training, a penalty and synthetic gradients under a bare loop and under Lightning: the same net, no glue.
+"""Dynamic sparse training, a penalty and synthetic gradients, under a bare loop and under Lightning: one net, no glue.
 
     python examples/trainers.py loop
     python examples/trainers.py lightning        # needs the extra `trainers`
