@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import pytest
 import typer
 
-from linnet.cli.commands.settings_command import Given, settings_command
 from linnet.cli.errors import UserError, file_errors, user_input
 from linnet.cli.evolve.settings import EvolveSettings
-from linnet.cli.options import check_settings, option, option_names
+from linnet.cli.options import Given, settings_command
+from linnet.cli.setting import check_settings, option, option_names
 from linnet.cli.task.settings import TaskSettings
 from linnet.cli.train.settings import Settings
 

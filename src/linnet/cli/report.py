@@ -17,7 +17,7 @@ import torch
 
 from linnet._version import __version__
 from linnet.checkpoint import replacing
-from linnet.cli.options import option_names
+from linnet.cli.setting import option_names
 
 _NUMBER = re.compile(r"–|[-+×−]?\d.{0,24}")
 _STYLE = """

@@ -1,8 +1,8 @@
 """``linnet evolve``: a population plays a Gymnasium environment."""
 
-from linnet.cli.commands.settings_command import Given, settings_command
 from linnet.cli.errors import interruptible
 from linnet.cli.evolve.settings import EvolveSettings
+from linnet.cli.options import Given, settings_command
 
 
 @settings_command(

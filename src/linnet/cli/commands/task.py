@@ -1,7 +1,7 @@
 """``linnet task``: a recurrent network learns to remember."""
 
-from linnet.cli.commands.settings_command import Given, settings_command
 from linnet.cli.errors import interruptible
+from linnet.cli.options import Given, settings_command
 from linnet.cli.task.settings import TaskSettings
 
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from linnet.cli.commands.settings_command import Given, settings_command
 from linnet.cli.errors import interruptible
+from linnet.cli.options import Given, settings_command
 from linnet.cli.train.settings import Settings
 
 

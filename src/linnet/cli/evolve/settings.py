@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from linnet.cli.options import check_settings, option
+from linnet.cli.setting import check_settings, option
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from linnet.cli.options import check_settings, option
+from linnet.cli.setting import check_settings, option
 from linnet.cli.task.sequences import Adding, ArgMax, Copy, Recall, RepeatCopy, SequenceTask, Text
 
 TASKS: dict[str, Callable[[], SequenceTask]] = {

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from linnet.cli.data.data_sets import check_data
-from linnet.cli.options import check_settings, option
+from linnet.cli.setting import check_settings, option
 from linnet.cli.train.layer_spec import LayerSpec, parse_layer
 
 TRAINING = {
